@@ -1,0 +1,232 @@
+"""What the chat and the terminal see of a model: turns in, events out. Knows no torch, no terminal, no process.
+
+A backend holds no conversation: each call carries all of it. Everything here is a value that crosses a pipe as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Role(StrEnum):
+    """Who speaks in a turn."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+class Phase(StrEnum):
+    """What the engine is doing now."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation.
+
+    `tokens` are the exact ids of an answer as the model generated them (without the token that ends the turn), and
+    `tokenizer` names the tokenizer that they belong to; a backend with another tokenizer encodes `text` anew.
+    `text` is the answer without its reasoning, `reasoning` the part in front of it.
+    """
+
+    role: Role
+    text: str
+    reasoning: str = ""
+    tokens: tuple[int, ...] | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to answer; None leaves a value to the model's own generation_config.
+
+    `temperature` 0 is greedy. `max_tokens` None means up to the end of the context.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer. `prompt_tokens = cached_tokens + tokens prefilled`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Times of one answer, in milliseconds; `cache_n + prompt_n` are the prompt's tokens.
+
+    `load_ms`: loading and warming up the model, once a process. `kv_load_ms`: bringing cached KV into the arena.
+    `ttft_ms`: from the later of the turn's submission and the model being ready to its first text.
+    """
+
+    load_ms: float
+    kv_load_ms: float
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+    ttft_ms: float
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Decoding speed, in tokens a second; 0 when nothing was decoded."""
+        return self.predicted_n / self.predicted_ms * 1e3 if self.predicted_ms > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """Where the prompt's KV came from, in tokens, and why the rest had to be computed.
+
+    `diverged_at` is the position of the first token that was not reused; `reason` says why in a few words.
+    """
+
+    live: int
+    ram: int
+    disk: int
+    diverged_at: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, however it ended."""
+
+    text: str
+    reasoning: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    tokenizer: str
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    cache: CacheReport
+
+    def turn(self) -> Turn:
+        """The answer as a turn of the conversation."""
+        return Turn(Role.ASSISTANT, self.text, self.reasoning, self.completion, self.tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    """So many of the tokens that have to be computed are done. Comes once before the first chunk, then after each."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer."""
+
+    text: str
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line for the user that is not part of the answer: a warning, or that the engine was started again."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event of every answer that did not raise."""
+
+    answer: Answer
+
+
+Event = Prefilling | Text | Notice | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the engine is doing, for a toolbar. `done` and `total` are tokens or bytes; `total` 0 means unknown."""
+
+    phase: Phase
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds."""
+
+    name: str
+    architecture: str
+    dtype: str
+    device: str
+    context: int
+    num_parameters: int
+    kv_bytes_per_token: int
+    reuse: str
+    tokenizer: str
+    load_ms: float
+    defaults: Options = field(default_factory=Options)
+
+
+class Backend(Protocol):
+    """A model that answers conversations. `status`, `cancel` and `close` may be called from any thread."""
+
+    def start(self) -> None:
+        """Begin to load the model in the background; does nothing when it is loading or loaded."""
+
+    def status(self) -> Status:
+        """What the engine does now; never waits."""
+
+    def info(self) -> ModelInfo:
+        """The loaded model. Waits for it; raises KvchatError when it can't be loaded."""
+
+    def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        """Answer a history that ends with a user's turn. The last event is `Done`.
+
+        Closing the iterator cancels the answer. Raises KvchatError: ModelUnavailableError, ContextOverflowError,
+        OutOfMemoryError, EngineDiedError.
+        """
+
+    def cancel(self) -> None:
+        """End the answer that is being made; it finishes with `FinishReason.CANCELLED`."""
+
+    def count(self, text: str) -> int:
+        """How many tokens a text is."""
+
+    def close(self) -> None:
+        """End the engine; what it still has to write is written first, within a bound."""

@@ -1,0 +1,70 @@
+"""The errors that a user can mend, each with its remedy and its exit code; bugs of ours stay assertions.
+
+KvchatError                  1  something went wrong while running
+├── UsageError               2  the command, a flag or a value is wrong
+├── ModelUnavailableError    3  the model can't be had or can't be read
+├── ContextOverflowError     4  the conversation no longer fits the model's context
+├── OutOfMemoryError         5  the machine's or the device's memory is used up
+└── EngineDiedError          1  the engine process ended; the conversation is kept
+"""
+
+from __future__ import annotations
+
+
+class KvchatError(Exception):
+    """One line for the user, and one that says what to do about it.
+
+    `str(error)` is `message`, or `message: remedy` when there is a remedy.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}: {remedy}" if remedy else message)
+        self.message = message
+        self.remedy = remedy
+
+
+class UsageError(KvchatError):
+    """The command, a flag or a value is wrong."""
+
+    exit_code = 2
+
+
+class ModelUnavailableError(KvchatError):
+    """The model can't be had or can't be read."""
+
+    exit_code = 3
+
+
+class ContextOverflowError(KvchatError):
+    """The conversation no longer fits the model's context."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(KvchatError):
+    """The machine's or the device's memory is used up."""
+
+    exit_code = 5
+
+
+class EngineDiedError(KvchatError):
+    """The engine process ended; the conversation is kept."""
+
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+ERROR_TYPES: dict[str, type[KvchatError]] = {
+    cls.__name__: cls
+    for cls in (
+        KvchatError,
+        UsageError,
+        ModelUnavailableError,
+        ContextOverflowError,
+        OutOfMemoryError,
+        EngineDiedError,
+    )
+}
+"""Every error by its class name, for carrying one across a process border."""
