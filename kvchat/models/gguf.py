@@ -1,0 +1,232 @@
+"""Reads a GGUF file's header and tensors, and distrusts every number in it; knows no torch and no transformers.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvchat.errors import ModelUnavailableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_FETCH_AGAIN = "fetch the file again"
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_MAX_DIMS = 4
+_MAX_ALIGNMENT = 1 << 16
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """How a tensor's numbers are stored: `block_bytes` for every `block_size` of them."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+
+
+TENSOR_TYPES: Mapping[int, BlockType] = {
+    0: BlockType("F32", 1, 4),
+    1: BlockType("F16", 1, 2),
+    2: BlockType("Q4_0", 32, 18),
+    3: BlockType("Q4_1", 32, 20),
+    6: BlockType("Q5_0", 32, 22),
+    7: BlockType("Q5_1", 32, 24),
+    8: BlockType("Q8_0", 32, 34),
+    12: BlockType("Q4_K", 256, 144),
+    13: BlockType("Q5_K", 256, 176),
+    14: BlockType("Q6_K", 256, 210),
+    30: BlockType("BF16", 1, 2),
+}
+"""The tensor types that kvchat reads, by their number in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """Where one tensor lies in the file. `shape` is in torch order; `start` and `num_bytes` are in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+    start: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A GGUF file's header: metadata by key (arrays as lists), tensors by name in file order."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor] = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """The model family in llama.cpp's spelling, such as `llama`."""
+        return str(self.metadata["general.architecture"])
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """The metadata value `<architecture>.<key>`. Raises ModelUnavailableError when it is no number."""
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelUnavailableError(f"{self.path} has no {self.architecture}.{key}", _FETCH_AGAIN)
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """The same, for a whole number above 0."""
+        value = self.number(key, default)
+        if not isinstance(value, int) or value <= 0:
+            raise ModelUnavailableError(
+                f"{self.path}: {self.architecture}.{key} can't be {value}", _FETCH_AGAIN
+            )
+        return value
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """The header of a GGUF file, every tensor known to lie inside the file and to have a type we read.
+
+    Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or holds another tensor type.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_header(path, _Cursor(data))
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise ModelUnavailableError(f"there is no file {path}", "check the path") from error
+        raise ModelUnavailableError(f"{path} is no readable GGUF file ({error})", _FETCH_AGAIN) from error
+
+
+def tensor_values(data: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[Any]:
+    """A tensor's values from the mapped file: float32, or for F16 and BF16 as they are stored (BF16 as uint16)."""
+    import numpy as np
+    from gguf import GGMLQuantizationType, dequantize
+
+    raw = data[tensor.start : tensor.start + tensor.num_bytes]
+    plain = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}.get(tensor.type.name)
+    if plain is not None:
+        return raw.view(plain).reshape(tensor.shape)
+    rows = raw.reshape(*tensor.shape[:-1], -1)
+    values: NDArray[Any] = dequantize(rows, GGMLQuantizationType[tensor.type.name])
+    return values.reshape(tensor.shape)
+
+
+class _Cursor:
+    """Reads little-endian values one after another, and never past the end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self.size = len(data)
+        self.position = 0
+
+    def take(self, num_bytes: int) -> bytes:
+        end = self.position + num_bytes
+        if end > self.size:
+            raise ValueError("it ends too early")
+        chunk = self._data[self.position : end]
+        self.position = end
+        return chunk
+
+    def numbers(self, code: str, count: int = 1) -> tuple[Any, ...]:
+        return struct.unpack(f"<{count}{code}", self.take(struct.calcsize(f"<{code}") * count))
+
+    def string(self) -> str:
+        return self.take(self.numbers("Q")[0]).decode("utf-8")
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.numbers(_SCALARS[kind])[0]
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            raise ValueError(f"a value of the unknown type {kind}")
+        element, count = self.numbers("I")[0], self.numbers("Q")[0]
+        if element in _SCALARS:
+            return list(self.numbers(_SCALARS[element], count))
+        if element != _STRING:
+            raise ValueError(f"an array of the unknown type {element}")
+        return self._strings(count)
+
+    def _strings(self, count: int) -> list[str]:
+        """What `string` reads, `count` times, in a loop without calls: a vocabulary has 100,000 of them."""
+        if count * 8 > self.size - self.position:
+            raise ValueError("it ends too early")
+        data, position, unpack = self._data, self.position, struct.Struct("<Q").unpack_from
+        strings = []
+        for _ in range(count):
+            start = position + 8
+            if start > self.size:
+                raise ValueError("it ends too early")
+            position = start + unpack(data, position)[0]
+            if position > self.size:
+                raise ValueError("it ends too early")
+            strings.append(data[start:position].decode("utf-8"))
+        self.position = position
+        return strings
+
+
+def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
+    if cursor.take(4) != _MAGIC:
+        raise ValueError("it does not start with GGUF")
+    version = cursor.numbers("I")[0]
+    if version not in _VERSIONS:
+        raise ValueError(f"version {version}, not 2 or 3")
+    num_tensors, num_keys = cursor.numbers("Q", 2)
+    metadata: dict[str, Any] = {}
+    for _ in range(num_keys):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.numbers("I")[0])
+    if not isinstance(metadata.get("general.architecture"), str):
+        raise ValueError("it names no architecture")
+    return GgufFile(path, metadata, _read_tensors(path, cursor, num_tensors, metadata))
+
+
+def _read_tensors(
+    path: Path, cursor: _Cursor, count: int, metadata: Mapping[str, Any]
+) -> dict[str, GgufTensor]:
+    entries = []
+    for _ in range(count):
+        name, num_dims = cursor.string(), cursor.numbers("I")[0]
+        if not 1 <= num_dims <= _MAX_DIMS:
+            raise ValueError(f"tensor {name!r} has {num_dims} dimensions")
+        shape = tuple(reversed(cursor.numbers("Q", num_dims)))
+        entries.append((name, shape, cursor.numbers("I")[0], cursor.numbers("Q")[0]))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= _MAX_ALIGNMENT:
+        raise ValueError(f"an alignment of {alignment}")
+    origin = -(-cursor.position // alignment) * alignment
+    tensors = {}
+    for name, shape, kind, offset in entries:
+        tensors[name] = _placed(path, name, shape, _tensor_type(path, kind), origin + offset)
+        if tensors[name].start + tensors[name].num_bytes > cursor.size:
+            raise ValueError(f"it ends before the end of tensor {name!r}")
+    if len(tensors) != count:
+        raise ValueError("two tensors have one name")
+    return tensors
+
+
+def _tensor_type(path: Path, kind: int) -> BlockType:
+    if kind in TENSOR_TYPES:
+        return TENSOR_TYPES[kind]
+    from gguf import GGMLQuantizationType
+
+    name = next((item.name for item in GGMLQuantizationType if item.value == kind), f"number {kind}")
+    known = ", ".join(item.name for item in TENSOR_TYPES.values())
+    raise ModelUnavailableError(f"{path} holds tensors of type {name}", f"take a file with {known}")
+
+
+def _placed(path: Path, name: str, shape: tuple[int, ...], kind: BlockType, start: int) -> GgufTensor:
+    if shape[-1] % kind.block_size or not prod(shape):
+        raise ValueError(f"tensor {name!r} of type {kind.name} can't have the shape {list(shape)}")
+    return GgufTensor(name, shape, kind, start, prod(shape) // kind.block_size * kind.block_bytes)
