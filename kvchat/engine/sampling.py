@@ -1,0 +1,98 @@
+"""Which token comes next: a chain of functions on logits, in transformers' order and with its results. Knows no text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+LogitsFunction = Callable[[torch.Tensor], torch.Tensor]
+"""Logits [vocab] in float32 -> logits [vocab]; a token that is ruled out has -inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0 and
+    `repetition_penalty` 1 do nothing."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+class Sampler:
+    """Chooses token after token of one answer. The repetition penalty covers the prompt and what was chosen."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
+        self.params = params
+        self._seen = torch.tensor(sorted(set(prompt)), dtype=torch.long, device=device)
+        self._generator = torch.Generator(device=device)
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token id from the last position's logits, [vocab] in float32."""
+        if self.params.repetition_penalty != 1.0:
+            logits = penalise_repetition(logits, self._seen, self.params.repetition_penalty)
+        token = int(logits.argmax()) if self.params.temperature == 0 else self._draw(logits)
+        if self.params.repetition_penalty != 1.0:
+            self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
+        return token
+
+    def _draw(self, logits: torch.Tensor) -> int:
+        for function in chain(self.params):
+            logits = function(logits)
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+
+
+def chain(params: SamplingParams) -> list[LogitsFunction]:
+    """The functions that `params` ask for, in transformers' order: temperature, top-k, top-p, min-p."""
+    functions: list[LogitsFunction] = []
+    if params.temperature not in (0.0, 1.0):
+        functions.append(lambda logits: logits / params.temperature)
+    if params.top_k > 0:
+        functions.append(lambda logits: keep_top_k(logits, params.top_k))
+    if params.top_p < 1.0:
+        functions.append(lambda logits: keep_top_p(logits, params.top_p))
+    if params.min_p > 0.0:
+        functions.append(lambda logits: keep_min_p(logits, params.min_p))
+    return functions
+
+
+def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Make the tokens `seen` (ids, may repeat) less likely by `penalty` (CTRL, Keskar et al. 2019)."""
+    scores = logits[seen]
+    return logits.index_put((seen,), torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Rule out all but the `k` likeliest tokens; ties with the last of them stay."""
+    least = logits.topk(min(k, logits.shape[-1])).values[-1]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep the smallest set of likeliest tokens whose probability reaches `p` (nucleus, Holtzman et al. 2020).
+
+    Sorts only the tokens that are not ruled out yet, which after top-k is a handful instead of the vocabulary.
+    """
+    candidates = torch.isfinite(logits).nonzero()[:, 0]
+    scores, order = logits[candidates].sort(descending=False, stable=True)
+    reached = scores.softmax(-1).cumsum(-1)
+    ruled_out = reached <= 1 - p
+    ruled_out[-1] = False
+    return logits.index_fill(0, candidates[order[ruled_out]], -torch.inf)
+
+
+def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Rule out tokens less likely than `p` times the likeliest one (min-p, Nguyen et al. 2024)."""
+    probabilities = logits.softmax(-1)
+    ruled_out = probabilities < p * probabilities.max()
+    ruled_out[logits.argmax()] = False
+    return logits.masked_fill(ruled_out, -torch.inf)

@@ -1,0 +1,95 @@
+"""Attention of new tokens over a long arena: old keys need no mask, only the new ones a causal triangle.
+
+transformers builds a [new, old + new] mask for every chunk and repeats the key heads for it. Here the new queries meet
+the old keys unmasked, a group's query heads packed as rows of one call, and themselves causally; the two are merged by
+their log-sum-exp (flash decoding, Dao et al. 2023). Where that can't be right, it is transformers' own path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+NAME = "kvchat"
+_HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+
+
+def enable(model: Any) -> None:
+    """Use this module's attention in `model` where it would otherwise run on sdpa on a CPU."""
+    pluggable = getattr(model, "_supports_attention_backend", False)
+    on_sdpa = getattr(model.config, "_attn_implementation", None) == "sdpa" and model.device.type == "cpu"
+    if pluggable and on_sdpa and _HAS_CPU_FLASH:
+        model.set_attn_implementation(NAME)
+
+
+def arena_mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:
+    """No mask at all for a plain causal layer without padding; transformers' own mask for every other."""
+    may_skip = kwargs.get("allow_is_causal_skip", True) and kwargs.get("kv_offset", 0) == 0
+    if mask_function is causal_mask_function and kwargs.get("attention_mask") is None and may_skip:
+        return None
+    return sdpa_mask(*args, mask_function=mask_function, **kwargs)
+
+
+def arena_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`query` [1, heads, new, dim] over `key` and `value` [1, kv_heads, old + new, dim] -> [1, new, heads, dim]."""
+    new, total = query.shape[2], key.shape[2]
+    if mask is not None or new == 1 or new == total:
+        return _stock(module, query, key, value, mask, **kwargs)
+    if not _mergeable(query, key, value, kwargs):
+        mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)[None, None]
+        return _stock(module, query, key, value, mask, **kwargs)
+    old = total - new
+    scale = kwargs.get("scaling")
+    groups = query.shape[1] // key.shape[1]
+    packed = query.reshape(1, key.shape[1], groups * new, query.shape[3])
+    past, past_lse = _flash(packed, key[:, :, :old], value[:, :, :old], scale=scale)
+    past = past.reshape(query.shape)
+    past_lse = past_lse.reshape(1, query.shape[1], new)
+    own_keys, own_values = (
+        states[:, :, old:].repeat_interleave(groups, dim=1) if groups > 1 else states[:, :, old:]
+        for states in (key, value)
+    )
+    own, own_lse = _flash(query, own_keys, own_values, scale=scale, causal=True)
+    share = torch.sigmoid(past_lse - own_lse)[..., None]  # exp(past) / (exp(past) + exp(own))
+    merged = past.float() * share + own.float() * (1 - share)
+    return merged.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _stock(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    out, _ = sdpa_attention_forward(*args, **kwargs)
+    return out, None
+
+
+def _mergeable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+    return (
+        query.shape[0] == 1
+        and key.shape[3] == value.shape[3]
+        and kwargs.get("is_causal") is not False
+        and kwargs.get("position_bias") is None
+        and kwargs.get("softcap") is None
+    )
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None, causal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [1, heads, rows, dim] and its log-sum-exp in float32, [1, heads, rows]."""
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = attend(query, key, value, is_causal=causal, scale=scale)
+    return out, lse
+
+
+AttentionInterface.register(NAME, arena_attention)
+AttentionMaskInterface.register(NAME, arena_mask)

@@ -1,0 +1,219 @@
+"""Files -> LoadedModel: the weights on their device, ready for forwards. Knows no conversation and no engine."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError
+from kvchat.models import attention
+from kvchat.models.kv_state import Arena, KVState, Recomputed
+from kvchat.models.reuse import ReusePolicy, reuse_policy
+
+DEFAULT_CONTEXT = 4096
+"""Context in tokens of a model that does not say its own."""
+
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal language model on its device. `context` in tokens; `eos_ids` end a turn."""
+
+    name: str
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
+    context: int
+    policy: ReusePolicy
+    eos_ids: frozenset[int]
+    generation_defaults: dict[str, Any]
+    cache_argument: str
+    takes_positions: bool
+    takes_logits_to_keep: bool
+
+    @property
+    def architecture(self) -> str:
+        """The family's name in transformers, such as `llama`."""
+        return str(self.model.config.model_type)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model can score."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def new_state(self) -> KVState:
+        """Empty KV for one conversation."""
+        config = self.model.config
+        if self.policy is ReusePolicy.BLOCKS:
+            return Arena(config, capacity=self.context, device=self.device)
+        return Recomputed(config)
+
+    def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
+        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
+
+        `state` holds them too afterwards; after an exception it holds what it held before.
+        """
+        start = len(state.tokens)
+        state.reserve(start + len(tokens))
+        ids = torch.tensor([list(tokens)], device=self.device)
+        arguments: dict[str, Any] = {self.cache_argument: state.cache, "use_cache": True}
+        if self.takes_positions:
+            arguments["position_ids"] = torch.arange(start, start + len(tokens), device=self.device)[None]
+        if self.takes_logits_to_keep:
+            arguments["logits_to_keep"] = 1
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(input_ids=ids, **arguments).logits[0, -1].float()
+        state.advance(tokens)
+        return logits
+
+
+def load_model(
+    folder: Path, *, name: str, dtype: str = "auto", device: str = "auto", context: int | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:  # fmt: skip
+    """The model of a local folder. Raises ModelUnavailableError and OutOfMemoryError, each with its remedy."""
+    _quiet_transformers()
+    target = choose_device(device)
+    number_type = choose_dtype(dtype, target)
+    config = _read_config(folder, name, trust_remote_code)
+    _check_memory(folder, name, number_type, target)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=number_type,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+        model = model.to(target).eval()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"{name} does not fit on {target}", "take a smaller model, --dtype bfloat16 or --device cpu"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelUnavailableError(
+            f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
+        ) from error
+    attention.enable(model)
+    return describe(model, name=name, context=context)
+
+
+def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
+    """What the engine needs to know about a transformers model. Raises ModelUnavailableError if it has no cache."""
+    accepted = inspect.signature(model.forward).parameters
+    cache_argument = next((argument for argument in _CACHE_ARGUMENTS if argument in accepted), None)
+    if cache_argument is None:
+        raise ModelUnavailableError(
+            f"{name}: the family {model.config.model_type!r} keeps its state in a way kvchat can't follow",
+            "take another model",
+        )
+    own_context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+    defaults = model.generation_config
+    return LoadedModel(
+        name=name,
+        model=model,
+        device=model.device,
+        dtype=model.dtype,
+        context=min(context or own_context, own_context),
+        policy=reuse_policy(model),
+        eos_ids=frozenset(_id_list(defaults.eos_token_id) or _id_list(model.config.eos_token_id)),
+        generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
+        cache_argument=cache_argument,
+        takes_positions="position_ids" in accepted,
+        takes_logits_to_keep="logits_to_keep" in accepted,
+    )
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA, then MPS, then CPU. Raises ModelUnavailableError for one that is not there."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
+    if not present[wanted]:
+        raise ModelUnavailableError(
+            f"this machine has no {wanted} device that torch can use", "take --device auto"
+        )
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively, float16 on MPS, else float32."""
+    if wanted != "auto":
+        chosen = getattr(torch, wanted)
+        assert isinstance(chosen, torch.dtype)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "upgrade kvchat, or take another model"
+        if "trust_remote_code" in str(error):
+            remedy = "if you trust the authors of its code, add --trust-remote-code"
+        raise ModelUnavailableError(f"{name}: unknown architecture: {_first_line(error)}", remedy) from error
+    if config.model_type not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        mapped = getattr(config, "auto_map", None) or {}
+        if not (trust_remote_code and "AutoModelForCausalLM" in mapped):
+            raise ModelUnavailableError(
+                f"{name}: the architecture {config.model_type!r} is no text generator that transformers knows",
+                "take a causal language model",
+            )
+    return config
+
+
+def _check_memory(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> None:
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    free = _free_bytes(device)
+    if free is not None and stored > 2 * free + (1 << 30):  # even at half the stored width it could not fit
+        raise OutOfMemoryError(
+            f"{name} has {stored / 1e9:.1f} GB of weights, and {device} has {free / 1e9:.1f} GB free ({dtype})",
+            "take a smaller model",
+        )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _id_list(ids: int | Sequence[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _quiet_transformers() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"transformers\..*")

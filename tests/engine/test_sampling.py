@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from kvchat.engine.sampling import Sampler, SamplingParams, chain, penalise_repetition
+
+VOCABULARY = 1000
+
+
+def logits_of(seed: int) -> torch.Tensor:
+    return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+CASES = [
+    SamplingParams(temperature=0.7),
+    SamplingParams(temperature=1.0, top_k=40),
+    SamplingParams(temperature=1.3, top_p=0.9),
+    SamplingParams(temperature=1.0, min_p=0.05),
+    SamplingParams(temperature=0.6, top_k=20, top_p=0.95, min_p=0.02),
+    SamplingParams(temperature=2.0, top_k=1),
+    SamplingParams(temperature=1.0, top_p=0.0),
+    SamplingParams(temperature=1.0, top_k=5000),
+    SamplingParams(temperature=0.9, top_k=50, top_p=0.5, min_p=0.3, repetition_penalty=1.3),
+]
+
+
+def transformers_logits(params: SamplingParams, prompt: list[int], logits: torch.Tensor) -> torch.Tensor:
+    steps = LogitsProcessorList()
+    if params.repetition_penalty != 1.0:
+        steps.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    steps.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k:
+        steps.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        steps.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        steps.append(MinPLogitsWarper(params.min_p))
+    return steps(torch.tensor([prompt]), logits[None].clone())[0]
+
+
+@pytest.mark.parametrize("params", CASES, ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_chain_equals_the_processors_of_transformers(params: SamplingParams, seed: int) -> None:
+    prompt = [3, 5, 3, 999, 17]
+    logits = logits_of(seed)
+    expected = transformers_logits(params, prompt, logits)
+    ours = logits
+    if params.repetition_penalty != 1.0:
+        ours = penalise_repetition(ours, torch.tensor(sorted(set(prompt))), params.repetition_penalty)
+    for function in chain(params):
+        ours = function(ours)
+    assert torch.equal(torch.isfinite(ours), torch.isfinite(expected))
+    assert torch.allclose(ours.softmax(-1), expected.softmax(-1), atol=1e-6)
+
+
+def test_temperature_zero_takes_the_likeliest_token() -> None:
+    logits = logits_of(1)
+    assert Sampler(SamplingParams(), [], torch.device("cpu")).choose(logits) == int(logits.argmax())
+
+
+def test_the_repetition_penalty_covers_what_was_generated() -> None:
+    sampler = Sampler(SamplingParams(repetition_penalty=100.0), [], torch.device("cpu"))
+    logits = logits_of(2).abs()
+    chosen = [sampler.choose(logits) for _ in range(20)]
+    assert len(set(chosen)) == 20
+
+
+def test_the_same_seed_draws_the_same_tokens_and_no_seed_draws_others() -> None:
+    def draw(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=2.0, seed=seed), [], torch.device("cpu"))
+        return [sampler.choose(logits_of(3)) for _ in range(30)]
+
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+    assert draw(None) != draw(None)
+
+
+def test_what_is_ruled_out_is_never_drawn() -> None:
+    sampler = Sampler(SamplingParams(temperature=5.0, top_k=3, seed=0), [], torch.device("cpu"))
+    logits = logits_of(4)
+    allowed = set(logits.topk(3).indices.tolist())
+    assert {sampler.choose(logits) for _ in range(200)} == allowed

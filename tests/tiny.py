@@ -1,0 +1,60 @@
+"""Tiny random models with fixed seeds, small enough to compute everything twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kvchat.models import attention
+from kvchat.models.loader import LoadedModel, describe
+
+VOCABULARY = 320
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+def tiny_model(
+    family: str = "llama", *, seed: int = 0, context: int | None = None, **overrides: Any
+) -> LoadedModel:
+    """A random float32 model of `family` whose logits depend on every token."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **(SHAPE | overrides))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+        elif "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    attention.enable(model)
+    return describe(model, name=f"tiny-{family}", context=context)
+
+
+def random_tokens(length: int, *, seed: int = 0) -> list[int]:
+    """Token ids that stop nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+
+
+def stock_logits(loaded: LoadedModel, tokens: list[int]) -> torch.Tensor:
+    """The last position's logits, computed from scratch by transformers' plain attention and no cache."""
+    used = loaded.model.config._attn_implementation
+    loaded.model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            return loaded.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+    finally:
+        loaded.model.set_attn_implementation(used)
