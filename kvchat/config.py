@@ -106,12 +106,16 @@ class PathsConfig:
     """Folders. Models, KV and data lie apart, so that each can be moved or deleted alone."""
 
     models: Path = field(
-        default_factory=lambda: platformdirs.user_cache_path("kvchat") / "models", metadata={"env": "KVCHAT_MODELS"}
+        default_factory=lambda: platformdirs.user_cache_path("kvchat") / "models",
+        metadata={"env": "KVCHAT_MODELS"},
     )
     cache: Path = field(
-        default_factory=lambda: platformdirs.user_cache_path("kvchat") / "kv", metadata={"env": "KVCHAT_CACHE_DIR"}
+        default_factory=lambda: platformdirs.user_cache_path("kvchat") / "kv",
+        metadata={"env": "KVCHAT_CACHE_DIR"},
     )
-    data: Path = field(default_factory=lambda: platformdirs.user_data_path("kvchat"), metadata={"env": "KVCHAT_DATA"})
+    data: Path = field(
+        default_factory=lambda: platformdirs.user_data_path("kvchat"), metadata={"env": "KVCHAT_DATA"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,17 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     named = environ.get("KVCHAT_CONFIG")
     return Path(named).expanduser() if named else platformdirs.user_config_path("kvchat") / "config.toml"
+
+
+def setting_key(name: str) -> str:
+    """`section.key` of a setting that is named without its section. Raises UsageError, naming the nearest."""
+    homes = {
+        item.name: f"{section}.{item.name}" for section, cls in _SECTIONS.items() for item in fields(cls)
+    }
+    if name not in homes:
+        nearest = difflib.get_close_matches(name, homes, n=1, cutoff=0.0)
+        raise UsageError(f"no setting is called {name!r}", f"did you mean {nearest[0]!r}?")
+    return homes[name]
 
 
 def load_config(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Config:
@@ -247,7 +262,16 @@ def _convert(value: object, kind: Any) -> object:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        truth = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        truth = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }
         if str(value).lower() not in truth:
             raise ValueError(f"{value!r} is neither true nor false")
         return truth[str(value).lower()]

@@ -1,0 +1,340 @@
+"""The command line: flags -> settings -> backend -> front end. The one place that picks implementations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, Config, load_config, parse_bytes
+from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError
+from kvchat.subcommands import COMMANDS, Command
+
+if TYPE_CHECKING:
+    from kvchat.backends.base import Backend
+
+EXIT_BROKEN_PIPE = 128 + 13
+
+
+def _local(config: Config) -> Backend:
+    from kvchat.backends.local import LocalBackend
+
+    return LocalBackend(config)
+
+
+def _process(config: Config) -> Backend:
+    from kvchat.backends.process import ProcessBackend
+
+    return ProcessBackend(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """What answers: `oneshot` in this process, `dialogue` in a child."""
+
+    oneshot: Callable[[Config], Backend] = _local
+    dialogue: Callable[[Config], Backend] = _process
+
+
+_EPILOG = """\
+Without -p, in a terminal, kvchat opens a chat; type /help there. With -p, or in a pipe, it answers and ends:
+piped text comes first, then the prompt; only the answer goes to stdout.
+
+exit codes: 0 ok, 1 went wrong while running, 2 usage, 3 model unavailable, 4 context overflow,
+5 out of memory, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None) -> int:
+    """Run kvchat; the exit code. No exception leaves it but SystemExit."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser(backends or Backends()).parse_args(argv)
+        _end_on_signals()
+        _forgive_encodings()
+        code = args.run(args, load_config(_settings(args)))
+        sys.stdout.flush()
+    except KvchatError as error:
+        return _fail(error, argv)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except MemoryError:
+        return _fail(OutOfMemoryError("out of memory", "use a smaller model or a smaller --context"), argv)
+    except Exception as error:
+        return _fail(KvchatError(f"internal error: {type(error).__name__}: {error}", "-v shows where"), argv)
+    return int(code)
+
+
+def _fail(error: KvchatError, argv: Sequence[str]) -> int:
+    """One line (or with --json one object) on stderr; the exit code."""
+    if "--json" in argv:
+        report = {
+            "type": type(error).__name__,
+            "message": error.message,
+            "remedy": error.remedy,
+            "exit_code": error.exit_code,
+        }
+        print(json.dumps({"error": report}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print("kvchat: " + " ".join(str(error).split()), file=sys.stderr)
+    if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
+        traceback.print_exc()
+    return error.exit_code
+
+
+def _forgive_encodings() -> None:
+    """Bytes that are no text, and text that a stream can't carry, become a mark instead of an error."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _end_on_signals() -> None:
+    """SIGTERM and SIGHUP end the program by way of its `finally` clauses, so that backends are closed."""
+
+    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, leave)
+
+
+def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
+    """The front end that fits: a dialogue in a terminal, one-shot everywhere else."""
+    asked = args.prompt is not None or args.turns is not None or args.json
+    if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
+        return _oneshot(backends, args, config)
+    backend = backends.dialogue(config)
+    try:
+        backend.start()
+        from kvchat.chat.session import Session
+        from kvchat.ui.repl import run_repl
+
+        return run_repl(Session.from_config(backend, config), config)
+    finally:
+        backend.close()
+
+
+def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
+    from kvchat.chat.session import Session
+    from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message, open_turns
+
+    if args.turns is not None and args.prompt is not None:
+        raise UsageError("--turns and -p are two ways to ask", "give one of them")
+    if args.turns is not None:
+        messages = messages_of(open_turns(args.turns, sys.stdin))
+    else:
+        prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
+        messages = iter(one_message(prompt, _piped(sys.stdin)))
+    manner = Manner(args.json, args.tokens, args.quiet, args.verbose, not os.environ.get("NO_COLOR"))
+    backend = backends.oneshot(config)
+    backend.start()
+    with Session.from_config(backend, config) as session:
+        return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _piped(stdin: TextIO | None) -> str:
+    """All of what is piped in; a terminal pipes nothing."""
+    if stdin is None or stdin.closed or stdin.isatty():
+        return ""
+    return stdin.buffer.read().decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag: its names, its help, the setting it sets (`section.key`), and what argparse needs beside."""
+
+    names: str
+    help: str
+    key: str | None = None
+    rest: dict[str, Any] = field(default_factory=dict)
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        """Make argparse know it; a flag that is not given is None."""
+        dest = {"dest": self.key} if self.key else {}
+        parser.add_argument(*self.names.split(), help=self.help, **{"default": None} | dest | self.rest)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _number(kind: Callable[[str], float], metavar: str = "N") -> dict[str, Any]:
+    return {"type": kind, "metavar": metavar}
+
+
+_TRUE: dict[str, Any] = {"action": "store_const", "const": True}
+_SWITCH: dict[str, Any] = {"action": "store_true", "default": False}
+
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "asking": (
+        Flag("-p --prompt", "ask this and end", rest={"metavar": "PROMPT"}),
+        Flag("-s --system", "the system prompt, or @FILE", "chat.system", {"metavar": "TEXT"}),
+        Flag("--turns", "ask each line of FILE (or - for stdin) in order", rest={"metavar": "FILE"}),
+        Flag("--json", "one JSON object an answer; errors as an object on stderr", rest=_SWITCH),
+        Flag("--tokens", "token ids in the JSON", rest=_SWITCH),
+        Flag("--no-save", "leave nothing on disk", "chat.save", {"action": "store_const", "const": False}),
+    ),
+    "the model": (
+        Flag(
+            "-m --model",
+            "smollm2-135m, a folder, a .gguf file or a hub id",
+            "model.name",
+            {"metavar": "NAME"},
+        ),
+        Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
+        Flag("--device", "where it runs", "model.device", {"choices": DEVICES}),
+        Flag("--context", "tokens of context", "model.context", _number(int)),
+        Flag("--chat-template", "Jinja template of the chat", "model.chat_template", {"metavar": "FILE"}),
+        Flag("--trust-remote-code", "run code that comes with a model", "model.trust_remote_code", _TRUE),
+        Flag("--offline", "never use the network", "model.offline", _TRUE),
+    ),
+    "sampling": (
+        Flag("--max-tokens", "longest answer", "sampling.max_tokens", _number(int)),
+        Flag("--temperature", "0 is greedy", "sampling.temperature", _number(float, "T")),
+        Flag("--top-k", "keep the K likeliest tokens", "sampling.top_k", _number(int, "K")),
+        Flag(
+            "--top-p",
+            "keep the likeliest tokens up to this probability",
+            "sampling.top_p",
+            _number(float, "P"),
+        ),
+        Flag("--min-p", "drop tokens below this share of the best", "sampling.min_p", _number(float, "P")),
+        Flag("--repetition-penalty", "1 is none", "sampling.repetition_penalty", _number(float, "R")),
+        Flag("--seed", "for the same answer again", "sampling.seed", _number(int)),
+        Flag(
+            "--stop",
+            "end at this text; may be repeated",
+            "sampling.stop",
+            {"action": "append", "metavar": "TEXT"},
+        ),
+    ),
+    "the cache": (
+        Flag("--cache", "use and store, use only, or neither", "cache.mode", {"choices": CACHE_MODES}),
+        Flag("--cache-dir", "where KV is stored", "paths.cache", {"metavar": "DIR"}),
+        Flag("--cache-ram", "budget in RAM, such as 2GiB", "cache.ram", {"type": _size, "metavar": "SIZE"}),
+        Flag("--cache-disk", "budget on disk", "cache.disk", {"type": _size, "metavar": "SIZE"}),
+        Flag("--cache-codec", "how KV is kept; int8 is lossy", "cache.codec", {"choices": CODECS}),
+    ),
+    "the terminal": (
+        Flag("--markdown", "render answers", "ui.markdown", {"choices": MARKDOWN}),
+        Flag("--plain", "line by line, for dumb terminals and screen readers", "ui.plain", _TRUE),
+        Flag("-q --quiet", "nothing on stderr but errors and warnings", rest=_SWITCH),
+        Flag("-v --verbose", "statistics and tracebacks on stderr", rest=_SWITCH),
+    ),
+}
+
+_EVERYWHERE = ("--json", "--offline", "-q", "-v")
+"""Flags that may also follow a command's name."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("argument COMMAND"):
+            raise UsageError("that is no command", f"ask after -p, or see {self.prog} --help")
+        raise UsageError(message, f"see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        import kvchat
+
+        print(f"kvchat {kvchat.__version__}")
+        parser.exit()
+
+
+def _parser(backends: Backends) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kvchat",
+        usage="kvchat [options]\n       kvchat COMMAND [arguments]",
+        description="Chat with a local model; what was computed once is never computed again.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=partial(_chat, backends))
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            flag.add_to(group)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
+    _add_commands(parser)
+    return parser
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND")
+    verbs: dict[str, Any] = {}
+    for row in COMMANDS:
+        group, _, verb = row.name.partition(" ")
+        if group not in verbs:
+            names = "|".join(
+                other.name.partition(" ")[2] for other in COMMANDS if other.name.split()[0] == group
+            )
+            inner = groups.add_parser(group, help=f"{row.about}: {names}", allow_abbrev=False)
+            inner.set_defaults(run=_without_verb(group, names))
+            verbs[group] = inner.add_subparsers(metavar=names)
+        _add_row(verbs[group].add_parser(verb, help=row.help, description=row.help, allow_abbrev=False), row)
+
+
+def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
+    parser.set_defaults(run=_printing(row))
+    for name, rest in row.arguments.items():
+        parser.add_argument(name, **rest)
+    for flag in (flag for flags in FLAGS.values() for flag in flags):
+        if flag.names.split()[0] in _EVERYWHERE:
+            Flag(flag.names, flag.help, flag.key, flag.rest | {"default": argparse.SUPPRESS}).add_to(parser)
+
+
+def _printing(row: Command) -> Callable[[argparse.Namespace, Config], int]:
+    def run(args: argparse.Namespace, config: Config) -> int:
+        for line in row.lines(args, config):
+            print(line, flush=True)
+        return 0
+
+    return run
+
+
+def _without_verb(group: str, verbs: str) -> Callable[[argparse.Namespace, Config], int]:
+    def refuse(args: argparse.Namespace, config: Config) -> int:
+        raise UsageError(f"kvchat {group} what?", f"give one of {verbs.replace('|', ', ')}")
+
+    return refuse
+
+
+def _settings(args: argparse.Namespace) -> dict[str, object]:
+    """What the flags set, as `load_config` takes it. Raises UsageError for an unreadable system prompt."""
+    settings = {name: value for name, value in vars(args).items() if "." in name}
+    system = settings.get("chat.system")
+    if isinstance(system, str) and system.startswith("@"):
+        try:
+            settings["chat.system"] = Path(system[1:]).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"can't read the system prompt in {system[1:]}: {error}", "check the path"
+            ) from None
+    return settings

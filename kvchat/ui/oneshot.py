@@ -1,0 +1,204 @@
+"""Questions in, answers out, without a dialogue. stdout carries answers, stderr everything else."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from kvchat.backends.base import Answer, Done, Event, FinishReason, Notice, Phase, Prefilling, Text
+from kvchat.chat.session import Session, new_id
+from kvchat.errors import EXIT_INTERRUPTED, UsageError
+from kvchat.ui.progress import WaitingBar
+from kvchat.ui.render import sanitize, stats_line
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How answers are written: as JSON (with token ids), quietly, with more on stderr, with dim text."""
+
+    json: bool = False
+    tokens: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: bool = True
+
+
+def one_message(prompt: str | None, piped: str) -> list[str]:
+    """What is asked: the piped text first, then the prompt. Raises UsageError when that is nothing."""
+    message = "\n\n".join(part for part in (piped.strip("\n"), prompt or "") if part.strip())
+    if not message:
+        raise UsageError("nothing to ask", "give a prompt with -p, or pipe text in")
+    return [message]
+
+
+def messages_of(lines: Iterable[str]) -> Iterator[str]:
+    """The user messages of a `--turns` file: one a line, or a JSON string a line; empty lines are skipped."""
+    for raw in lines:
+        line = raw.rstrip("\r\n")
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line) if line.lstrip().startswith('"') else line
+        except ValueError:
+            value = line
+        if value.strip():
+            yield value
+
+
+def open_turns(name: str, stdin: TextIO) -> TextIO:
+    """The lines of `--turns FILE`, or of stdin for `-`. Raises UsageError."""
+    if name == "-":
+        return stdin
+    try:
+        return Path(name).expanduser().open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"can't read the turns in {name}: {error.strerror}", "see --turns in kvchat --help"
+        ) from None
+
+
+def answer_json(session: Session, answer: Answer, model: str, *, tokens: bool = False) -> dict[str, Any]:
+    """One answer as the object that `--json` prints."""
+    usage, tip = answer.usage, session.tip
+    report: dict[str, Any] = {
+        "id": tip.id if tip and tip.answer is answer else new_id(),
+        "session_id": session.id,
+        "model": model,
+        "response": answer.text,
+        "reasoning": answer.reasoning,
+        "finish_reason": str(answer.finish_reason),
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        },
+        "timings": asdict(answer.timings),
+        "cache": asdict(answer.cache),
+    }
+    if tokens:
+        report["tokens"] = {"prompt": list(answer.prompt), "completion": list(answer.completion)}
+    return report
+
+
+class OneShot:
+    """Asks messages of one session in order and writes the answers."""
+
+    def __init__(self, session: Session, manner: Manner, *, stdout: TextIO, stderr: TextIO) -> None:
+        self.session = session
+        self.manner = manner
+        self._stdout = stdout
+        self._stderr = stderr
+        self._reasoning = False
+        self._dim = stderr.isatty() and manner.color
+        self._bar = WaitingBar(session.backend, stderr, shown=stderr.isatty() and not manner.quiet)
+
+    def run(self, messages: Iterable[str]) -> int:
+        """Answer all messages; the exit code. Raises KvchatError where an answer fails."""
+        with self._interruptible():
+            for message in messages:
+                answer = self._ask(message)
+                if answer.finish_reason is FinishReason.CANCELLED:
+                    return EXIT_INTERRUPTED
+        return 0
+
+    def _ask(self, message: str) -> Answer:
+        printer = _AnswerPrinter(self._stdout, clean=self._stdout.isatty(), muted=self.manner.json)
+        answer = None
+        with closing(self.session.send(message)) as events, self._bar:
+            try:
+                for event in events:
+                    self._show(event, printer)
+                    answer = event.answer if isinstance(event, Done) else None
+            finally:
+                self._end_reasoning()
+                printer.end(complete=answer is not None)
+        assert answer is not None, "a backend ended an answer without Done"
+        self._report(answer)
+        return answer
+
+    def _show(self, event: Event, printer: _AnswerPrinter) -> None:
+        if isinstance(event, Prefilling):
+            self._bar.prefilling(event)
+        elif isinstance(event, Notice):
+            self._bar.stop()
+            self._note(f"kvchat: {event.message}\n")
+        elif isinstance(event, Text) and not event.reasoning:
+            self._bar.stop()
+            self._end_reasoning()
+            printer.write(event.text)
+        elif isinstance(event, Text) and not self.manner.json and not self.manner.quiet:
+            self._bar.stop()
+            self._note(event.text, dim=True)
+            self._reasoning = True
+
+    def _end_reasoning(self) -> None:
+        if self._reasoning:
+            self._note("\n")
+        self._reasoning = False
+
+    def _report(self, answer: Answer) -> None:
+        info = self.session.backend.info()
+        if self.manner.json:
+            report = answer_json(self.session, answer, info.name, tokens=self.manner.tokens)
+            self._stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
+            self._stdout.flush()
+        if not self.manner.quiet and (self._stderr.isatty() or self.manner.verbose):
+            self._note(stats_line(answer, info.context) + "\n", dim=True)
+
+    def _note(self, text: str, *, dim: bool = False) -> None:
+        text = sanitize(text) if self._stderr.isatty() else text
+        self._stderr.write(f"\x1b[2m{text}\x1b[22m" if dim and self._dim else text)
+        self._stderr.flush()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C ends the answer that is being made; at any other time, or twice, it ends the program."""
+        asked = False
+
+        def on_interrupt(signum: int, frame: FrameType | None) -> None:
+            nonlocal asked
+            busy = self.session.backend.status().phase in (Phase.PREFILLING, Phase.DECODING)
+            if asked or not busy:
+                raise KeyboardInterrupt
+            asked = True
+            self.session.backend.cancel()
+
+        before = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class _AnswerPrinter:
+    """Writes an answer as it comes and ends it with exactly one newline; `clean` when a terminal reads it."""
+
+    def __init__(self, out: TextIO, *, clean: bool, muted: bool) -> None:
+        self._out = out
+        self._clean = clean
+        self._muted = muted
+        self._held = ""
+        self._begun = False
+
+    def write(self, text: str) -> None:
+        """Write what is new, but hold newlines back: they may be the answer's last."""
+        text = self._held + (sanitize(text) if self._clean else text)
+        body = text.rstrip("\n")
+        self._held = text[len(body) :]
+        if body and not self._muted:
+            self._out.write(body)
+            self._out.flush()
+            self._begun = True
+
+    def end(self, *, complete: bool) -> None:
+        """Close the line; an answer that failed before its first text has none."""
+        if not self._muted and (complete or self._begun):
+            self._out.write("\n")
+            self._out.flush()

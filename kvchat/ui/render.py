@@ -1,0 +1,52 @@
+"""Model text and figures as the terminal shows them: cleaned, as lines. Writes nothing itself."""
+
+from __future__ import annotations
+
+from kvchat.backends.base import Answer, FinishReason, Status
+
+_KEPT = "\n\t"
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_HARMLESS: dict[int, int | None] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in _KEPT}
+_HARMLESS |= {0x7F: 0x2421, ord("\r"): None}
+_HARMLESS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_HARMLESS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+_HARMLESS |= dict.fromkeys((*_BIDI, 0x2028, 0x2029), None)
+
+
+def sanitize(text: str) -> str:
+    """Text that can't move a cursor, set a title or reorder a line, whatever a model wrote.
+
+    Control characters become their visible pictures (ESC is shown as U+241B), C1 controls and lone surrogates
+    the replacement character; carriage returns and bidi overrides go. It has no memory, so it works on pieces.
+    """
+    return text.translate(_HARMLESS)
+
+
+def stats_line(answer: Answer, context: int) -> str:
+    """The dim line after an answer; `context` in tokens.
+
+    `cached 1842/1910 (96%) · prefill 68 in 0.21s · ttft 0.24s · 212 tok 31.4/s · ctx 2122/8192`
+    """
+    usage, timings = answer.usage, answer.timings
+    percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
+    tiers = "+".join(name for name, n in (("RAM", answer.cache.ram), ("disk", answer.cache.disk)) if n)
+    parts = [
+        f"cached {usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})",
+        f"prefill {timings.prompt_n} in {timings.prompt_ms / 1e3:.2f}s",
+        f"ttft {timings.ttft_ms / 1e3:.2f}s",
+        f"{usage.completion_tokens} tok {timings.decode_tokens_per_s:.1f}/s",
+        f"ctx {usage.total_tokens}/{context}",
+    ]
+    if answer.finish_reason is FinishReason.CANCELLED:
+        parts.append("stopped")
+    return " · ".join(parts)
+
+
+def phase_text(status: Status) -> str:
+    """What the engine does, in few words: `loading 43%`, `prefill 512/1800`."""
+    word = {"prefilling": "prefill", "decoding": "answering"}.get(status.phase, str(status.phase))
+    if not status.total:
+        return word
+    if status.phase == "loading":
+        return f"{word} {100 * status.done // status.total}%"
+    return f"{word} {status.done}/{status.total}"

@@ -1,0 +1,194 @@
+"""A backend that follows a script instead of a model: it echoes, streams slowly or fails as the message says.
+
+`slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
+reasons first; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
+`break N` dies after N words; `wait` blocks before its first token; `notice` sends a notice; anything else is
+echoed with the number of messages in the history.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from kvchat.backends.base import (
+    Answer,
+    CacheReport,
+    Done,
+    Event,
+    FinishReason,
+    ModelInfo,
+    Notice,
+    Options,
+    Phase,
+    Prefilling,
+    Role,
+    Status,
+    Text,
+    Timings,
+    Turn,
+    Usage,
+)
+from kvchat.errors import (
+    ContextOverflowError,
+    EngineDiedError,
+    KvchatError,
+    ModelUnavailableError,
+    OutOfMemoryError,
+)
+
+CONTEXT = 8192
+WORD_S = 0.02
+
+ERRORS: dict[str, KvchatError] = {
+    "fail": KvchatError("it failed", "try again"),
+    "overflow": ContextOverflowError("9000 tokens do not fit a context of 8192", "shorten it, or /clear"),
+    "oom": OutOfMemoryError("out of memory", "use a smaller model"),
+    "die": EngineDiedError("the engine ended (signal 9)", "it is started again"),
+}
+
+
+class ScriptedBackend:
+    """Implements `Backend` with one thread's worth of care; a token is a word."""
+
+    def __init__(self, *, load_s: float = 0.0, missing: bool = False) -> None:
+        self.load_s = load_s
+        self.missing = missing
+        self.closed = False
+        self.histories: list[tuple[Turn, ...]] = []
+        self.options: list[Options] = []
+        self._cancelled = threading.Event()
+        self._started = 0.0
+        self._phase = Phase.STARTING
+        self._seen: set[str] = set()
+
+    def start(self) -> None:
+        self._started = self._started or time.monotonic()
+
+    def status(self) -> Status:
+        if self.closed:
+            return Status(Phase.CLOSED)
+        if self._phase is not Phase.STARTING:
+            return Status(self._phase)
+        spent = time.monotonic() - self._started if self._started else 0.0
+        if spent >= self.load_s:
+            return Status(Phase.READY)
+        return Status(Phase.LOADING, "", int(100 * spent / self.load_s), 100)
+
+    def info(self) -> ModelInfo:
+        self._wait_for_load()
+        return ModelInfo(
+            "scripted", "Scripted", "float32", "cpu", CONTEXT, 1000, 0, "blocks", "words", 1e3 * self.load_s
+        )
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self._cancelled.set()
+
+    def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        assert history[-1].role is Role.USER
+        self.histories.append(tuple(history))
+        self.options.append(options)
+        self._cancelled.clear()
+        self._wait_for_load()
+        begun = time.monotonic()
+        message = history[-1].text
+        verb, _, rest = message.partition(" ")
+        if verb in ERRORS:
+            raise ERRORS[verb]
+        prompt_words = [word for turn in history for word in turn.text.split()]
+        cached = self._cached(history)
+        try:
+            self._phase = Phase.PREFILLING
+            yield from self._prefill(verb, rest, cached, len(prompt_words))
+            self._phase = Phase.DECODING
+            said: list[str] = []
+            thought: list[str] = []
+            for piece in self._pieces(verb, rest, message, len(history)):
+                if self._cancelled.is_set() or len(said) >= (options.max_tokens or 10**6):
+                    break
+                if isinstance(piece, Text):
+                    (thought if piece.reasoning else said).append(piece.text)
+                yield piece
+        finally:
+            self._phase = Phase.READY
+        if verb == "break":
+            raise ERRORS["die"]
+        reason = FinishReason.CANCELLED if self._cancelled.is_set() else FinishReason.STOP
+        if reason is FinishReason.STOP and options.max_tokens and len(said) >= options.max_tokens:
+            reason = FinishReason.LENGTH
+        count = len(said) + len(thought)
+        spent = 1e3 * (time.monotonic() - begun)
+        yield Done(
+            Answer(
+                "".join(said),
+                "".join(thought),
+                tuple(range(len(prompt_words))),
+                tuple(range(count)),
+                "words",
+                reason,
+                Usage(len(prompt_words), count, cached),
+                Timings(
+                    1e3 * self.load_s,
+                    0.0,
+                    cached,
+                    len(prompt_words) - cached,
+                    10.0,
+                    count,
+                    spent,
+                    min(spent, 20.0),
+                ),
+                CacheReport(cached, 0, 0, cached, "new text"),
+            )
+        )
+
+    def _wait_for_load(self) -> None:
+        self.start()
+        while self.status().phase is Phase.LOADING and not self.closed:
+            time.sleep(0.01)
+        if self.missing:
+            self._phase = Phase.FAILED
+            raise ModelUnavailableError("no model is called 'nobody'", "see kvchat models ls")
+
+    def _cached(self, history: Sequence[Turn]) -> int:
+        known = 0
+        for turn in history[:-1]:
+            known += len(turn.text.split())
+        return known
+
+    def _prefill(self, verb: str, rest: str, cached: int, total: int) -> Iterator[Event]:
+        chunks = int(rest or 5) if verb == "long" else 1
+        for done in range(chunks + 1):
+            yield Prefilling(done * 256, chunks * 256, cached)
+            if verb == "long" and done < chunks:
+                self._cancelled.wait(0.1)
+            if self._cancelled.is_set():
+                return
+        if verb == "wait":
+            self._cancelled.wait(30)
+
+    def _pieces(self, verb: str, rest: str, message: str, num_turns: int) -> Iterator[Event]:
+        if verb == "think":
+            yield from (Text(f"hm {n} ", reasoning=True) for n in range(3))
+        if verb == "notice":
+            yield Notice("the engine was started again")
+        if verb in ("slow", "break"):
+            for n in range(int(rest or 5)):
+                self._cancelled.wait(WORD_S)
+                yield Text(f"word{n} ")
+        elif verb == "lines":
+            for n in range(int(rest)):
+                self._cancelled.wait(0.002)
+                yield Text(f"line number {n}\n")
+        elif verb == "say":
+            said = rest.encode().decode("unicode_escape")
+            yield from (Text(said[start : start + 5]) for start in range(0, len(said), 5))
+        else:
+            yield from (Text(piece) for piece in (f"[{num_turns}] ", "you said: ", message))

@@ -1,0 +1,19 @@
+"""kvchat's command line with the scripted backend in place of a model; KVCHAT_TEST_LOAD_S makes it load slowly."""
+
+import os
+import sys
+
+from kvchat.backends.base import Backend
+from kvchat.cli import Backends, main
+from kvchat.config import Config
+from tests.scripted import ScriptedBackend
+
+
+def scripted(config: Config) -> Backend:
+    return ScriptedBackend(
+        load_s=float(os.environ.get("KVCHAT_TEST_LOAD_S", "0")), missing=config.model.name == "nobody"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(backends=Backends(oneshot=scripted, dialogue=scripted)))
