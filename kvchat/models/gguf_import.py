@@ -1,4 +1,4 @@
-"""A GGUF file -> a folder of safetensors, config and tokenizer, as transformers loads it; knows no folder but that one.
+"""A GGUF file -> a folder of safetensors, config and tokenizer that transformers loads; knows no other folder.
 
 The values are those of transformers' own dequantisation, bit by bit, taken without its detours.
 """
@@ -29,7 +29,7 @@ _ELSEWHERE = "take the model's safetensors instead"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one of llama.cpp's architectures reads in transformers. `permutes_qk`: its rows of Q and K are interleaved."""
+    """One of llama.cpp's architectures in transformers' terms. `permutes_qk`: rows of Q and K are interleaved."""
 
     model_type: str
     model_class: str
@@ -82,7 +82,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One tensor on its way: its name and shape in transformers, and how many heads its rows are interleaved by."""
+    """One tensor as transformers wants it, and how many heads its rows come interleaved by."""
 
     name: str
     shape: tuple[int, ...]
@@ -183,7 +183,7 @@ def _rope_parameters(gguf: GgufFile, shape: _Shape) -> dict[str, Any]:
 
 
 def _llama3_rope(gguf: GgufFile, shape: _Shape, base: float) -> dict[str, Any]:
-    """Llama 3's scaling, which a GGUF carries only as the factors it leads to: they must be the ones it gives."""
+    """Llama 3's scaling, which a GGUF carries only as the factors it leads to; they are checked against it."""
     import numpy as np
 
     data = np.memmap(gguf.path, dtype=np.uint8, mode="r")
@@ -279,7 +279,7 @@ def _write_weights(
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for values in _converted(gguf, targets, progress):
-            file.write(memoryview(values).cast("B"))
+            file.write(values.data.cast("B"))
 
 
 def _stored(tensor: GgufTensor) -> tuple[str, int]:
@@ -303,7 +303,7 @@ def _converted(
 
 
 def _grouped(values: NDArray[np.generic], heads: int) -> NDArray[Any]:
-    """Undo llama.cpp's order of Q and K rows: each head's rotated pairs lie side by side there, in two halves here."""
+    """Undo llama.cpp's order of Q and K rows: rotated pairs lie side by side there, in two halves here."""
     if not heads:
         return values
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])

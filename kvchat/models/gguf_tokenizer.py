@@ -1,4 +1,4 @@
-"""A GGUF file's vocabulary -> a fast tokenizer that splits as llama.cpp does on the same file; knows no weights."""
+"""A GGUF file's vocabulary -> a tokenizer that splits as llama.cpp does on the same file; knows no weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _LLAMA3 = frozenset(
 )
 _WHOLE_WORDS_FIRST = _LLAMA3 | {"tekken"}
 _END_OF_TURN = frozenset(
-    "<|im_end|> <|eot_id|> <|eom_id|> <|end|> <|end_of_text|> <|endoftext|> <|end_of_turn|> <end_of_turn> <EOT>"
-    " <|return|> <|call|> <|END_OF_TURN_TOKEN|> <|end_of_role|> <turn|> </s>".split()
+    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>"}
 )
+_END_OF_TURN |= {"<|END_OF_TURN_TOKEN|>", "<|end_of_role|>", "<turn|>", "<|return|>", "<|call|>", "<EOT>"}
+_END_OF_TURN |= {"<|endoftext|>", "<|end_of_text|>", "</s>"}
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def build_tokenizer(gguf: GgufFile) -> Tokenizer:
-    """The file's tokenizer. Raises ModelUnavailableError when the file holds none, or one of an unknown kind."""
+    """The file's tokenizer. Raises ModelUnavailableError when it holds none, or one of an unknown kind."""
     model = gguf.metadata.get("tokenizer.ggml.model")
     tokenizer = _byte_level(gguf) if model == "gpt2" else _other_kind(gguf, model)
     _mark_added_tokens(tokenizer, gguf)
@@ -55,13 +56,13 @@ def tokenizer_settings(gguf: GgufFile) -> dict[str, Any]:
 
 
 def special_id(gguf: GgufFile, role: str) -> int | None:
-    """The id of the special token `bos`, `eos`, `eot`, `unknown` or `padding`; None when the file names none."""
+    """The id of the special token `bos`, `eos`, `eot`, `eom`, `unknown` or `padding`; None without one."""
     token_id = gguf.metadata.get(f"tokenizer.ggml.{role}_token_id")
     return token_id if isinstance(token_id, int) and 0 <= token_id < len(_tokens(gguf)) else None
 
 
 def end_ids(gguf: GgufFile) -> list[int]:
-    """Every token that ends an answer: the file's end-of-text and end-of-turn, then the known ones by their text."""
+    """Every token that ends an answer: those the file names, then the known ones by their text."""
     control = (index for index, kind in enumerate(_token_types(gguf)) if kind == _CONTROL)
     tokens = _tokens(gguf)
     named = (special_id(gguf, "eos"), special_id(gguf, "eot"), special_id(gguf, "eom"))
@@ -103,7 +104,7 @@ def _byte_level(gguf: GgufFile) -> Tokenizer:
 
 
 def _pre_tokenizer(pre: str) -> PreTokenizer:
-    """How text is cut before merging, by llama.cpp's name for it (`llama_vocab::impl::load` in its llama-vocab.cpp)."""
+    """How text is cut before merging, by the names in `llama_vocab::impl::load` of llama.cpp."""
     from tokenizers import Regex, pre_tokenizers
 
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,6 +1,6 @@
 """Model folders that we write ourselves: whole or not at all, stamped, and written by one process at a time.
 
-A stamp (kvchat.json) remembers what a folder was made from and what its files were; knows no format of any of them.
+A stamp (kvchat.json) remembers what a folder was made from and what its files were; no format of any.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def install(folder: Path, source: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a new folder, then put it in the place of `folder`. Call it inside `exclusive(folder)`.
+    """Let `fill` write a new folder, then put it in the place of `folder`; only inside `exclusive(folder)`.
 
-    `source` is the file that it is made from. Whatever `fill` raises leaves the old folder, if any, as it was.
+    `source` is the file that it is made from. Whatever `fill` raises, the old folder stays as it was.
     """
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
     try:
