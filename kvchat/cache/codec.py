@@ -1,0 +1,175 @@
+"""How KV is encoded at rest, raw or int8, and how it is copied between the arena and runs; owns no memory.
+
+A run's buffer is uint8 [num_blocks * block_bytes], block-major: any prefix of its blocks is a prefix of its bytes.
+Copies go plane by plane over all blocks of a run, strided, so their number does not grow with the blocks.
+The arena is a list of planes [heads, capacity, dim] in the layout's order and dtype, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from kvchat.cache.block import KVLayout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_SCALE_BYTES = 2
+
+
+class Span(NamedTuple):
+    """Tokens of a run that one strided copy moves: `num_tokens` from `offset` on in each of some equal blocks."""
+
+    first_block: int
+    num_blocks: int
+    offset: int
+    num_tokens: int
+
+
+def token_spans(start: int, end: int, block_size: int) -> Iterator[Span]:
+    """The token range [start, end) of a run as at most three spans: a block's rest, whole blocks, a block's head."""
+    while start < end:
+        block, offset = divmod(start, block_size)
+        num_whole = (end - start) // block_size if offset == 0 else 0
+        num_tokens = min(block_size - offset, end - start)
+        yield Span(block, max(num_whole, 1), offset, num_tokens)
+        start += max(num_whole, 1) * num_tokens
+
+
+class Codec(Protocol):
+    """One encoding of KV at rest. `block_bytes` is the size of one encoded block."""
+
+    name: str
+    block_bytes: int
+
+    def encode(self, planes: Sequence[torch.Tensor], start: int, buffer: torch.Tensor) -> None:
+        """Fill a run's buffer with the arena's tokens from `start` on."""
+
+    def decode(
+        self, buffer: torch.Tensor, planes: Sequence[torch.Tensor], start: int, *, first: int, end: int
+    ) -> None:
+        """Write a run's tokens [first, end) into the arena from token `start` on."""
+
+
+def make_codec(name: str, layout: KVLayout, block_size: int) -> Codec:
+    """The codec called `name`, one of `raw` and `int8`."""
+    codecs: dict[str, Callable[[KVLayout, int], Codec]] = {"raw": RawCodec, "int8": Int8Codec}
+    return codecs[name](layout, block_size)
+
+
+def allocate(num_bytes: int) -> torch.Tensor:
+    """An uninitialised buffer, uint8 [num_bytes], in the machine's memory."""
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+class RawCodec:
+    """KV byte by byte as it lies in the arena: each block is all planes as [heads, block_size, dim]."""
+
+    name = "raw"
+
+    def __init__(self, layout: KVLayout, block_size: int) -> None:
+        self.block_bytes = layout.bytes_per_token * block_size
+        self._layout = layout
+        self._block_size = block_size
+
+    def encode(self, planes: Sequence[torch.Tensor], start: int, buffer: torch.Tensor) -> None:
+        """Fill a run's buffer with the arena's tokens from `start` on."""
+        num_blocks = buffer.numel() // self.block_bytes
+        span = Span(0, num_blocks, 0, self._block_size)
+        for plane, blocks in zip(planes, self._planes(buffer), strict=True):
+            blocks.copy_(_arena_view(plane, start, span))
+
+    def decode(
+        self, buffer: torch.Tensor, planes: Sequence[torch.Tensor], start: int, *, first: int, end: int
+    ) -> None:
+        """Write a run's tokens [first, end) into the arena from token `start` on."""
+        for plane, blocks in zip(planes, self._planes(buffer), strict=True):
+            for span in token_spans(first, end, self._block_size):
+                at = start + span.first_block * self._block_size + span.offset - first
+                _arena_view(plane, at, span).copy_(_run_view(blocks, span))
+
+    def _planes(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Each plane of a run as a view [num_blocks, heads, block_size, dim]."""
+        dtype = DTYPES[self._layout.dtype]
+        blocks = buffer.view(dtype).view(-1, self.block_bytes // dtype.itemsize)
+        offset = 0
+        for heads, dim in self._layout.planes:
+            size = heads * self._block_size * dim
+            yield blocks[:, offset : offset + size].view(-1, heads, self._block_size, dim)
+            offset += size
+
+
+class Int8Codec:
+    """Symmetric int8 with a float16 scale per token and head; lossy, about half the size of a 16-bit raw block.
+
+    A block is all planes' scales [heads, block_size], then all planes' values [heads, block_size, dim], padded to an
+    even size. A value's error is at most half a scale and the scale's rounding; NaN becomes 0 and an infinity the
+    largest finite value of its token and head, so that neither spoils its neighbours.
+    """
+
+    name = "int8"
+
+    def __init__(self, layout: KVLayout, block_size: int) -> None:
+        num_scales = sum(heads for heads, _ in layout.planes) * block_size
+        num_values = sum(heads * dim for heads, dim in layout.planes) * block_size
+        self.block_bytes = num_scales * _SCALE_BYTES + num_values + num_values % 2
+        self._values_offset = num_scales * _SCALE_BYTES
+        self._layout = layout
+        self._block_size = block_size
+
+    def encode(self, planes: Sequence[torch.Tensor], start: int, buffer: torch.Tensor) -> None:
+        """Fill a run's buffer with the arena's tokens from `start` on."""
+        span = Span(0, buffer.numel() // self.block_bytes, 0, self._block_size)
+        buffer.view(-1, self.block_bytes)[:, -1] = 0  # the padding, where there is any
+        for plane, (scales, values) in zip(planes, self._planes(buffer), strict=True):
+            exact = _arena_view(plane, start, span).float()
+            finite = torch.where(exact.isfinite(), exact, 0.0)
+            largest = finite.abs().amax(-1, keepdim=True)
+            scale = (largest / 127).clamp(max=torch.finfo(torch.float16).max).half()
+            filled = torch.where(exact.isinf(), largest.copysign(exact), finite)
+            steps = torch.where(scale > 0, filled / scale.float(), 0.0).round_().clamp_(-127, 127)
+            scales.copy_(scale.squeeze(-1))
+            values.copy_(steps.to(torch.int8))
+
+    def decode(
+        self, buffer: torch.Tensor, planes: Sequence[torch.Tensor], start: int, *, first: int, end: int
+    ) -> None:
+        """Write a run's tokens [first, end) into the arena from token `start` on."""
+        for plane, (scales, values) in zip(planes, self._planes(buffer), strict=True):
+            for span in token_spans(first, end, self._block_size):
+                at = start + span.first_block * self._block_size + span.offset - first
+                scale = _run_view(scales.unsqueeze(-1), span).float()
+                _arena_view(plane, at, span).copy_(_run_view(values, span).float().mul_(scale))
+
+    def _planes(self, buffer: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each plane's scales [num_blocks, heads, block_size] and values [..., dim], as views."""
+        blocks = buffer.view(-1, self.block_bytes)
+        all_scales = blocks[:, : self._values_offset].view(torch.float16)
+        all_values = blocks[:, self._values_offset :].view(torch.int8)
+        scale_at = value_at = 0
+        for heads, dim in self._layout.planes:
+            num_scales = heads * self._block_size
+            scales = all_scales[:, scale_at : scale_at + num_scales].view(-1, heads, self._block_size)
+            values = all_values[:, value_at : value_at + num_scales * dim].view(
+                -1, heads, self._block_size, dim
+            )
+            yield scales, values
+            scale_at += num_scales
+            value_at += num_scales * dim
+
+
+def _arena_view(plane: torch.Tensor, start: int, span: Span) -> torch.Tensor:
+    """The arena's tokens from `start` on, as [num_blocks, heads, num_tokens, dim]."""
+    size = span.num_blocks * span.num_tokens
+    assert start >= 0 and start + size <= plane.shape[1], "outside of the arena"
+    heads, _, dim = plane.shape
+    tokens = plane[:, start : start + size]
+    return tokens.view(heads, span.num_blocks, span.num_tokens, dim).transpose(0, 1)
+
+
+def _run_view(blocks: torch.Tensor, span: Span) -> torch.Tensor:
+    """A run's tokens, as [num_blocks, heads, num_tokens, dim]."""
+    chosen = blocks[span.first_block : span.first_block + span.num_blocks]
+    return chosen[:, :, span.offset : span.offset + span.num_tokens]

@@ -1,0 +1,411 @@
+"""The disk tier of one fingerprint: immutable checksummed files under a byte budget, shared by several processes.
+
+The folder is the index: names are listed again when the folder has changed, headers are read when first needed and
+kept. A file's header has all token ids from the root on, so each file is proven by itself and files may overlap.
+Whatever goes wrong here is a miss and one warning. Knows no torch and no arena.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import filelock
+
+from kvchat.cache.block import Chain
+from kvchat.cache.entry import (
+    NO_PARENT,
+    EntryError,
+    EntryName,
+    FolderMeta,
+    Header,
+    checksum,
+    pack_header,
+    read_header,
+)
+from kvchat.cache.folder import (
+    META_NAME,
+    TEMPORARY,
+    FolderScan,
+    eviction_order,
+    hold_lock,
+    make_private_folder,
+    remove_file,
+    scan_folder,
+)
+from kvchat.cache.stats import CacheStats, StatsCounter
+
+NUM_REMEMBERED = 4096
+# A folder that changed this recently may change again without a newer time stamp.
+RACY_NS = 100_000_000
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Open a new file for writing, open to its owner alone. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    return os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """Where and how much: `budget_bytes` holds for all fingerprints together. `is_writable` False changes nothing."""
+
+    root: Path
+    budget_bytes: int
+    is_writable: bool = True
+    lock_timeout_s: float = 2.0
+    open_new: Callable[[Path], BinaryIO] = open_new
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Blocks [start, end) of a chain in one file, proven by its header's token ids."""
+
+    name: EntryName
+    header: Header
+    start: int
+    end: int
+
+
+class DiskTier:
+    """The files of one fingerprint. Safe for threads, and for other processes on the same folder."""
+
+    def __init__(
+        self,
+        settings: DiskSettings,
+        digest: bytes,
+        meta: FolderMeta,
+        *,
+        stats: StatsCounter,
+        warn: Callable[[str], None],
+    ) -> None:
+        """The folder `digest` below the root; it is created with the first file."""
+        self.folder = settings.root / digest.hex()
+        self._settings = settings
+        self._meta = meta
+        self._stats = stats
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._lock = threading.RLock()
+        self._names: dict[str, EntryName] = {}
+        self._by_first: dict[str, dict[str, EntryName]] = {}
+        self._headers: dict[str, Header] = {}
+        self._unusable: set[str] = set()
+        self._stamp: tuple[int, int] | None = None
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._corrupt: OrderedDict[str, None] = OrderedDict()
+        self._newest_ns = 0
+        self._is_quiet = not settings.is_writable
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is stored, as far as was seen."""
+        return not self._names
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether writing is allowed and has not failed."""
+        return not self._is_quiet
+
+    def is_known_gone(self, digest: bytes) -> bool:
+        """Whether a file that began with this block was seen and then vanished or was evicted."""
+        return digest.hex() in self._gone
+
+    def is_known_corrupt(self, digest: bytes) -> bool:
+        """Whether a file that began with this block turned out to be unusable."""
+        return digest.hex() in self._corrupt
+
+    def num_covered(self, chain: Chain) -> int:
+        """How many blocks of a chain are stored, from the root on."""
+        pieces = self.match(chain)
+        return pieces[-1].end if pieces else 0
+
+    def match(self, chain: Chain, start: int = 0) -> tuple[Piece, ...]:
+        """The files that continue a chain from block `start` on, as far as they reach without a gap.
+
+        Of the files that hold a block the one that reaches furthest is taken, which makes the fewest pieces.
+        """
+        with self._lock:
+            self._refresh()
+            if not self._names:
+                return ()
+            pieces: list[Piece] = []
+            best: Piece | None = None
+            at, seen = start, 0
+            while at < len(chain):
+                while seen <= at:
+                    for piece in self._beginning_at(chain, seen, at):
+                        best = piece if best is None or piece.end > best.end else best
+                    seen += 1
+                if best is None or best.end <= at:
+                    break
+                pieces.append(Piece(best.name, best.header, at, best.end))
+                at = best.end
+            return tuple(pieces)
+
+    @contextmanager
+    def open(self, piece: Piece) -> Iterator[Reader]:
+        """Read a file; it stays readable even if it is evicted meanwhile."""
+        try:
+            descriptor = os.open(self.folder / str(piece.name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield Reader(self, piece, None)
+            return
+        except OSError as error:
+            self.condemn(piece.name, str(error))
+            yield Reader(self, piece, None)
+            return
+        try:
+            yield Reader(self, piece, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def store(self, chain: Chain, start: int, payload: memoryview, *, priority: int = 0) -> bool:
+        """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.
+
+        Evicts first, under the folder's lock; the block before `start` has to be stored.
+        """
+        if self._is_quiet:
+            return False
+        try:
+            make_private_folder(self.folder)
+            with hold_lock(self._settings.root, self._settings.lock_timeout_s):
+                return self._store_locked(chain, start, payload, priority)
+        except FileNotFoundError:
+            pass  # somebody deleted the folder just now; the next store creates it again
+        except filelock.Timeout:
+            self.warn_once("lock", "another process holds the cache folder's lock: not everything is stored")
+        except OSError as error:
+            self._is_quiet = True
+            self.warn_once("write", f"the cache folder can't be written, nothing more is stored: {error}")
+        return False
+
+    def touch(self, chain: Chain, priority: int = 0) -> None:
+        """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`."""
+        if self._is_quiet:
+            return
+        for piece in reversed(self.match(chain)):
+            path = self.folder / str(piece.name)
+            with suppress(OSError):
+                self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)
+                self._stamp_now(path)
+                if piece.name.priority < priority:
+                    self._raise_priority(piece.name, priority)
+
+    def sweep(self) -> None:
+        """Remove what dead processes left half-written, and evict down to the budget; skipped while others write."""
+        if self._is_quiet or not self._settings.root.is_dir():
+            return
+        with suppress(OSError, filelock.Timeout), hold_lock(self._settings.root, 0.0):
+            self._evict_for(0, frozenset())
+
+    def condemn(self, name: EntryName, reason: str, *, is_newer: bool = False) -> None:
+        """Treat a file as a miss from now on, with one warning; delete it unless a later version may know it."""
+        with self._lock:
+            self._unusable.add(str(name))
+            _remember(self._corrupt, name.first)
+            self._forget(str(name))
+        if self._settings.is_writable and not is_newer:
+            remove_file(self.folder / str(name))
+        self._stats.add(CacheStats(corrupt_files=1))
+        self.warn_once("corrupt", f"a stored file is not used and its tokens are computed again: {reason}")
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn, the first time for each kind of trouble."""
+        with self._lock:
+            if kind in self._warned:
+                return
+            self._warned.add(kind)
+        self._warn(message)
+
+    def _beginning_at(self, chain: Chain, block: int, at: int) -> Iterator[Piece]:
+        """The usable files that begin with a chain's block and reach past `at`, as far as their tokens are equal."""
+        for name in list(self._by_first.get(chain.hashes[block].hex(), {}).values()):
+            if name.start != block or name.end <= at:
+                continue
+            header = self._header(name)
+            if header is None:
+                continue
+            num_common = chain.num_common_blocks(header.tokens)
+            if num_common > max(at, block):
+                yield Piece(name, header, block, min(num_common, name.end))
+
+    def _header(self, name: EntryName) -> Header | None:
+        header = self._headers.get(name.key)
+        if header is not None:
+            return header
+        try:
+            descriptor = os.open(self.folder / str(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                header = read_header(descriptor)
+            finally:
+                os.close(descriptor)
+            header.check(name, self.folder.name, self._meta)
+        except FileNotFoundError:
+            return None
+        except (OSError, EntryError) as error:
+            self.condemn(name, str(error), is_newer=getattr(error, "is_newer", False))
+            return None
+        self._headers[name.key] = header
+        return header
+
+    def _refresh(self) -> None:
+        """List the folder again if it may have changed."""
+        try:
+            stat = self.folder.stat()
+            if self._stamp == (stat.st_ino, stat.st_mtime_ns):
+                return
+            is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
+            with os.scandir(self.folder) as entries:
+                listed = {entry.name for entry in entries}
+        except OSError:
+            listed, is_racy, stat = set(), True, None
+        self._stamp = None if is_racy or stat is None else (stat.st_ino, stat.st_mtime_ns)
+        known = set(self._names)
+        for text in listed - known - self._unusable:
+            name = EntryName.parse(text)
+            if name is not None:
+                self._names[text] = name
+                self._by_first.setdefault(name.first, {})[text] = name
+        for text in known - listed:
+            _remember(self._gone, self._names[text].first)
+            self._forget(text)
+
+    def _forget(self, text: str) -> None:
+        name = self._names.pop(text, None)
+        if name is not None:
+            del self._by_first[name.first][text]
+            self._headers.pop(name.key, None)
+
+    def _store_locked(self, chain: Chain, start: int, payload: memoryview, priority: int) -> bool:
+        pieces = self.match(chain)
+        if pieces and pieces[-1].end == len(chain):
+            return True
+        above = [piece.name for piece in pieces if piece.start < start]
+        if start > 0 and (not pieces or pieces[-1].end < start):
+            return False
+        name = EntryName.of(chain, start, above[-1].key if above else NO_PARENT, priority)
+        header = pack_header(self.folder.name, self._meta, chain, start, payload)
+        if not self._evict_for(len(header) + payload.nbytes, frozenset(name.key for name in above)):
+            return False
+        self._write(name, header, payload)
+        self._stats.add(CacheStats(written_bytes=len(header) + payload.nbytes))
+        return True
+
+    def _evict_for(self, num_bytes: int, kept: frozenset[str]) -> bool:
+        """Evict, over all fingerprints, until `num_bytes` more fit; what `kept` continues stays. Needs the lock."""
+        scan = scan_folder(self._settings.root)
+        for path in scan.temporary:
+            remove_file(path)
+        self._newest_ns = max([self._newest_ns, *(file.mtime_ns for file in scan.files)])
+        excess = scan.num_bytes + num_bytes - self._settings.budget_bytes
+        if excess <= 0:
+            return True
+        protected = self._with_ancestors(scan, kept)
+        num_evicted = 0
+        for file in eviction_order(scan.files):
+            if excess <= 0:
+                break
+            if file.id not in protected and remove_file(file.path):
+                excess -= file.num_bytes
+                num_evicted += 1
+        self._stats.add(CacheStats(evicted_files=num_evicted))
+        return excess <= 0
+
+    def _with_ancestors(self, scan: FolderScan, keys: frozenset[str]) -> set[tuple[str, str]]:
+        by_id = {file.id: file for file in scan.files}
+        protected: set[tuple[str, str]] = set()
+        for key in keys:
+            file = by_id.get((self.folder.name, key))
+            while file is not None and file.id not in protected:
+                protected.add(file.id)
+                file = by_id.get(file.parent_id)
+        return protected
+
+    def _write(self, name: EntryName, header: bytes, payload: memoryview) -> None:
+        """Put a file into the folder, whole or not at all. Raises OSError."""
+        meta = self.folder / META_NAME
+        if not meta.exists():
+            self._put(meta, name.key, memoryview(json.dumps(self._meta.to_json()).encode()))
+        path = self.folder / str(name)
+        self._put(path, name.key, memoryview(header), payload)
+        self._stamp_now(path)
+
+    def _put(self, path: Path, key: str, *parts: memoryview) -> None:
+        temporary = self.folder / f"{key}{TEMPORARY}"
+        try:
+            with self._settings.open_new(temporary) as file:
+                for part in parts:
+                    written = 0
+                    while written < part.nbytes:
+                        written += file.write(part[written:])
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            remove_file(temporary)
+            raise
+
+    def _stamp_now(self, path: Path) -> None:
+        """Mark a file as the most recently used, whatever the clock says."""
+        self._newest_ns = max(time.time_ns(), self._newest_ns + 1000)
+        os.utime(path, ns=(self._newest_ns, self._newest_ns))
+
+    def _raise_priority(self, name: EntryName, priority: int) -> None:
+        raised = EntryName(
+            name.key, name.parent, name.first, name.last, name.start, name.num_blocks, priority
+        )
+        with suppress(filelock.Timeout), hold_lock(self._settings.root, self._settings.lock_timeout_s):
+            (self.folder / str(name)).rename(self.folder / str(raised))
+
+
+class Reader:
+    """One open file. After a failed read the file is condemned or known to be gone."""
+
+    def __init__(self, disk: DiskTier, piece: Piece, descriptor: int | None) -> None:
+        self._disk = disk
+        self._piece = piece
+        self._descriptor = descriptor
+
+    def read(self, block: int, num_blocks: int, into: memoryview) -> bool:
+        """Read `num_blocks` from the chain's block `block` on and verify them. False when they can't be used."""
+        if self._descriptor is None:
+            return False
+        header = self._piece.header
+        first = block - header.start
+        size = header.block_bytes
+        assert first >= 0 and first + num_blocks <= header.num_blocks and into.nbytes == num_blocks * size
+        try:
+            if not self._fill(into, header.payload_offset + first * size):
+                raise EntryError("it is truncated")
+            for index in range(num_blocks):
+                if checksum(into[index * size : (index + 1) * size]) != header.checksums[first + index]:
+                    raise EntryError("a block's checksum is wrong")
+        except (OSError, EntryError) as error:
+            self._disk.condemn(self._piece.name, str(error))
+            return False
+        return True
+
+    def _fill(self, into: memoryview, offset: int) -> bool:
+        assert self._descriptor is not None
+        done = 0
+        while done < into.nbytes:
+            num_bytes = os.preadv(self._descriptor, [into[done:]], offset + done)
+            if num_bytes == 0:
+                return False
+            done += num_bytes
+        return True
+
+
+def _remember(memory: OrderedDict[str, None], digest: str) -> None:
+    memory[digest] = None
+    memory.move_to_end(digest)
+    if len(memory) > NUM_REMEMBERED:
+        memory.popitem(last=False)

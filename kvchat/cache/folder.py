@@ -1,0 +1,162 @@
+"""The cache folder as a whole: all fingerprints' files, the lock, what to evict first; knows no torch, no KV.
+
+    <root>/.lock                          held by whoever writes or evicts
+    <root>/<chain root>/meta.json         what the folder's files share
+    <root>/<chain root>/<name>.kv         one immutable run
+    <root>/<chain root>/<key>.tmp         a run being written, only while the lock is held
+
+A temporary file is written only under the lock, so whoever holds the lock may remove any: its writer is dead.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from kvchat.cache.entry import NO_PARENT, SUFFIX, EntryName
+
+LOCK_NAME = ".lock"
+META_NAME = "meta.json"
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One run on disk. `mtime_ns` is when it was last used."""
+
+    path: Path
+    name: EntryName
+    num_bytes: int
+    mtime_ns: int
+
+    @property
+    def id(self) -> tuple[str, str]:
+        """Its folder's name and its key."""
+        return self.path.parent.name, self.name.key
+
+    @property
+    def parent_id(self) -> tuple[str, str]:
+        """The `id` of the file that it continues."""
+        return self.path.parent.name, self.name.parent
+
+
+@dataclass(frozen=True, slots=True)
+class FolderScan:
+    """All runs of all fingerprints, and the temporary files that were left behind."""
+
+    files: tuple[StoredFile, ...]
+    temporary: tuple[Path, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all runs."""
+        return sum(file.num_bytes for file in self.files)
+
+
+def scan_folder(root: Path) -> FolderScan:
+    """What lies in the cache folder now; empty when it is missing. What vanishes meanwhile is left out."""
+    files: list[StoredFile] = []
+    temporary: list[Path] = []
+    for folder in fingerprint_folders(root):
+        for entry in _listing(folder):
+            path = folder / entry.name
+            if entry.name.endswith(TEMPORARY):
+                temporary.append(path)
+            elif entry.name.endswith(SUFFIX) and (name := EntryName.parse(entry.name)):
+                try:
+                    stat = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                files.append(StoredFile(path, name, stat.st_size, stat.st_mtime_ns))
+    return FolderScan(tuple(files), tuple(temporary))
+
+
+def fingerprint_folders(root: Path) -> list[Path]:
+    """The folders of all fingerprints, by name."""
+    names = sorted(entry.name for entry in _listing(root) if _is_digest(entry.name))
+    return [root / name for name in names if (root / name).is_dir()]
+
+
+def eviction_order(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
+    """All files in the order in which they go: orphans, then leaves by (priority, last use), children before parents.
+
+    O(n) to begin and O(log n) a file.
+    """
+    by_id = {file.id: file for file in files}
+    children: dict[tuple[str, str], list[StoredFile]] = defaultdict(list)
+    for file in by_id.values():
+        children[file.parent_id].append(file)
+    rooted = {file.id: file for file in by_id.values() if file.name.parent == NO_PARENT}
+    reached = list(rooted.values())
+    while reached:
+        below = children.get(reached.pop().id, [])
+        rooted.update((file.id, file) for file in below)
+        reached.extend(below)
+    yield from sorted(
+        (file for file in by_id.values() if file.id not in rooted), key=lambda file: file.mtime_ns
+    )
+    num_children = {id_: len(children.get(id_, ())) for id_ in rooted}
+    leaves = [_rank(file) for file in rooted.values() if num_children[file.id] == 0]
+    heapq.heapify(leaves)
+    while leaves:
+        file = rooted[heapq.heappop(leaves)[2]]
+        yield file
+        if file.parent_id in rooted:
+            num_children[file.parent_id] -= 1
+            if num_children[file.parent_id] == 0:
+                heapq.heappush(leaves, _rank(rooted[file.parent_id]))
+
+
+@contextmanager
+def hold_lock(root: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the folder's lock against all processes. Raises filelock.Timeout, OSError."""
+    with filelock.FileLock(root / LOCK_NAME, timeout=timeout_s, mode=0o600, thread_local=False):
+        yield
+
+
+def make_private_folder(path: Path) -> None:
+    """Create a folder and what is above it, open to its owner alone. Raises OSError."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def remove_file(path: Path) -> bool:
+    """Delete a file; safe for whoever reads it. False when it could not be deleted."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def default_disk_bytes(path: Path) -> int:
+    """4 GiB or a tenth of the free space where `path` is or will be, the smaller; 0 when that can't be told."""
+    for folder in (path, *path.parents):
+        try:
+            stat = os.statvfs(folder)
+        except OSError:
+            continue
+        return min(4 * 2**30, stat.f_bavail * stat.f_frsize // 10)
+    return 0
+
+
+def _rank(file: StoredFile) -> tuple[int, int, tuple[str, str]]:
+    return file.name.priority, file.mtime_ns, file.id
+
+
+def _is_digest(name: str) -> bool:
+    return len(name) == 32 and set(name) <= set("0123456789abcdef")
+
+
+def _listing(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []

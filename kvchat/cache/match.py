@@ -1,0 +1,93 @@
+"""What PrefixCache takes and gives: settings, and the values of a match, a lease, a load and a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
+
+from kvchat.cache.block import Chain, HashFunction, xxh3_128
+from kvchat.cache.disk import Piece, open_new
+from kvchat.cache.pool import Block
+
+
+class Ended(StrEnum):
+    """Why a match ended where it did; `complete` when every full block was found."""
+
+    COMPLETE = "complete"
+    FIRST_USE = "first_use"
+    NEW_TEXT = "new_text"
+    EVICTED = "evicted"
+    CORRUPT = "corrupt"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """How a cache is run. Budgets in bytes; `disk_root` None means no disk tier, `ram_bytes` 0 no RAM tier.
+
+    `wait_s` bounds how long one commit may wait for the background writer, and the writer for another process.
+    """
+
+    mode: str = "rw"
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    disk_root: Path | None = None
+    block_size: int = 16
+    codec: str = "raw"
+    wait_s: float = 2.0
+    hash_function: HashFunction = xxh3_128
+    open_new: Callable[[Path], BinaryIO] = open_new
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest stored prefix of some tokens, in whole blocks: first `ram_tokens` in RAM, then `disk_tokens`."""
+
+    chain: Chain
+    ram_tokens: int
+    disk_tokens: int
+    ended: Ended
+    tail: Block | None = None
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV is stored."""
+        return self.ram_tokens + self.disk_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A match that holds still: its blocks in RAM are pinned. `match` may differ from the one that was asked for."""
+
+    match: Match
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load` did: the arena is filled up to token `end`; `ram` and `disk` are the tokens from each tier."""
+
+    end: int
+    ram: int
+    disk: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What `commit` stored anew; the disk follows in the background."""
+
+    num_blocks: int
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many tokens from the root on each tier holds by itself."""
+
+    ram: int
+    disk: int
