@@ -138,7 +138,9 @@ class Answer:
     cache: CacheReport
 
     def turn(self) -> Turn:
-        """The answer as a turn of the conversation."""
+        """The answer as a turn of the conversation; without ids if they were lost with the engine."""
+        if not self.completion and self.text:
+            return Turn(Role.ASSISTANT, self.text, self.reasoning)
         return Turn(Role.ASSISTANT, self.text, self.reasoning, self.completion, self.tokenizer)
 
 

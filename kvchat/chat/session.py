@@ -171,7 +171,7 @@ class Session:
         self.close()
 
     def _keep(self, exchange: Exchange, answer: Answer) -> None:
-        if answer.finish_reason is FinishReason.CANCELLED and not answer.completion:
+        if answer.finish_reason is FinishReason.CANCELLED and not (answer.completion or answer.text):
             return
         self._exchanges[exchange.id] = replace(exchange, answer=answer)
         self.totals = self.totals.plus(answer)

@@ -96,6 +96,14 @@ class Engine:
             self.loaded.forward(tokens, self.state)
         self.state.keep(0)
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV that one token takes in all layers; known after the first forward."""
+        return sum(plane.shape[0] * plane.shape[2] * plane.element_size() for plane in self.state.planes)
+
+    def close(self) -> None:
+        """Nothing is used after this."""
+
     def generate(self, request: Request, is_cancelled: Callable[[], bool]) -> Iterator[EngineEvent]:
         """Answer `request.prompt`; the last event is `Finished`.
 
@@ -154,7 +162,7 @@ class Engine:
                 break
             count += 1
             yield Token(token)
-            if count < limit:
+            if count < room:  # also behind the last one: the next turn finds the whole answer held
                 logits = self.loaded.forward([token], self.state)
         decode_s = time.perf_counter() - started
         prefilled = prompt_tokens - reuse.num_tokens

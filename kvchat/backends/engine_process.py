@@ -1,0 +1,158 @@
+"""The engine's side of the pipe: reads calls, runs them on a LocalBackend, writes events. Ends with its input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+from kvchat.backends.base import Options, Phase, Role, Status, Turn
+from kvchat.backends.wire import error_to_wire, from_wire, to_wire
+from kvchat.config import Config
+
+if TYPE_CHECKING:
+    from kvchat.backends.local import LocalBackend
+
+STATUS_INTERVAL_S = 0.05
+"""How often a change of status is looked for."""
+DRAIN_TIMEOUT_S = 8.0
+"""How long the engine may go on writing after its input has closed."""
+
+
+class EngineProcess:
+    """Serves one terminal until `calls` ends."""
+
+    def __init__(self, calls: IO[bytes], replies: IO[bytes]) -> None:
+        self._calls = calls
+        self._replies = replies
+        self._write_lock = threading.Lock()
+        self._backend: LocalBackend | None = None
+        self._backend_ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._running: set[int] = set()
+        self._cancelled: set[int] = set()
+
+    def serve(self) -> None:
+        """Read calls until the other side is gone; then drain, within a bound, and return."""
+        first = self._calls.readline()
+        if not first:
+            return
+        config = Config.from_json(json.loads(first))
+        _in_background(self._open, config)
+        _in_background(self._report_status)
+        for line in self._calls:
+            self._handle(json.loads(line))
+        _in_background(_end_after, DRAIN_TIMEOUT_S)
+        if self._backend is not None:
+            self._backend.close()
+
+    def _open(self, config: Config) -> None:
+        try:
+            from kvchat.backends.local import LocalBackend  # torch: seconds, while the reader goes on reading
+
+            self._backend = LocalBackend(config)
+            self._backend.start()
+        except BaseException as error:  # told to whoever calls
+            self._failure = error
+        self._backend_ready.set()
+
+    def _handle(self, call: dict[str, Any]) -> None:
+        if call["call"] == "cancel":
+            self._cancel(call.get("target"))
+            return
+        self._running.add(call["id"])
+        _in_background(self._run, call)
+
+    def _cancel(self, target: int | None) -> None:
+        wanted = self._running if target is None else self._running & {target}
+        self._cancelled |= wanted
+        if wanted and self._backend is not None:
+            self._backend.cancel()
+
+    def _run(self, call: dict[str, Any]) -> None:
+        number = call["id"]
+        try:
+            result = self._result(number, call)
+        except BaseException as error:  # crosses the pipe
+            self._write({"id": number, "kind": "error", "value": error_to_wire(error)})
+        else:
+            self._write({"id": number, "kind": "result", "value": result})
+        finally:
+            self._running.discard(number)
+            self._cancelled.discard(number)
+
+    def _result(self, number: int, call: dict[str, Any]) -> Any:
+        self._backend_ready.wait()
+        if self._failure is not None:
+            raise self._failure
+        assert self._backend is not None
+        if call["call"] == "info":
+            return to_wire(self._backend.info())
+        if call["call"] == "count":
+            return self._backend.count(call["text"])
+        assert call["call"] == "answer", call["call"]
+        history = [_turn(turn) for turn in call["history"]]
+        events = self._backend.answer(history, from_wire(Options, call["options"]))
+        if number in self._cancelled:
+            self._backend.cancel()
+        for event in events:
+            value = {"type": type(event).__name__, "value": to_wire(event)}
+            self._write({"id": number, "kind": "event", "value": value})
+        return None
+
+    def _report_status(self) -> None:
+        last: Status | None = None
+        while True:
+            backend = self._backend
+            status = Status(Phase.LOADING, "loading torch") if backend is None else backend.status()
+            if self._failure is not None:
+                status = Status(Phase.FAILED, str(self._failure))
+            if status != last:
+                self._write({"status": to_wire(status)})
+                last = status
+            time.sleep(STATUS_INTERVAL_S)
+
+    def _write(self, message: dict[str, Any]) -> None:
+        line = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+        try:
+            with self._write_lock:
+                self._replies.write(line + b"\n")
+                self._replies.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # the terminal is gone; the reader notices
+
+
+def _turn(value: dict[str, Any]) -> Turn:
+    """One turn from JSON; written out, because a long history has many ids."""
+    tokens = value["tokens"]
+    return Turn(
+        role=Role(value["role"]),
+        text=value["text"],
+        reasoning=value["reasoning"],
+        tokens=None if tokens is None else tuple(tokens),
+        tokenizer=value["tokenizer"],
+    )
+
+
+def _in_background(function: Any, *arguments: Any) -> None:
+    threading.Thread(target=function, args=arguments, daemon=True).start()
+
+
+def _end_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve on the standard streams; whatever else prints goes to stderr."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    EngineProcess(sys.stdin.buffer, replies).serve()
+    os._exit(0)  # threads that still load or compute don't matter any more
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The backend's values as JSON and back: dataclasses by their field types. Knows no pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from kvchat.backends import base
+from kvchat.errors import ERROR_TYPES, KvchatError
+
+EVENTS: Mapping[str, type[Any]] = {
+    cls.__name__: cls for cls in (base.Prefilling, base.Text, base.Notice, base.Done)
+}
+
+
+def to_wire(value: Any) -> Any:
+    """A JSON-ready form of a dataclass, or of a list or tuple of them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_wire(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [to_wire(item) for item in value]
+    return value
+
+
+def from_wire(kind: Any, value: Any) -> Any:
+    """The value of type `kind` that `to_wire` wrote."""
+    if value is None:
+        return None
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType or (arguments and type(None) in arguments):
+        return from_wire(next(argument for argument in arguments if argument is not type(None)), value)
+    if origin is tuple:
+        inner = arguments[0]
+        return tuple(value) if inner in (int, str) else tuple(from_wire(inner, item) for item in value)
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return kind(**{name: from_wire(hint, value[name]) for name, hint in _hints(kind).items()})
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    return value
+
+
+def error_to_wire(error: BaseException) -> dict[str, str]:
+    """An error as it crosses the pipe; one of ours keeps its type and remedy."""
+    if isinstance(error, KvchatError):
+        return {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
+    return {
+        "type": "KvchatError",
+        "message": f"internal error: {type(error).__name__}: {error}",
+        "remedy": "",
+    }
+
+
+def error_from_wire(value: Mapping[str, str]) -> KvchatError:
+    """The error that `error_to_wire` wrote."""
+    return ERROR_TYPES.get(value["type"], KvchatError)(value["message"], value["remedy"])
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)

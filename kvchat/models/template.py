@@ -1,0 +1,224 @@
+"""Turns -> prompt ids: the template's text encoded, and what the model generated put in as the very ids it generated.
+
+The template renders with placeholders where ids are known already (answers, control tokens that a user typed); the
+rendered text is cut at them, its pieces are encoded, and the known ids stand between. So a template that trims an
+answer changes nothing, one that drops its reasoning keeps the rest, and nobody forges a control token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from json import dumps
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from kvchat.errors import ModelUnavailableError
+from kvchat.models.tokenizer import ChatTokenizer, joined
+
+_OPEN, _CLOSE = "\uf8fc", "\uf8fd"  # private use: brackets of a placeholder
+_PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+REASONING_MARKS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+"""How models mark the part of an answer that is not for the reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message: `tokens` are an answer's exact ids (marks and reasoning included) if this tokenizer made them."""
+
+    role: str
+    text: str
+    reasoning: str = ""
+    tokens: Sequence[int] | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Rendered messages whose placeholders are numbered by `known`."""
+
+    known: list[tuple[int, ...]] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    thoughts: list[tuple[int, int, tuple[int, ...]]] = field(
+        default_factory=list
+    )  # message, placeholder, all ids
+
+    def hide(self, ids: Sequence[int]) -> str:
+        self.known.append(tuple(ids))
+        return f"{_OPEN}{len(self.known) - 1}{_CLOSE}"
+
+
+class ChatTemplate:
+    """A model's chat template over its tokenizer. The date it may print is that of its construction.
+
+    Raises ModelUnavailableError when the template does not parse, and from `prompt` when it refuses the messages.
+    """
+
+    def __init__(self, source: str, tokenizer: ChatTokenizer, *, now: datetime | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._now = now or datetime.now()
+        self._environment = _environment(self._now)
+        try:
+            self._template = self._environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelUnavailableError(
+                f"the chat template has an error: {error}", "give a working one with --chat-template"
+            ) from error
+        mentioned = [m for m in REASONING_MARKS if m[1] in source or m[1] in tokenizer.control]
+        self.reasoning_marks: tuple[str, str] | None = mentioned[0] if mentioned else None
+        self.closing_ids = self._find_closing()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation up to where the model answers.
+
+        For messages without forged control tokens and without generated ids they are the ids of the rendered text.
+        """
+        draft = self._draft(messages)
+        rendered = self._restore_reasoning(draft, self._render(draft.messages))
+        return self._encode(rendered, draft)
+
+    def opens_reasoning(self, messages: Sequence[Message]) -> bool:
+        """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""
+        if self.reasoning_marks is None:
+            return False
+        rendered = self._render(self._draft(messages).messages)
+        start, end = self.reasoning_marks
+        return rendered.rstrip().endswith(start) and not rendered.rstrip().endswith(end)
+
+    def _draft(self, messages: Sequence[Message]) -> _Draft:
+        draft = _Draft()
+        for index, message in enumerate(messages):
+            if message.tokens is None:
+                content = self._protect(message.text, draft)
+            else:
+                content = self._generated(index, message, draft)
+            draft.messages.append({"role": message.role, "content": content})
+        return draft
+
+    def _generated(self, index: int, message: Message, draft: _Draft) -> str:
+        ids = tuple(message.tokens or ())
+        if not message.reasoning or self.reasoning_marks is None:
+            return draft.hide(ids)
+        start, end = self.reasoning_marks
+        cut = self._end_of_reasoning(ids, end)
+        answer = ids[cut:]
+        while answer and self.tokenizer.is_blank(answer[0]):
+            answer = answer[1:]
+        thought = draft.hide(ids[:cut])
+        shown = draft.hide(answer)
+        draft.thoughts.append((index, len(draft.known) - 2, ids))
+        return f"{start}{thought}{end}{shown}"
+
+    def _end_of_reasoning(self, ids: Sequence[int], mark: str) -> int:
+        single = self.tokenizer.control.get(mark)
+        if single is not None and single in ids:
+            return list(ids).index(single) + 1
+        stream = self.tokenizer.stream()
+        text = ""
+        for count, token in enumerate(ids, 1):
+            text += stream.push(token)
+            if mark in text:
+                return count
+        return len(ids)
+
+    def _protect(self, text: str, draft: _Draft) -> str:
+        """`text` with every control token in it behind a placeholder that stands for its letters."""
+        brackets = re.sub(f"[{_OPEN}{_CLOSE}]", "", text)
+        return self.tokenizer.control_pattern.sub(
+            lambda found: draft.hide(self.tokenizer.encode_as_text(found[0])), brackets
+        )
+
+    def _render(self, messages: list[dict[str, str]], *, answering: bool = True) -> str:
+        try:
+            return self._render_as_is(messages, answering)
+        except jinja2.TemplateError as error:
+            if len(messages) > 1 and messages[0]["role"] == "system":
+                return self._render(_fold_system(messages), answering=answering)
+            raise ModelUnavailableError(
+                f"the chat template refuses this conversation: {error}", "try --chat-template"
+            ) from error
+        except Exception as error:  # whatever a template's own expressions run into
+            raise ModelUnavailableError(f"the chat template fails: {error}", "try --chat-template") from error
+
+    def _render_as_is(self, messages: list[dict[str, str]], answering: bool) -> str:
+        names: dict[str, Any] = dict(self.tokenizer.names)
+        return self._template.render(
+            messages=messages, add_generation_prompt=answering, tools=None, documents=None, **names
+        )
+
+    def _restore_reasoning(self, draft: _Draft, rendered: str) -> str:
+        """Where the template kept an answer's reasoning, its exact ids replace all that it wrote for the answer."""
+        for index, thought, ids in draft.thoughts:
+            mark, end = f"{_OPEN}{thought}{_CLOSE}", f"{_OPEN}{thought + 1}{_CLOSE}"
+            if mark not in rendered or end not in rendered:
+                continue
+            header = self._render(draft.messages[:index])
+            start = len(_shared(header, rendered))
+            if start <= rendered.index(mark):
+                rendered = rendered[:start] + draft.hide(ids) + rendered[rendered.index(end) + len(end) :]
+        return rendered
+
+    def _encode(self, rendered: str, draft: _Draft) -> list[int]:
+        pieces = _PLACEHOLDER.split(rendered)  # text, number, text, number, …, text
+        parts: list[Sequence[int]] = []
+        for position, piece in enumerate(pieces):
+            if position % 2:
+                parts.append(draft.known[int(piece)])
+            elif piece:
+                parts.append(self.tokenizer.encode(piece, is_start=position == 0))
+        return joined(parts)
+
+    def _find_closing(self) -> tuple[int, ...]:
+        """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
+        draft = self._draft([Message("user", "a"), Message("assistant", "b", tokens=())])
+        try:
+            behind = _PLACEHOLDER.split(self._render(draft.messages, answering=False))[-1]
+        except ModelUnavailableError:
+            return ()
+        ids = self.tokenizer.encode(behind.lstrip())[:1]
+        return tuple(i for i in ids if i in self.tokenizer.control.values())
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks answers for training; here its body is just printed."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
+    """Jinja as chat templates expect it (transformers' conventions), in its sandbox, with the clock stopped."""
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **options: dumps(
+        value, **({"ensure_ascii": False} | options)
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = now.strftime
+    return environment
+
+
+def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The system text in front of the first message, for templates that know no system role."""
+    system, first, *rest = messages
+    return [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _shared(left: str, right: str) -> str:
+    length = next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
+    return left[:length]

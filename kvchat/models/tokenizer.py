@@ -1,0 +1,201 @@
+"""Text <-> token ids for one model, control tokens kept apart from text. Knows no message and no model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from kvchat.errors import ModelUnavailableError
+
+_ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_REPLACEMENT = "\ufffd"
+
+
+class ChatTokenizer:
+    """One model's tokenizer. `id` names it: equal ids mean equal token ids for equal text.
+
+    Control tokens are those marked special, and those that `control_text` (a chat template) writes itself; in text
+    that a user supplies they must not count, see `encode_as_text`.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, names: dict[str, str] | None = None, control_text: str = ""
+    ) -> None:
+        self.id = xxhash.xxh3_64_hexdigest(tokenizer.to_str().encode())
+        self.names = names or {}  # bos_token, eos_token … as chat templates want them
+        added = tokenizer.get_added_tokens_decoder()
+        self.control: dict[str, int] = {
+            token.content: number
+            for number, token in added.items()
+            if token.content.strip() and (token.special or token.content in control_text)
+        }
+        longest_first = sorted([*self.control, _ANCHOR], key=len, reverse=True)
+        self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._full = _anchored(tokenizer)
+        self.encode = lru_cache(maxsize=4096)(self._encode)
+
+    def _encode(self, text: str, *, is_start: bool = False) -> tuple[int, ...]:
+        """Ids of `text`, control tokens counting. Unless `is_start`, it is encoded as what stands behind other text."""
+        return _encode(self._full, text, is_start)
+
+    def encode_as_text(self, text: str) -> tuple[int, ...]:
+        """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
+        ids = _encode(self._plain, text)
+        forged = set(self.control.values())
+        if forged.isdisjoint(ids):
+            return ids
+        return tuple(i for letter in text for i in _encode(self._plain, letter) if i not in forged)
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        return _anchored(_without_control(self._full, set(self.control)))
+
+    def count(self, text: str) -> int:
+        """Number of tokens that `text` is, control tokens taken as text."""
+        return len(self.encode_as_text(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, without special tokens."""
+        return str(self._full.decode(list(ids), skip_special_tokens=True))
+
+    def is_blank(self, token: int) -> bool:
+        """Whether a token is nothing but white space."""
+        text = self.decode([token])
+        return bool(text) and not text.strip()
+
+    def stream(self) -> TextStream:
+        """A decoder for one answer."""
+        return TextStream(self._full)
+
+
+class TextStream:
+    """Ids in, text out as soon as it is certain: never ends inside a character, never waits for a space."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._given = 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is incomplete."""
+        self._ids.append(token)
+        text = self._stream.step(self._tokenizer, token) or ""
+        self._given += len(text)
+        return str(text)
+
+    def finish(self) -> str:
+        """What was held back and is whole after all; an unfinished character is left out."""
+        whole = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        rest = whole[self._given :].rstrip(_REPLACEMENT)
+        self._given += len(rest)
+        return rest
+
+
+def load_tokenizer(folder: Path, *, control_text: str = "") -> ChatTokenizer:
+    """The tokenizer of a model's folder. Raises ModelUnavailableError if there is none that can be used."""
+    settings = _read_json(folder / "tokenizer_config.json")
+    path = folder / "tokenizer.json"
+    try:
+        if path.exists() and settings.get("tokenizer_class", _PLAIN_CLASSES[0]) in _PLAIN_CLASSES:
+            tokenizer = Tokenizer.from_file(str(path))
+            names = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
+        else:
+            tokenizer, names = _through_transformers(folder)
+    except Exception as error:  # tokenizers raises bare Exception
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelUnavailableError(
+            f"no usable tokenizer in {folder}: {first}", "take another model"
+        ) from error
+    names = {key: value for key, value in names.items() if value}
+    return ChatTokenizer(tokenizer, names=names, control_text=control_text)
+
+
+def _through_transformers(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
+    from transformers import AutoTokenizer  # 1.7 s, only for tokenizers that need their own class
+
+    loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not hasattr(loaded, "backend_tokenizer"):
+        raise ValueError(f"{type(loaded).__name__} is no fast tokenizer")
+    named = {key: str(value) for key, value in loaded.special_tokens_map.items() if isinstance(value, str)}
+    return loaded.backend_tokenizer, named
+
+
+def _encode(tokenizer: Tokenizer, text: str, is_start: bool = False) -> tuple[int, ...]:
+    if is_start:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    return tuple(tokenizer.encode(_ANCHOR + text, add_special_tokens=False).ids[1:])
+
+
+def _anchored(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with one more special token, in front of text that does not start the prompt.
+
+    SentencePiece tokenizers put a space before the first word; behind a special token they don't.
+    """
+    tokenizer.add_special_tokens([AddedToken(_ANCHOR, normalized=False, special=True)])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _without_control(tokenizer: Tokenizer, control: set[str]) -> Tokenizer:
+    parsed = json.loads(tokenizer.to_str())
+    dropped = control | {_ANCHOR}
+    parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] not in dropped]
+    parsed["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(parsed))
+
+
+def _content(value: Any) -> str:
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelUnavailableError(f"can't read {path}: {error}", "fetch the model again") from error
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def read_template(folder: Path, named: Path | None = None) -> str | None:
+    """The chat template's source: the file `named`, else the folder's own; None if there is none.
+
+    Raises ModelUnavailableError for a file that can't be read.
+    """
+    if named is not None:
+        try:
+            return named.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelUnavailableError(
+                f"can't read the chat template {named}: {error}", "name another file"
+            ) from error
+    own = folder / "chat_template.jinja"
+    if own.exists():
+        return own.read_text(encoding="utf-8")
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        template = _read_json(folder / file).get("chat_template")
+        if isinstance(template, list):  # several, by name
+            by_name = {
+                entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)
+            }
+            template = by_name.get("default") or next(iter(by_name.values()), None)
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def joined(parts: Sequence[Sequence[int]]) -> list[int]:
+    """Several runs of ids as one list."""
+    return [token for part in parts for token in part]
