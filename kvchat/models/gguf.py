@@ -5,11 +5,11 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,20 +78,19 @@ class GgufFile:
         return str(self.metadata["general.architecture"])
 
     def number(self, key: str, default: float | None = None) -> float:
-        """The metadata value `<architecture>.<key>`. Raises ModelUnavailableError when it is no number."""
+        """The metadata value `<architecture>.<key>`. Raises ModelUnavailableError unless it is above 0."""
         value = self.metadata.get(f"{self.architecture}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ModelUnavailableError(f"{self.path} has no {self.architecture}.{key}", _FETCH_AGAIN)
-        return value
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+            return value
+        what = "has no" if value is None else f"can't have {value!r} as"
+        raise ModelUnavailableError(f"{self.path} {what} {self.architecture}.{key}", _FETCH_AGAIN)
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """The same, for a whole number above 0."""
+        """The same, for a whole number."""
         value = self.number(key, default)
-        if not isinstance(value, int) or value <= 0:
-            raise ModelUnavailableError(
-                f"{self.path}: {self.architecture}.{key} can't be {value}", _FETCH_AGAIN
-            )
-        return value
+        if isinstance(value, int):
+            return value
+        raise ModelUnavailableError(f"{self.path}: {self.architecture}.{key} can't be {value}", _FETCH_AGAIN)
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -227,6 +226,6 @@ def _tensor_type(path: Path, kind: int) -> BlockType:
 
 
 def _placed(path: Path, name: str, shape: tuple[int, ...], kind: BlockType, start: int) -> GgufTensor:
-    if shape[-1] % kind.block_size or not prod(shape):
+    if shape[-1] % kind.block_size or not math.prod(shape):
         raise ValueError(f"tensor {name!r} of type {kind.name} can't have the shape {list(shape)}")
-    return GgufTensor(name, shape, kind, start, prod(shape) // kind.block_size * kind.block_bytes)
+    return GgufTensor(name, shape, kind, start, math.prod(shape) // kind.block_size * kind.block_bytes)

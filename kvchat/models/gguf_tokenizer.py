@@ -61,6 +61,11 @@ def special_id(gguf: GgufFile, role: str) -> int | None:
     return token_id if isinstance(token_id, int) and 0 <= token_id < len(_tokens(gguf)) else None
 
 
+def vocabulary_size(gguf: GgufFile) -> int:
+    """How many tokens the vocabulary has."""
+    return len(_tokens(gguf))
+
+
 def end_ids(gguf: GgufFile) -> list[int]:
     """Every token that ends an answer: those the file names, then the known ones by their text."""
     control = (index for index, kind in enumerate(_token_types(gguf)) if kind == _CONTROL)
