@@ -13,8 +13,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -153,20 +153,24 @@ class DiskTier:
 
     @contextmanager
     def open(self, piece: Piece) -> Iterator[Reader]:
-        """Read a file; it stays readable even if it is evicted meanwhile."""
-        try:
-            descriptor = os.open(self.folder / str(piece.name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            yield Reader(self, piece, None)
-            return
-        except OSError as error:
-            self.condemn(piece.name, str(error))
-            yield Reader(self, piece, None)
-            return
-        try:
-            yield Reader(self, piece, descriptor)
-        finally:
-            os.close(descriptor)
+        """Read a file; it stays readable even if it is evicted meanwhile.
+
+        Its header is read again, for another process may have replaced the file under the same name.
+        """
+        with ExitStack() as stack:
+            reader = Reader(self, piece, None)
+            try:
+                descriptor = os.open(self.folder / str(piece.name), os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                header = self._read_header(descriptor, piece.name)
+                if header.tokens != piece.header.tokens:
+                    raise EntryError("it belongs elsewhere")
+                reader = Reader(self, replace(piece, header=header), descriptor)
+            except FileNotFoundError:
+                pass
+            except (OSError, EntryError) as error:
+                self.condemn(piece.name, error)
+            yield reader
 
     def store(self, chain: Chain, start: int, payload: memoryview, *, priority: int = 0) -> bool:
         """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.
@@ -207,16 +211,17 @@ class DiskTier:
         with suppress(OSError, filelock.Timeout), hold_lock(self._settings.root, 0.0):
             self._evict_for(0, frozenset())
 
-    def condemn(self, name: EntryName, reason: str, *, is_newer: bool = False) -> None:
-        """Treat a file as a miss from now on, with one warning; delete it unless a later version may know it."""
+    def condemn(self, name: EntryName, error: Exception) -> None:
+        """Treat a file as a miss, with one warning; delete it unless a later version of kvchat may know it."""
+        is_newer = isinstance(error, EntryError) and error.is_newer
+        is_removed = self._settings.is_writable and not is_newer and remove_file(self.folder / str(name))
         with self._lock:
-            self._unusable.add(str(name))
+            if not is_removed:
+                self._unusable.add(str(name))
             _remember(self._corrupt, name.first)
             self._forget(str(name))
-        if self._settings.is_writable and not is_newer:
-            remove_file(self.folder / str(name))
         self._stats.add(CacheStats(corrupt_files=1))
-        self.warn_once("corrupt", f"a stored file is not used and its tokens are computed again: {reason}")
+        self.warn_once("corrupt", f"a stored file is not used and its tokens are computed again: {error}")
 
     def warn_once(self, kind: str, message: str) -> None:
         """Warn, the first time for each kind of trouble."""
@@ -245,16 +250,20 @@ class DiskTier:
         try:
             descriptor = os.open(self.folder / str(name), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                header = read_header(descriptor)
+                header = self._read_header(descriptor, name)
             finally:
                 os.close(descriptor)
-            header.check(name, self.folder.name, self._meta)
         except FileNotFoundError:
             return None
         except (OSError, EntryError) as error:
-            self.condemn(name, str(error), is_newer=getattr(error, "is_newer", False))
+            self.condemn(name, error)
             return None
         self._headers[name.key] = header
+        return header
+
+    def _read_header(self, descriptor: int, name: EntryName) -> Header:
+        header = read_header(descriptor)
+        header.check(name, self.folder.name, self._meta)
         return header
 
     def _refresh(self) -> None:
@@ -359,9 +368,7 @@ class DiskTier:
         os.utime(path, ns=(self._newest_ns, self._newest_ns))
 
     def _raise_priority(self, name: EntryName, priority: int) -> None:
-        raised = EntryName(
-            name.key, name.parent, name.first, name.last, name.start, name.num_blocks, priority
-        )
+        raised = replace(name, priority=priority)
         with suppress(filelock.Timeout), hold_lock(self._settings.root, self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
 
@@ -389,7 +396,7 @@ class Reader:
                 if checksum(into[index * size : (index + 1) * size]) != header.checksums[first + index]:
                     raise EntryError("a block's checksum is wrong")
         except (OSError, EntryError) as error:
-            self._disk.condemn(self._piece.name, str(error))
+            self._disk.condemn(self._piece.name, error)
             return False
         return True
 

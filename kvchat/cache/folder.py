@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,34 +84,42 @@ def fingerprint_folders(root: Path) -> list[Path]:
     return [root / name for name in names if (root / name).is_dir()]
 
 
+FileId = tuple[str, str]
+
+
+def rooted_files(files: Iterable[StoredFile]) -> dict[FileId, StoredFile]:
+    """The files whose chain of parents is whole, up to one that begins at the root; by their `id`."""
+    children: dict[FileId, list[StoredFile]] = defaultdict(list)
+    rooted: dict[FileId, StoredFile] = {}
+    for file in files:
+        children[file.parent_id].append(file)
+        if file.name.parent == NO_PARENT:
+            rooted[file.id] = file
+    reached = list(rooted)
+    while reached:
+        below = {file.id: file for file in children[reached.pop()] if file.id not in rooted}
+        rooted |= below
+        reached.extend(below)
+    return rooted
+
+
 def eviction_order(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
     """All files in the order in which they go: orphans, then leaves by (priority, last use), children before parents.
 
     O(n) to begin and O(log n) a file.
     """
     by_id = {file.id: file for file in files}
-    children: dict[tuple[str, str], list[StoredFile]] = defaultdict(list)
-    for file in by_id.values():
-        children[file.parent_id].append(file)
-    rooted = {file.id: file for file in by_id.values() if file.name.parent == NO_PARENT}
-    reached = list(rooted.values())
-    while reached:
-        below = children.get(reached.pop().id, [])
-        rooted.update((file.id, file) for file in below)
-        reached.extend(below)
-    yield from sorted(
-        (file for file in by_id.values() if file.id not in rooted), key=lambda file: file.mtime_ns
-    )
-    num_children = {id_: len(children.get(id_, ())) for id_ in rooted}
-    leaves = [_rank(file) for file in rooted.values() if num_children[file.id] == 0]
+    rooted = rooted_files(by_id.values())
+    yield from sorted((file for id_, file in by_id.items() if id_ not in rooted), key=_rank)
+    num_children = Counter(file.parent_id for file in rooted.values())
+    leaves = [_rank(file) for id_, file in rooted.items() if num_children[id_] == 0]
     heapq.heapify(leaves)
     while leaves:
         file = rooted[heapq.heappop(leaves)[2]]
         yield file
-        if file.parent_id in rooted:
-            num_children[file.parent_id] -= 1
-            if num_children[file.parent_id] == 0:
-                heapq.heappush(leaves, _rank(rooted[file.parent_id]))
+        num_children[file.parent_id] -= 1
+        if num_children[file.parent_id] == 0 and file.parent_id in rooted:
+            heapq.heappush(leaves, _rank(rooted[file.parent_id]))
 
 
 @contextmanager

@@ -1,0 +1,216 @@
+"""Looking after the cache folder from outside: list, verify, prune, clear; values only, no torch, no model.
+
+What is removed goes under the folder's lock; reading is safe for whoever has a file open, so a running chat sees a miss.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from kvchat.cache.entry import EntryError, FolderMeta, checksum, read_header
+from kvchat.cache.folder import (
+    META_NAME,
+    StoredFile,
+    eviction_order,
+    fingerprint_folders,
+    hold_lock,
+    remove_file,
+    rooted_files,
+    scan_folder,
+)
+from kvchat.errors import KvchatError
+
+LOCK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class FolderInfo:
+    """One fingerprint's folder. `num_tokens` are the tokens whose KV is stored; times in seconds since the epoch.
+
+    `meta` is None when the folder does not say what it belongs to.
+    """
+
+    path: Path
+    meta: FolderMeta | None
+    num_files: int
+    num_tokens: int
+    num_bytes: int
+    newest_s: float
+    oldest_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {**asdict(self), "path": str(self.path), "meta": self.meta.to_json() if self.meta else None}
+
+
+@dataclass(frozen=True, slots=True)
+class BadFile:
+    """A file that can't be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Every checksum of every file was computed again. `temporary` are left-overs of writers that died."""
+
+    num_files: int
+    num_blocks: int
+    num_bytes: int
+    bad: tuple[BadFile, ...]
+    temporary: tuple[Path, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.bad
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        bad = [{"path": str(file.path), "reason": file.reason} for file in self.bad]
+        return {**asdict(self), "bad": bad, "temporary": [str(path) for path in self.temporary]}
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What was removed, or, in a dry run, what would be."""
+
+    num_files: int
+    num_bytes: int
+    is_dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self)
+
+
+def list_folders(root: Path) -> list[FolderInfo]:
+    """All fingerprints' folders, the most recently used first."""
+    files: dict[Path, list[StoredFile]] = defaultdict(list)
+    for file in scan_folder(root).files:
+        files[file.path.parent].append(file)
+    infos = [_describe(folder, files[folder]) for folder in fingerprint_folders(root)]
+    return sorted(infos, key=lambda info: info.newest_s, reverse=True)
+
+
+def verify_checksums(root: Path) -> VerifyReport:
+    """Read every stored file again, header and blocks. Changes nothing; what is evicted meanwhile is left out."""
+    scan = scan_folder(root)
+    bad: list[BadFile] = []
+    num_files = num_blocks = num_bytes = 0
+    for file in scan.files:
+        try:
+            num_blocks += _verify(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, EntryError) as error:
+            bad.append(BadFile(file.path, str(error)))
+        num_files += 1
+        num_bytes += file.num_bytes
+    return VerifyReport(num_files, num_blocks, num_bytes, tuple(bad), scan.temporary)
+
+
+def remove_bad(root: Path, report: VerifyReport, *, dry_run: bool = False) -> Freed:
+    """Remove the files that a verification found unusable."""
+    paths = {file.path for file in report.bad}
+    return _remove(root, lambda files: (file for file in files if file.path in paths), dry_run)
+
+
+def prune(
+    root: Path, *, budget_bytes: int | None = None, older_than_s: float | None = None, dry_run: bool = False
+) -> Freed:
+    """Remove orphans, what was not used for `older_than_s` seconds, and the least recently used over `budget_bytes`.
+
+    A file that another one still continues is never removed. Raises KvchatError.
+    """
+    before_ns = -1 if older_than_s is None else time.time_ns() - int(older_than_s * 1e9)
+
+    def choose(files: tuple[StoredFile, ...]) -> Iterator[StoredFile]:
+        num_bytes = sum(file.num_bytes for file in files)
+        rooted = rooted_files(files)
+        kept: set[tuple[str, str]] = set()
+        for file in eviction_order(files):
+            is_excess = budget_bytes is not None and num_bytes > budget_bytes
+            is_old = file.mtime_ns < before_ns and file.id not in kept
+            if is_excess or is_old or file.id not in rooted:
+                num_bytes -= file.num_bytes
+                yield file
+            else:
+                kept.add(file.parent_id)
+
+    return _remove(root, choose, dry_run)
+
+
+def clear(root: Path, *, dry_run: bool = False) -> Freed:
+    """Remove every stored file of every fingerprint. Raises KvchatError."""
+    return _remove(root, eviction_order, dry_run)
+
+
+def _describe(folder: Path, files: list[StoredFile]) -> FolderInfo:
+    try:
+        meta = FolderMeta.from_json(json.loads((folder / META_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        meta = None
+    num_blocks = sum(file.name.num_blocks for file in files)
+    used_s = [file.mtime_ns / 1e9 for file in files] or [0.0]
+    num_tokens = num_blocks * meta.block_size if meta else 0
+    num_bytes = sum(file.num_bytes for file in files)
+    return FolderInfo(folder, meta, len(files), num_tokens, num_bytes, max(used_s), min(used_s))
+
+
+def _verify(file: StoredFile) -> int:
+    """Blocks of a sound file. Raises EntryError, OSError."""
+    with file.path.open("rb", buffering=0) as stream:
+        header = read_header(stream.fileno())
+        if header.root != file.path.parent.name or header.start != file.name.start:
+            raise EntryError("it belongs elsewhere")
+        for index, expected in enumerate(header.checksums):
+            offset = header.payload_offset + index * header.block_bytes
+            block = os.pread(stream.fileno(), header.block_bytes, offset)
+            if checksum(memoryview(block)) != expected:
+                raise EntryError("a block's checksum is wrong")
+    return header.num_blocks
+
+
+def _remove(
+    root: Path, choose: Callable[[tuple[StoredFile, ...]], Iterable[StoredFile]], is_dry_run: bool
+) -> Freed:
+    if is_dry_run or not root.is_dir():
+        return _freed(choose(scan_folder(root).files), is_dry_run)
+    try:
+        with hold_lock(root, LOCK_TIMEOUT_S):
+            scan = scan_folder(root)
+            for path in scan.temporary:
+                remove_file(path)
+            freed = _freed((file for file in choose(scan.files) if remove_file(file.path)), False)
+            _remove_empty_folders(root)
+            return freed
+    except filelock.Timeout as error:
+        raise KvchatError("the cache folder is being written", "try again in a moment") from error
+    except OSError as error:
+        raise KvchatError(f"can't change the cache folder: {error}", "check its permissions") from error
+
+
+def _freed(files: Iterable[StoredFile], is_dry_run: bool) -> Freed:
+    sizes = [file.num_bytes for file in files]
+    return Freed(len(sizes), sum(sizes), is_dry_run)
+
+
+def _remove_empty_folders(root: Path) -> None:
+    """Remove folders in which nothing but their description is left. Needs the lock."""
+    for folder in fingerprint_folders(root):
+        if all(path.name == META_NAME for path in folder.iterdir()):
+            remove_file(folder / META_NAME)
+            with suppress(OSError):
+                folder.rmdir()
