@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.models import attention
@@ -58,3 +61,39 @@ def stock_logits(loaded: LoadedModel, tokens: list[int]) -> torch.Tensor:
             return loaded.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
     finally:
         loaded.model.set_attn_implementation(used)
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<pad>", "<|im_end|>", "<|im_start|>", "<s>", "</s>"]
+CORPUS = ["the quick brown fox jumps over the lazy dog", "user assistant system hello world, and so on"] * 4
+
+
+def byte_level_tokenizer(*plain_added: str) -> Tokenizer:
+    """A byte-level BPE of 320 tokens; `plain_added` are added tokens that are not marked special, as `<think>` often is."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(plain_added),
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in plain_added])
+    return tokenizer
+
+
+def tiny_folder(folder: Path, *, template: str | None = CHATML, seed: int = 0, **overrides: Any) -> Path:
+    """A whole model on disk, as somebody would download it: weights, tokenizer, template."""
+    loaded = tiny_model("llama", seed=seed, **overrides)
+    loaded.model.save_pretrained(folder)
+    byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder

@@ -21,8 +21,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.tokenizer import ChatTokenizer, joined
 
-_OPEN, _CLOSE = "\uf8fc", "\uf8fd"  # private use: brackets of a placeholder
-_PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_OPEN, _CLOSE, _ANSWER = (
+    "\uf8fc",
+    "\uf8fd",
+    "\uf8fe",
+)  # private use: brackets of a placeholder, sign of an answer's
+_PLACEHOLDER = re.compile(f"{_OPEN}{_ANSWER}?(\\d+){_CLOSE}")
 
 REASONING_MARKS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
 """How models mark the part of an answer that is not for the reader."""
@@ -48,9 +52,9 @@ class _Draft:
         default_factory=list
     )  # message, placeholder, all ids
 
-    def hide(self, ids: Sequence[int]) -> str:
+    def hide(self, ids: Sequence[int], sign: str = "") -> str:
         self.known.append(tuple(ids))
-        return f"{_OPEN}{len(self.known) - 1}{_CLOSE}"
+        return f"{_OPEN}{sign}{len(self.known) - 1}{_CLOSE}"
 
 
 class ChatTemplate:
@@ -71,6 +75,7 @@ class ChatTemplate:
             ) from error
         mentioned = [m for m in REASONING_MARKS if m[1] in source or m[1] in tokenizer.control]
         self.reasoning_marks: tuple[str, str] | None = mentioned[0] if mentioned else None
+        self._lead = self._find_lead()
         self.closing_ids = self._find_closing()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -80,6 +85,8 @@ class ChatTemplate:
         """
         draft = self._draft(messages)
         rendered = self._restore_reasoning(draft, self._render(draft.messages))
+        if self._lead:
+            rendered = rendered.replace(self._lead + _OPEN + _ANSWER, _OPEN + _ANSWER)
         return self._encode(rendered, draft)
 
     def opens_reasoning(self, messages: Sequence[Message]) -> bool:
@@ -103,7 +110,7 @@ class ChatTemplate:
     def _generated(self, index: int, message: Message, draft: _Draft) -> str:
         ids = tuple(message.tokens or ())
         if not message.reasoning or self.reasoning_marks is None:
-            return draft.hide(ids)
+            return draft.hide(ids, _ANSWER)
         start, end = self.reasoning_marks
         cut = self._end_of_reasoning(ids, end)
         answer = ids[cut:]
@@ -128,7 +135,7 @@ class ChatTemplate:
 
     def _protect(self, text: str, draft: _Draft) -> str:
         """`text` with every control token in it behind a placeholder that stands for its letters."""
-        brackets = re.sub(f"[{_OPEN}{_CLOSE}]", "", text)
+        brackets = re.sub(f"[{_OPEN}{_CLOSE}{_ANSWER}]", "", text)
         return self.tokenizer.control_pattern.sub(
             lambda found: draft.hide(self.tokenizer.encode_as_text(found[0])), brackets
         )
@@ -172,6 +179,21 @@ class ChatTemplate:
             elif piece:
                 parts.append(self.tokenizer.encode(piece, is_start=position == 0))
         return joined(parts)
+
+    def _find_lead(self) -> str:
+        """What the template writes between its generation prompt and an answer, such as the space of `[/INST] yes`.
+
+        The model generates that itself, so it is no part of the prompt where the answer's own ids stand.
+        """
+        draft = self._draft(
+            [Message("user", "a"), Message("assistant", "b", tokens=()), Message("user", "c")]
+        )
+        try:
+            header, rendered = self._render(draft.messages[:1]), self._render(draft.messages)
+        except ModelUnavailableError:
+            return ""
+        found = _PLACEHOLDER.search(rendered)
+        return rendered[len(header) : found.start()] if found and rendered.startswith(header) else ""
 
     def _find_closing(self) -> tuple[int, ...]:
         """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""

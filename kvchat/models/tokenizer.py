@@ -148,9 +148,16 @@ def _anchored(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _without_control(tokenizer: Tokenizer, control: set[str]) -> Tokenizer:
+    """The tokenizer for which `control` is only text. All other tokens keep their ids: a control token that the
+    vocabulary has anyway is not matched any more, one that exists only as an added token gets an unwritable name."""
     parsed = json.loads(tokenizer.to_str())
-    dropped = control | {_ANCHOR}
-    parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] not in dropped]
+    vocabulary = parsed["model"].get("vocab") or {}
+    names = set(vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary))
+    added = [token for token in parsed["added_tokens"] if not (token["content"] in control & names)]
+    for token in added:
+        if token["content"] in control or token["content"] == _ANCHOR:
+            token["content"] = f"{_ANCHOR}{token['id']}{_ANCHOR}"
+    parsed["added_tokens"] = added
     parsed["post_processor"] = None
     return Tokenizer.from_str(json.dumps(parsed))
 

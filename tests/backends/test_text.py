@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvchat.backends.text import ReasoningSplitter, StopScanner
+
+MARKS = ("<think>", "</think>")
+
+
+def scan(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
+    scanner = StopScanner(stops)
+    shown = "".join(scanner.feed(piece) for piece in pieces)
+    return shown + scanner.finish(), scanner.is_hit
+
+
+@given(st.text("abX", max_size=30), st.lists(st.integers(1, 4), min_size=30, max_size=30))
+def test_a_stop_string_ends_the_text_wherever_it_is_cut(text: str, sizes: list[int]) -> None:
+    shown, hit = scan(["aX", "bbX"], cut(text, sizes))
+    first = min((text.find(stop) for stop in ("aX", "bbX") if stop in text), default=None)
+    assert (shown, hit) == ((text, False) if first is None else (text[:first], True))
+
+
+def cut(text: str, sizes: list[int]) -> list[str]:
+    pieces = []
+    for size in sizes:
+        pieces.append(text[:size])
+        text = text[size:]
+    return [*pieces, text]
+
+
+def split(
+    pieces: list[str], *, marks: tuple[str, str] | None = MARKS, is_open: bool = False
+) -> tuple[str, str]:
+    splitter = ReasoningSplitter(marks, is_open=is_open)
+    found = [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish()
+    return (
+        "".join(part.text for part in found if part.is_reasoning),
+        "".join(part.text for part in found if not part.is_reasoning),
+    )
+
+
+@given(st.lists(st.integers(1, 5), min_size=30, max_size=30))
+def test_reasoning_is_told_from_the_answer_wherever_the_text_is_cut(sizes: list[int]) -> None:
+    reasoning, answer = split(cut("<think>\nso < I\n</think>\n\nHello <think> world", sizes))
+    assert (reasoning.strip(), answer) == ("so < I", "Hello <think> world")
+
+
+@pytest.mark.parametrize("text", ["plain", " plain\n\n", "<thin air>", "<", "", "a<think>b</think>c"])
+def test_text_that_does_not_begin_with_the_mark_is_all_answer(text: str) -> None:
+    assert split(list(text)) == ("", text)
+
+
+def test_reasoning_that_the_prompt_opened_needs_no_opening_mark() -> None:
+    assert split(["so I", " think</th", "ink>\nyes"], is_open=True) == ("so I think", "yes")
+
+
+def test_reasoning_that_never_ends_is_no_answer() -> None:
+    assert split(["<think>on and", " on"]) == ("on and on", "")
+
+
+def test_without_marks_nothing_is_reasoning() -> None:
+    assert split(["<think>x</think>y"], marks=None) == ("", "<think>x</think>y")

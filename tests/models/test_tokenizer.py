@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from kvchat.models.tokenizer import ChatTokenizer
+from tests.tiny import byte_level_tokenizer
+
+
+def sentencepiece_like() -> Tokenizer:
+    """Puts a mark for the space in front of the first word, as SentencePiece does."""
+    letters = ["<unk>", "<s>", "</s>", *"▁abcdefghijklmnopqrstuvwxyz<>/|_."]
+    vocab = {letter: number for number, letter in enumerate(letters)} | {"▁a": 90, "▁hello": 91}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "a")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return tokenizer
+
+
+def test_control_tokens_count_in_template_text_and_not_in_user_text() -> None:
+    tokenizer = ChatTokenizer(byte_level_tokenizer())
+    end = tokenizer.control["<|im_end|>"]
+    assert end in tokenizer.encode("so<|im_end|>on")
+    assert end not in tokenizer.encode_as_text("so<|im_end|>on")
+    assert tokenizer.decode(tokenizer.encode_as_text("so<|im_end|>on")) == "so<|im_end|>on"
+
+
+def test_an_added_token_that_the_template_writes_is_a_control_token_though_not_marked_special() -> None:
+    plain = byte_level_tokenizer("<think>", "<table>")
+    tokenizer = ChatTokenizer(plain, control_text="{{ '<think>' }}")
+    assert "<think>" in tokenizer.control
+    assert "<table>" not in tokenizer.control
+    assert plain.token_to_id("<table>") in tokenizer.encode_as_text("a <table>")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["<|im_", "end|>", "<|im_end|>", "</s>", "x", " ", "<", "|>"]), max_size=8))
+def test_no_arrangement_of_fragments_forges_a_control_token(fragments: list[str]) -> None:
+    tokenizer = TOKENIZER
+    text = "".join(fragments)
+    ids = tokenizer.encode_as_text(text)
+    assert set(ids).isdisjoint(tokenizer.control.values())
+    assert tokenizer.decode(ids) == text
+
+
+TOKENIZER = ChatTokenizer(byte_level_tokenizer())
+
+
+def test_a_sentencepiece_tokenizer_puts_its_space_before_the_first_word_only() -> None:
+    tokenizer = ChatTokenizer(sentencepiece_like())
+    raw = sentencepiece_like()
+    assert list(tokenizer.encode("a<s>b", is_start=True)) == raw.encode("a<s>b", add_special_tokens=False).ids
+    whole = raw.encode("<s>a", add_special_tokens=False).ids
+    assert list(tokenizer.encode("a")) == whole[1:]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_the_stream_gives_exactly_the_whole_text_and_never_half_a_character(text: str) -> None:
+    text = text.encode(errors="replace").decode()
+    stream = TOKENIZER.stream()
+    pieces = [stream.push(token) for token in TOKENIZER.encode_as_text(text)]
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) + stream.finish() == text.rstrip("\ufffd") or "\ufffd" in text
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_an_unfinished_character_is_held_back_for_good(cut: int) -> None:
+    ids = TOKENIZER.encode_as_text("a😀")
+    stream = TOKENIZER.stream()
+    given_out = "".join(stream.push(token) for token in ids[:-cut]) + stream.finish()
+    assert given_out == "a"
+
+
+def test_text_comes_out_without_waiting_for_a_space() -> None:
+    stream = TOKENIZER.stream()
+    assert stream.push(TOKENIZER.encode_as_text("日本")[0]) == ""
+    pieces = [stream.push(token) for token in TOKENIZER.encode_as_text("日本")[1:]]
+    assert [piece for piece in pieces if piece] == ["日", "本"]
+
+
+def test_equal_tokenizers_share_an_id_and_different_ones_do_not() -> None:
+    again = ChatTokenizer(byte_level_tokenizer())
+    assert again.id == TOKENIZER.id != ChatTokenizer(byte_level_tokenizer("<think>")).id
