@@ -123,7 +123,7 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
         from kvchat.chat.session import Session
         from kvchat.ui.repl import run_repl
 
-        return run_repl(Session.from_config(backend, config), config)
+        return run_repl(Session.from_config(backend, config), config, color=_is_coloured())
     finally:
         backend.close()
 
@@ -139,11 +139,15 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
     else:
         prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
         messages = iter(one_message(prompt, _piped(sys.stdin)))
-    manner = Manner(args.json, args.tokens, args.quiet, args.verbose, not os.environ.get("NO_COLOR"))
+    manner = Manner(args.json, args.tokens, args.quiet, args.verbose, _is_coloured())
     backend = backends.oneshot(config)
     backend.start()
     with Session.from_config(backend, config) as session:
         return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
+
+
+def _is_coloured() -> bool:
+    return not os.environ.get("NO_COLOR")
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

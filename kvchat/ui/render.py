@@ -50,3 +50,25 @@ def phase_text(status: Status) -> str:
     if status.phase == "loading":
         return f"{word} {100 * status.done // status.total}%"
     return f"{word} {status.done}/{status.total}"
+
+
+def dim(text: str) -> str:
+    """Text that steps back."""
+    return f"\x1b[2m{text}\x1b[22m"
+
+
+def error_line(message: str, remedy: str = "") -> str:
+    """An error as one line."""
+    whole = sanitize(f"{message}: {remedy}" if remedy else message)
+    return "! " + " ".join(whole.split())
+
+
+def toolbar(parts: list[str], columns: int) -> str:
+    """One line of parts in falling importance; what doesn't fit is left out from the end."""
+    line = ""
+    for part in parts:
+        longer = f"{line} · {part}" if line else part
+        if len(longer) >= columns:
+            break
+        line = longer
+    return line or parts[0][: max(0, columns - 1)]

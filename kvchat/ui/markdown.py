@@ -1,0 +1,90 @@
+"""Markdown as the terminal shows it: where a block ends, and a finished block as text with colours. Uses rich."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown
+from rich.syntax import Syntax
+from rich.text import Text
+
+_TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+
+
+def _parser() -> MarkdownIt:
+    """CommonMark with tables; what a reader would lose (HTML, link definitions) stays text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    return parser.disable(["reference", "html_block", "html_inline"])
+
+
+class _PlainCode(CodeBlock):
+    """Highlighted code without padding, background or wrapping, so that what is copied is the code."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        syntax = Syntax("", self.lexer_name, theme="ansi_dark", background_color="default")
+        code = syntax.highlight(str(self.text).rstrip("\n"))
+        code.rstrip()
+        code.no_wrap, code.overflow = True, "ignore"
+        yield code
+
+
+class _PlainHeading(Heading):
+    """A bold line, at the left like everything else."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text.assemble(self.text, style="bold underline" if self.tag == "h1" else "bold")
+
+
+class _ChatMarkdown(Markdown):
+    """Markdown in which a line break that was written is a line break."""
+
+    elements = Markdown.elements | {
+        "fence": _PlainCode,
+        "code_block": _PlainCode,
+        "heading_open": _PlainHeading,
+    }
+
+    def __init__(self, markup: str) -> None:
+        super().__init__(markup, hyperlinks=False)
+        self.parsed = _parser().parse(markup)
+        for token in self.parsed:
+            for child in token.children or ():
+                child.type = "hardbreak" if child.type == "softbreak" else child.type
+
+
+class MarkdownBlocks:
+    """Cuts a growing text into finished top-level blocks and renders them."""
+
+    def __init__(self, *, color: bool) -> None:
+        self._parser = _parser()
+        self._color = color
+
+    def split(self, text: str) -> tuple[str, str]:
+        """The blocks that can't change any more, and the rest: the last block is open until another begins."""
+        if "\n" not in text:
+            return "", text
+        starts = [token.map[0] for token in self._parser.parse(text) if _is_top_level(token) and token.map]
+        lines = text.splitlines(keepends=True)
+        cut = starts[-1] if len(starts) > 1 else 0
+        return "".join(lines[:cut]), "".join(lines[cut:])
+
+    def render(self, blocks: str, columns: int) -> str:
+        """Finished blocks as lines with SGR colours; no line has blanks at its end."""
+        file = StringIO()
+        settings: dict[str, Any] = {
+            "force_terminal": True,
+            "no_color": not self._color,
+            "legacy_windows": False,
+        }
+        console = Console(file=file, width=columns, highlight=False, **settings)
+        console.print(_ChatMarkdown(blocks), crop=False, end="")
+        return _TRAILING_BLANKS.sub(r"\1", file.getvalue()).strip("\n")
+
+
+def _is_top_level(token: Token) -> bool:
+    return token.level == 0 and token.nesting >= 0

@@ -1,0 +1,174 @@
+"""The one application that owns the terminal: a live tail, the input and a toolbar, and finished text above them.
+
+Nothing else may write to the terminal while it runs. Knows no session and no backend.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.history import History
+from prompt_toolkit.key_binding import KeyBindingsBase
+from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
+from prompt_toolkit.layout.controls import FormattedTextControl
+from prompt_toolkit.layout.dimension import Dimension
+from prompt_toolkit.output.vt100 import Vt100_Output
+from prompt_toolkit.styles import Style
+
+PROMPT = "> "
+_INDENT = "  "
+_BEGIN_SYNC = "\x1b[?2026h"
+_END_SYNC = "\x1b[?2026l"
+_STYLE = Style.from_dict({"tail": "", "queued": "italic", "toolbar": "noreverse", "hint": "bold"})
+
+
+class FramedOutput(Vt100_Output):
+    """A terminal that is written to once a frame, so that nothing half-drawn is ever seen."""
+
+    _depth = 0
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """All that is written inside reaches the terminal in one piece."""
+        self._depth += 1
+        if self._depth == 1:
+            self.write_raw(_BEGIN_SYNC)
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self.write_raw(_END_SYNC)
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered, unless a frame is being made."""
+        if self._depth == 0:
+            super().flush()
+
+
+def terminal_output() -> FramedOutput:
+    """stdout as a terminal. Never asks where the cursor is: some terminals don't answer."""
+    return FramedOutput(sys.stdout, _terminal_size, term=os.environ.get("TERM"), enable_cpr=False)
+
+
+def _terminal_size() -> Size:
+    """Rows and columns; a terminal that says nothing, or 0, counts as 24 by 80."""
+    try:
+        columns, rows = os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        columns, rows = 0, 0
+    return Size(rows=rows or 24, columns=columns or 80)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the screen shows, asked for at every redraw with the screen's columns."""
+
+    tail: Callable[[int], list[str]]
+    queued: Callable[[int], list[str]]
+    toolbar: Callable[[int], str]
+
+
+class Screen:
+    """Shows what `content` says and prints finished text above it."""
+
+    def __init__(
+        self, content: Content, keys: KeyBindingsBase, history: History, *, vi: bool = False
+    ) -> None:
+        self.output = terminal_output()
+        self.buffer = Buffer(multiline=True, history=history)
+        self._content = content
+        self.app: Application[int] = Application(
+            layout=Layout(self._root(), focused_element=self.buffer),
+            key_bindings=keys,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            style=_STYLE,
+            output=self.output,
+            erase_when_done=True,
+        )
+        self.app.ttimeoutlen = 0.05
+        self.app.timeoutlen = 0.3
+
+    @property
+    def columns(self) -> int:
+        """Columns of the terminal."""
+        return self.output.get_size().columns
+
+    def print_above(self, text: str) -> None:
+        """Print lines above the input for good; `text` may carry SGR colours that we made ourselves."""
+        if self.app.is_done:
+            return
+        with self.output.frame():
+            self.app.renderer.erase()
+            self.output.write_raw(text.replace("\n", "\r\n") + "\x1b[0m\r\n")
+            self.app._redraw()
+
+    def clear(self) -> None:
+        """Empty the visible screen and draw the live part at its top."""
+        self.app.renderer.clear()
+
+    def suspend(self) -> None:
+        """Give the terminal back to the shell until it says `fg`."""
+        from prompt_toolkit.application import run_in_terminal
+
+        def stop() -> None:
+            os.kill(0, signal.SIGSTOP)
+
+        run_in_terminal(stop)
+
+    def leave(self, code: int) -> None:
+        """End `run` with an exit code."""
+        if not self.app.is_done:
+            self.app.exit(result=code)
+
+    def _root(self) -> HSplit:
+        live = Window(
+            FormattedTextControl(lambda: _lines(self._content.tail(self.columns), "class:tail")),
+            dont_extend_height=True,
+            wrap_lines=False,
+        )
+        queued = Window(
+            FormattedTextControl(lambda: _lines(self._content.queued(self.columns), "class:queued")),
+            dont_extend_height=True,
+        )
+        entry = Window(
+            BufferControl(self.buffer),
+            height=lambda: Dimension(min=1, max=max(1, self.output.get_size().rows - 10)),
+            dont_extend_height=True,
+            wrap_lines=True,
+            get_line_prefix=_line_prefix,
+        )
+        bar = Window(
+            FormattedTextControl(lambda: [("class:toolbar", self._content.toolbar(self.columns))]),
+            height=1,
+            dont_extend_height=True,
+        )
+        rows: list[Any] = [
+            ConditionalContainer(live, Condition(lambda: bool(self._content.tail(self.columns)))),
+            ConditionalContainer(queued, Condition(lambda: bool(self._content.queued(self.columns)))),
+            entry,
+            bar,
+        ]
+        return HSplit(rows, align=VerticalAlign.TOP)
+
+
+def _lines(lines: list[str], style: str) -> StyleAndTextTuples:
+    return [(style, "\n".join(lines))]
+
+
+def _line_prefix(number: int, wrap_count: int) -> StyleAndTextTuples:
+    first = number == 0 and wrap_count == 0
+    return [("class:prompt bold", PROMPT if first else _INDENT)]
