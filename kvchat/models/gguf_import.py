@@ -6,9 +6,11 @@ The values are those of transformers' own dequantisation, bit by bit, taken with
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,14 +143,17 @@ def _write_through_transformers(gguf: GgufFile, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            gguf.path.parent, gguf_file=gguf.path.name, dtype="float32", output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"it lacks {sorted(report['missing_keys'])[0]}")
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # it is dequantised now
-        model.save_pretrained(folder)
+        with redirect_stderr(io.StringIO()):  # the library draws bars of its own
+            model, report = AutoModelForCausalLM.from_pretrained(
+                gguf.path.parent, gguf_file=gguf.path.name, dtype="float32", output_loading_info=True
+            )
+            if report["missing_keys"]:
+                raise ValueError(f"it lacks {sorted(report['missing_keys'])[0]}")
+            if (
+                getattr(model, "hf_quantizer", None) is not None
+            ):  # it is dequantised now, as plain as any other
+                del model.hf_quantizer, model.config.quantization_config
+            model.save_pretrained(folder)
     except Exception as error:  # whatever the library meets in a file that it can't read after all
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelUnavailableError(f"transformers can't read {gguf.path} ({said})", ELSEWHERE) from error

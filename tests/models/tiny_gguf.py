@@ -33,6 +33,11 @@ _BLOCK_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+_GEMMA2_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _SCALES_AT = {Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,), Type.Q2_K: (80, 82)}
 
@@ -92,7 +97,9 @@ def gguf_tensors(model: PreTrainedModel) -> dict[str, np.ndarray]:
         values = parameter.numpy()
         if model.config.model_type == "llama" and module.endswith(("q_proj", "k_proj")):
             values = interleaved(values, HEADS if module.endswith("q_proj") else KV_HEADS)
-        tensors[f"{_gguf_name(module)}.{kind}"] = np.ascontiguousarray(values)
+        if model.config.model_type == "gemma2" and "norm" in module:
+            values = values + 1
+        tensors[f"{_gguf_name(module, model.config.model_type)}.{kind}"] = np.ascontiguousarray(values)
     rope = model.config.rope_parameters
     if rope["rope_type"] == "llama3":
         plain = rope["rope_theta"] ** (-np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
@@ -106,11 +113,12 @@ def interleaved(values: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def _gguf_name(module: str) -> str:
+def _gguf_name(module: str, family: str) -> str:
     if module in _TOP_NAMES:
         return _TOP_NAMES[module]
     layer, _, rest = module.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{_BLOCK_NAMES[rest]}"
+    names = _BLOCK_NAMES | (_GEMMA2_NAMES if family == "gemma2" else {})
+    return f"blk.{layer}.{names[rest]}"
 
 
 def _stored(values: np.ndarray, kind: Type) -> np.ndarray:
