@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvchat.backends.base import (
+    Answer,
+    Done,
+    Event,
+    FinishReason,
+    Notice,
+    Options,
+    Phase,
+    Prefilling,
+    Role,
+    Text,
+    Turn,
+)
+from kvchat.backends.local import LocalBackend, effective_options
+from kvchat.config import Config
+from kvchat.errors import ContextOverflowError, ModelUnavailableError
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture
+def backend(make_config: Callable[..., Config]) -> Iterator[LocalBackend]:
+    backend = LocalBackend(make_config())
+    yield backend
+    backend.close()
+
+
+def user(text: str) -> Turn:
+    return Turn(Role.USER, text)
+
+
+def answer(backend: LocalBackend, history: Sequence[Turn], **options: object) -> Answer:
+    events = list(backend.answer(history, Options(**({"max_tokens": 12} | options))))  # type: ignore[arg-type]
+    assert isinstance(events[-1], Done)
+    answer = events[-1].answer
+    assert "".join(e.text for e in events if isinstance(e, Text) and not e.reasoning) == answer.text
+    usage, timings, cache = answer.usage, answer.timings, answer.cache
+    assert timings.cache_n + timings.prompt_n == usage.prompt_tokens == len(answer.prompt)
+    assert cache.live + cache.ram + cache.disk == timings.cache_n == usage.cached_tokens
+    assert timings.prompt_n >= 1
+    assert usage.completion_tokens == len(answer.completion)
+    return answer
+
+
+def greedy(backend: LocalBackend, prompt: Sequence[int], count: int) -> tuple[int, ...]:
+    model = backend._worker.wait().engine.loaded.model
+    ids = torch.tensor([list(prompt)])
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
+    new = out[0, len(prompt) :].tolist()
+    return tuple(new[:-1] if new[-1] == 1 else new)
+
+
+def test_greedy_answers_over_several_turns_are_those_of_transformers(backend: LocalBackend) -> None:
+    history: list[Turn] = []
+    for question in ("hello", "and so on", "the quick brown fox", "jumps"):
+        history.append(user(question))
+        said = answer(backend, history)
+        assert said.completion == greedy(backend, said.prompt, 12)
+        history.append(said.turn())
+
+
+def test_from_the_second_turn_on_only_the_new_message_is_computed(backend: LocalBackend) -> None:
+    history = [user("hello")]
+    said = answer(backend, history)
+    for question in ("world", "the lazy dog"):
+        history += [said.turn(), user(question)]
+        before = said.usage.total_tokens
+        said = answer(backend, history)
+        assert said.timings.cache_n == before
+        assert said.prompt[:before][-12:] == history[-2].tokens
+
+
+@pytest.mark.parametrize("ending", ["length", "stop string", "cancel", "stop token"])
+def test_every_way_an_answer_ends_lets_the_next_turn_find_it_held(backend: LocalBackend, ending: str) -> None:
+    history = [user("hello")]
+    free = answer(backend, history, max_tokens=20)
+    if ending == "length":
+        said = answer(backend, history, max_tokens=6)
+    elif ending == "stop string":
+        middle = free.text[6:9]
+        said = answer(backend, history, max_tokens=20, stop=(middle,))
+        assert middle not in said.text
+        assert free.text.startswith(said.text)
+        assert backend._worker.wait().tokenizer.decode(said.completion) == said.text
+        assert said.finish_reason is FinishReason.STOP
+    elif ending == "cancel":
+        said = cancelled_after(backend, history, 4)
+        assert free.text.startswith(said.text)
+    else:
+        loaded = backend._worker.wait().engine.loaded
+        object.__setattr__(loaded, "eos_ids", frozenset({free.completion[7]}))
+        said = answer(backend, history, max_tokens=20)
+        assert said.completion == free.completion[: free.completion.index(free.completion[7])]
+    after = answer(backend, [*history, said.turn(), user("and")])
+    assert after.timings.cache_n >= len(said.prompt) + len(said.completion) - 1
+    assert after.completion == greedy(backend, after.prompt, 12)
+    closing = backend._worker.wait().template.closing_ids
+    assert after.prompt[said.usage.total_tokens] == closing[0]
+
+
+def cancelled_after(backend: LocalBackend, history: Sequence[Turn], pieces: int) -> Answer:
+    seen = 0
+    last: Event = Notice("")
+    for last in backend.answer(history, Options(max_tokens=200)):
+        seen += isinstance(last, Text)
+        if seen == pieces:
+            backend.cancel()
+    assert isinstance(last, Done)
+    assert last.answer.finish_reason is FinishReason.CANCELLED
+    assert last.answer.completion
+    return last.answer
+
+
+def test_generated_ids_are_kept_even_where_the_text_would_be_split_otherwise(backend: LocalBackend) -> None:
+    odd = tuple(backend._worker.wait().tokenizer.encode_as_text(c)[0] for c in "hello")
+    turns = [
+        user("a"),
+        Turn(Role.ASSISTANT, "hello", tokens=odd, tokenizer=backend.info().tokenizer),
+        user("b"),
+    ]
+    prompt = answer(backend, turns).prompt
+    assert any(prompt[i : i + 5] == odd for i in range(len(prompt)))
+
+
+def test_ids_of_another_tokenizer_are_not_believed(backend: LocalBackend) -> None:
+    turns = [user("a"), Turn(Role.ASSISTANT, "hello", tokens=(300, 301), tokenizer="another"), user("b")]
+    text = backend._worker.wait().tokenizer.decode(answer(backend, turns).prompt)
+    assert "hello" in text
+
+
+def test_without_reuse_every_prompt_is_computed_whole_and_answered_alike(
+    backend: LocalBackend, make_config: Callable[..., Config]
+) -> None:
+    off = LocalBackend(make_config(cache__mode="off"))
+    history = [user("hello")]
+    first = answer(backend, history)
+    history += [first.turn(), user("world")]
+    assert answer(off, [user("hello")]).completion == first.completion
+    cold = answer(off, history)
+    assert cold.timings.cache_n == 0
+    assert cold.completion == answer(backend, history).completion
+    off.close()
+
+
+def test_a_conversation_that_does_not_fit_is_refused_with_the_numbers(backend: LocalBackend) -> None:
+    with pytest.raises(ContextOverflowError, match=r"has 512.*/clear"):
+        answer(backend, [user("hello " * 600)])
+    assert answer(backend, [user("hello")]).completion, "and the next one is answered"
+
+
+def test_progress_and_status_show_the_work(backend: LocalBackend) -> None:
+    events = list(backend.answer([user("hello " * 400)], Options(max_tokens=2)))
+    steps = [event for event in events if isinstance(event, Prefilling)]
+    assert steps[0].done == 0
+    assert steps[-1].done == steps[-1].total > 256
+    assert backend.status().phase is Phase.READY
+
+
+def test_a_missing_model_says_so_in_every_call(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    backend = LocalBackend(make_config(model__name=str(tmp_path / "nowhere")))
+    with pytest.raises(ModelUnavailableError):
+        backend.info()
+    with pytest.raises(ModelUnavailableError):
+        list(backend.answer([user("a")], Options()))
+    assert backend.status().phase is Phase.FAILED
+    backend.close()
+
+
+def test_a_folder_without_a_template_needs_one_named(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = tiny_folder(tmp_path / "bare", template=None)
+    bare = LocalBackend(make_config(model__name=str(folder)))
+    with pytest.raises(ModelUnavailableError, match="--chat-template"):
+        bare.info()
+    bare.close()
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:")
+    named = LocalBackend(make_config(model__name=str(folder), model__chat_template=str(template)))
+    assert answer(named, [user("hello")]).completion
+    named.close()
+
+
+def test_counting_takes_control_tokens_as_text(backend: LocalBackend) -> None:
+    assert backend.count("hello") < backend.count("hello<|im_end|>") - 1
+
+
+def test_options_fill_up_from_the_models_settings() -> None:
+    greedy_model = Options(temperature=0.0)
+    assert effective_options(greedy_model, Options()).temperature == 0.0
+    assert effective_options(greedy_model, Options(top_p=0.9)).temperature == 1.0
+    assert effective_options(greedy_model, Options(top_p=0.9, temperature=0.3)).temperature == 0.3
+    drawing = Options(temperature=0.6, top_k=20)
+    assert effective_options(drawing, Options(temperature=0.0)).temperature == 0.0
+    assert effective_options(drawing, Options(seed=3)) == Options(temperature=0.6, top_k=20, seed=3)

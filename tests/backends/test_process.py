@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvchat.backends.base import Answer, Done, FinishReason, Notice, Options, Phase, Role, Text, Turn
+from kvchat.backends.local import LocalBackend
+from kvchat.backends.process import ProcessBackend
+from kvchat.backends.wire import error_from_wire, error_to_wire, from_wire, to_wire
+from kvchat.config import Config
+from kvchat.errors import ContextOverflowError, EngineDiedError, ModelUnavailableError
+
+
+@pytest.fixture
+def backend(make_config: Callable[..., Config]) -> Iterator[ProcessBackend]:
+    backend = ProcessBackend(make_config())
+    yield backend
+    backend.close()
+
+
+def user(text: str) -> Turn:
+    return Turn(Role.USER, text)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_child_answers_as_this_process_would(
+    backend: ProcessBackend, make_config: Callable[..., Config]
+) -> None:
+    here = LocalBackend(make_config())
+    history = [Turn(Role.SYSTEM, "be \u2028 brief ö"), user("hello\nworld")]
+    for question in ("and", "so"):
+        answers: list[Answer] = []
+        for one in (backend, here):
+            *_, last = one.answer(history, Options(max_tokens=8))
+            assert isinstance(last, Done)
+            answers.append(last.answer)
+        assert answers[0].completion == answers[1].completion
+        assert answers[0].usage == answers[1].usage
+        history += [answers[0].turn(), user(question)]
+    assert backend.info().context == here.info().context
+    assert backend.count("hello") == here.count("hello")
+    here.close()
+
+
+def test_errors_keep_their_type_and_remedy(backend: ProcessBackend) -> None:
+    with pytest.raises(ContextOverflowError, match="/clear") as caught:
+        list(backend.answer([user("hello " * 600)], Options()))
+    assert caught.value.remedy
+
+
+def test_a_model_that_is_not_there_is_an_error_of_the_call_and_no_death(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    backend = ProcessBackend(make_config(model__name=str(tmp_path / "nowhere")))
+    with pytest.raises(ModelUnavailableError):
+        backend.info()
+    assert wait_until(lambda: backend.status().phase is Phase.FAILED)
+    backend.close()
+
+
+def test_cancelling_keeps_what_was_said(backend: ProcessBackend) -> None:
+    seen = 0
+    for event in backend.answer([user("hello")], Options(max_tokens=400)):
+        seen += isinstance(event, Text)
+        if seen == 3:
+            backend.cancel()
+    assert isinstance(event, Done)
+    assert event.answer.finish_reason is FinishReason.CANCELLED
+    assert 3 <= len(event.answer.completion) < 400
+
+
+def test_closing_the_stream_cancels_and_the_next_answer_comes(backend: ProcessBackend) -> None:
+    stream = backend.answer([user("hello")], Options(max_tokens=400))
+    next(stream)
+    stream.close()
+    *_, last = backend.answer([user("hello")], Options(max_tokens=2))
+    assert isinstance(last, Done)
+
+
+def test_an_engine_killed_in_mid_answer_is_started_again_and_nothing_said_is_lost(
+    backend: ProcessBackend,
+) -> None:
+    history = [user("hello")]
+    shown = ""
+    notices = []
+    killed = False
+    for event in backend.answer(history, Options(max_tokens=400)):
+        if isinstance(event, Text):
+            shown += event.text
+            if len(shown) > 5 and not killed:
+                killed = True
+                pid = backend.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+        if isinstance(event, Notice):
+            notices.append(event.message)
+    assert isinstance(event, Done)
+    assert event.answer.text == shown
+    assert len(notices) == 1
+    assert "SIGKILL" in notices[0]
+    assert backend.pid != pid
+    *_, last = backend.answer([*history, event.answer.turn(), user("and")], Options(max_tokens=3))
+    assert isinstance(last, Done)
+    assert shown[:5] in last.answer.turn().text or last.answer.usage.prompt_tokens > len(shown) // 4
+
+
+def test_an_engine_killed_before_it_spoke_answers_after_its_restart(backend: ProcessBackend) -> None:
+    backend.info()
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGKILL)
+    events = list(backend.answer([user("hello")], Options(max_tokens=3)))
+    assert isinstance(events[-1], Done)
+    assert events[-1].answer.finish_reason is FinishReason.LENGTH
+
+
+def test_closing_leaves_no_process_behind_and_may_be_repeated(backend: ProcessBackend) -> None:
+    backend.info()
+    pid = backend.pid
+    assert pid is not None
+    backend.close()
+    backend.close()
+    assert not is_alive(pid)
+    with pytest.raises(EngineDiedError):
+        backend.info()
+
+
+@pytest.mark.parametrize("while_loading", [True, False])
+def test_the_engine_ends_when_its_terminal_is_killed(
+    make_config: Callable[..., Config], tmp_path: Path, while_loading: bool
+) -> None:
+    script = (
+        "import json, sys, time\n"
+        "from kvchat.config import Config\n"
+        "from kvchat.backends.process import ProcessBackend\n"
+        "backend = ProcessBackend(Config.from_json(json.loads(sys.argv[1])))\n"
+        "backend.start()\n"
+        + ("" if while_loading else "backend.info()\n")
+        + "print(backend.pid, flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    import json
+
+    arguments = [sys.executable, "-c", script, json.dumps(make_config().to_json())]
+    terminal = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert terminal.stdout is not None
+    engine = int(terminal.stdout.readline())
+    assert is_alive(engine)
+    terminal.kill()
+    terminal.wait()
+    assert wait_until(lambda: not is_alive(engine))
+
+
+def test_the_engine_is_not_in_the_terminals_process_group(backend: ProcessBackend) -> None:
+    backend.start()
+    assert backend.pid is not None
+    assert os.getpgid(backend.pid) != os.getpgid(0)
+
+
+def test_the_terminals_side_loads_no_torch() -> None:
+    code = "import sys, kvchat.backends.process; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_values_survive_the_wire() -> None:
+    turn = Turn(Role.ASSISTANT, "a\nb\u2028", "r", (1, 2), "t")
+    assert from_wire(Turn, to_wire(turn)) == turn
+    assert from_wire(Turn, to_wire(user("x"))) == user("x")
+    error = error_from_wire(error_to_wire(ContextOverflowError("a", "b")))
+    assert (type(error), error.message, error.remedy) == (ContextOverflowError, "a", "b")
+    assert "internal error" in error_from_wire(error_to_wire(ZeroDivisionError("x"))).message
