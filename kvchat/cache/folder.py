@@ -131,7 +131,9 @@ def hold_lock(root: Path, timeout_s: float) -> Iterator[None]:
 
 def make_private_folder(path: Path) -> None:
     """Create a folder and what is above it, open to its owner alone. Raises OSError."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def remove_file(path: Path) -> bool:

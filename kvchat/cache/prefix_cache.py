@@ -81,7 +81,7 @@ class PrefixCache:
         self._pool = Pool(max(0, settings.ram_bytes - staging_bytes), self._remember_evicted)
         self._staging: torch.Tensor | None = None
         self._scratch: torch.Tensor | None = None
-        self._finished: deque[Block] = deque()
+        self._finished: deque[Block | None] = deque()
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
         self._ram_rate = _Rate(2e9)
         self._disk_rate = _Rate(5e8)
@@ -185,8 +185,7 @@ class PrefixCache:
         with self._lock:
             tail, num_stored = self._commit_ram(chain, planes, priority, deadline)
             num_in_ram = tail.depth if tail else 0
-            if tail:
-                self._queue_ram(chain.prefix(num_in_ram), tail, priority)
+            self._queue_ram(chain, tail, priority)
             num_stored += self._commit_disk(chain, planes, num_in_ram, priority, deadline)
         num_bytes = num_stored * self._codec.block_bytes
         seconds = time.perf_counter() - began
@@ -339,13 +338,18 @@ class PrefixCache:
             self._pool.unpin(tail)
         return num_blocks
 
-    def _queue_ram(self, chain: Chain, tail: Block, priority: int) -> None:
+    def _queue_ram(self, chain: Chain, tail: Block | None, priority: int) -> None:
+        """Have what RAM holds of a chain written, and all of the chain marked on disk as used now."""
         if self._writer is None:
             return
         segments = tuple(Segment(run.start, count, run.buffer) for run, count in spans(tail))
-        self._pool.pin(tail)
-        if not self._writer.submit(WriteJob(chain, segments, priority, lambda: self._finished.append(tail))):
-            self._pool.unpin(tail)
+        if tail:
+            self._pool.pin(tail)
+        is_queued = self._writer.submit(
+            WriteJob(chain, segments, priority, lambda: self._finished.append(tail))
+        )
+        if not is_queued:
+            self._finished.append(tail)
 
     def _commit_disk(
         self, chain: Chain, planes: Sequence[torch.Tensor], start: int, priority: int, deadline: float
@@ -378,7 +382,9 @@ class PrefixCache:
     def _settle(self) -> None:
         """Unpin what the writer has finished with."""
         while self._finished:
-            self._pool.unpin(self._finished.popleft())
+            tail = self._finished.popleft()
+            if tail:
+                self._pool.unpin(tail)
 
     def _remember_evicted(self, run: Run) -> None:
         self._remember(run.blocks[0].digest)
