@@ -121,9 +121,15 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     try:
         backend.start()
         from kvchat.chat.session import Session
+
+        session = Session.from_config(backend, config)
+        if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
+            from kvchat.ui.lines import LineDialogue
+
+            return LineDialogue(session, sys.stdout).run()
         from kvchat.ui.repl import run_repl
 
-        return run_repl(Session.from_config(backend, config), config, color=_is_coloured())
+        return run_repl(session, config, color=_is_coloured())
     finally:
         backend.close()
 

@@ -29,8 +29,9 @@ class PlainBlocks:
     """Text as it is: a line is finished when the next one begins."""
 
     def split(self, text: str) -> tuple[str, str]:
-        """Whole lines, and the line that is being written."""
-        cut = text.rfind("\n") + 1
+        """Whole lines up to the last that is not empty, and the rest: the answer may end in empty lines."""
+        whole = text[: text.rfind("\n") + 1].rstrip("\n")
+        cut = len(whole) + 1 if whole else 0
         return text[:cut], text[cut:]
 
     def render(self, blocks: str, columns: int) -> str:

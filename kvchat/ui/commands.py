@@ -50,11 +50,10 @@ def is_command(text: str) -> bool:
 
 def find(text: str) -> tuple[SlashCommand, str]:
     """The command of a line, and its argument. Raises UsageError, naming the nearest command."""
-    name, _, argument = text.partition(" ")
-    name, newline, more = name.partition("\n")
+    name, *rest = text.split(maxsplit=1)
     for command in COMMANDS:
         if command.name == name:
-            return command, (more + argument if newline else argument).strip()
+            return command, rest[0].strip() if rest else ""
     nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1, cutoff=0.0)[0]
     raise UsageError(f"no command is called {name}", f"did you mean {nearest}? (// begins with a real slash)")
 

@@ -65,16 +65,26 @@ class MarkdownBlocks:
         self._color = color
 
     def split(self, text: str) -> tuple[str, str]:
-        """The blocks that can't change any more, and the rest: the last block is open until another begins."""
-        if "\n" not in text:
-            return "", text
-        starts = [token.map[0] for token in self._parser.parse(text) if _is_top_level(token) and token.map]
-        lines = text.splitlines(keepends=True)
-        cut = starts[-1] if len(starts) > 1 else 0
-        return "".join(lines[:cut]), "".join(lines[cut:])
+        """The blocks that can't change any more, and the rest: the last block is open until another begins.
+
+        Only whole lines count: half of a line may look like another kind of block.
+        """
+        blocks = self._top_level(text[: text.rfind("\n") + 1])
+        finished = "".join(blocks[:-1])
+        return finished, text[len(finished) :]
 
     def render(self, blocks: str, columns: int) -> str:
-        """Finished blocks as lines with SGR colours; no line has blanks at its end."""
+        """Finished blocks as lines with SGR colours, a blank line between two; no line has blanks at its end."""
+        return "\n\n".join(self._render(block, columns) for block in self._top_level(blocks))
+
+    def _top_level(self, text: str) -> list[str]:
+        """The source of each top-level block."""
+        starts = [token.map[0] for token in self._parser.parse(text) if _is_top_level(token) and token.map]
+        lines = text.splitlines(keepends=True)
+        ends = [*starts[1:], len(lines)]
+        return ["".join(lines[start:end]) for start, end in zip([0, *starts[1:]], ends, strict=False)]
+
+    def _render(self, block: str, columns: int) -> str:
         file = StringIO()
         settings: dict[str, Any] = {
             "force_terminal": True,
@@ -82,7 +92,7 @@ class MarkdownBlocks:
             "legacy_windows": False,
         }
         console = Console(file=file, width=columns, highlight=False, **settings)
-        console.print(_ChatMarkdown(blocks), crop=False, end="")
+        console.print(_ChatMarkdown(block), crop=False, end="")
         return _TRAILING_BLANKS.sub(r"\1", file.getvalue()).strip("\n")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from kvchat.backends.base import Answer, Done, Event, FinishReason, Notice, Phase, Prefilling, Text
+from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Phase, Prefilling, Text
 from kvchat.chat.session import Session, new_id
 from kvchat.errors import EXIT_INTERRUPTED, UsageError
 from kvchat.ui.progress import WaitingBar
@@ -101,7 +101,7 @@ class OneShot:
 
     def run(self, messages: Iterable[str]) -> int:
         """Answer all messages; the exit code. Raises KvchatError where an answer fails."""
-        with self._interruptible():
+        with interruptible(self.session.backend):
             for message in messages:
                 answer = self._ask(message)
                 if answer.finish_reason is FinishReason.CANCELLED:
@@ -157,24 +157,24 @@ class OneShot:
         self._stderr.write(f"\x1b[2m{text}\x1b[22m" if dim and self._dim else text)
         self._stderr.flush()
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the answer that is being made; at any other time, or twice, it ends the program."""
-        asked = False
 
-        def on_interrupt(signum: int, frame: FrameType | None) -> None:
-            nonlocal asked
-            busy = self.session.backend.status().phase in (Phase.PREFILLING, Phase.DECODING)
-            if asked or not busy:
-                raise KeyboardInterrupt
-            asked = True
-            self.session.backend.cancel()
+@contextmanager
+def interruptible(backend: Backend) -> Iterator[None]:
+    """Ctrl-C ends the answer that is being made; at any other time, or twice, it raises KeyboardInterrupt."""
+    asked = False
 
-        before = signal.signal(signal.SIGINT, on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked or backend.status().phase not in (Phase.PREFILLING, Phase.DECODING):
+            raise KeyboardInterrupt
+        asked = True
+        backend.cancel()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _AnswerPrinter:

@@ -1,0 +1,81 @@
+"""The table of commands."""
+
+import pytest
+
+from kvchat.chat.session import Session
+from kvchat.errors import UsageError
+from kvchat.ui.commands import COMMANDS, common_start, completions, find, is_command
+from tests.scripted import ScriptedBackend
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.session = Session(ScriptedBackend())
+        self.left = False
+
+    def leave(self) -> None:
+        self.left = True
+
+
+def done(desk: Desk, text: str) -> str:
+    command, argument = find(text)
+    return command.run(desk, argument)
+
+
+def test_two_slashes_are_no_command() -> None:
+    assert is_command("/help")
+    assert not is_command("//help")
+    assert not is_command("see /help")
+
+
+@pytest.mark.parametrize(("typed", "nearest"), [("/hlep", "/help"), ("/quit", "/exit"), ("/cls", "/clear")])
+def test_an_unknown_command_names_a_near_one(typed: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match="did you mean /"):
+        find(typed)
+    if typed != "/quit":
+        with pytest.raises(UsageError, match=nearest):
+            find(typed)
+
+
+def test_the_argument_may_have_lines() -> None:
+    assert find("/system be brief\nand kind")[1] == "be brief\nand kind"
+    assert find("/system\nbe brief")[1] == "be brief"
+
+
+def test_help_names_every_command() -> None:
+    shown = done(Desk(), "/help")
+    assert all(command.name in shown and command.help in shown for command in COMMANDS)
+
+
+def test_the_system_prompt_is_shown_replaced_and_removed() -> None:
+    desk = Desk()
+    assert "no system prompt" in done(desk, "/system")
+    done(desk, "/system be brief")
+    assert done(desk, "/system") == "be brief"
+    done(desk, "/system -")
+    assert desk.session.system is None
+
+
+def test_options_are_checked_by_the_settings_rules() -> None:
+    desk = Desk()
+    assert done(desk, "/set top_k 40") == "top_k = 40"
+    assert desk.session.options.top_k == 40
+    assert "top_k = 40" in done(desk, "/set").splitlines()
+    with pytest.raises(UsageError, match="between 0"):
+        done(desk, "/set top_p 7")
+    assert done(desk, "/set top_k default") == "top_k = default"
+    assert desk.session.options.top_k is None
+
+
+def test_exit_leaves() -> None:
+    desk = Desk()
+    done(desk, "/exit")
+    assert desk.left
+
+
+def test_completion_names_what_a_line_may_become() -> None:
+    assert completions("/st") == ["/stats"]
+    assert completions("/s") == ["/system", "/set", "/stats"]
+    assert completions("/set top") == completions("st") == completions("//s") == []
+    assert common_start(["/stats", "/status"]) == "/stat"
+    assert common_start(["/set"]) == "/set"
