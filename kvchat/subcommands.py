@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,19 +34,34 @@ def _catalog(config: Config) -> Catalog:
 
 def _models_ls(args: argparse.Namespace, config: Config) -> Iterator[str]:
     for entry in _catalog(config).entries():
+        folder = str(entry.folder) if entry.folder else None
         if args.json:
-            yield json.dumps({"name": entry.name, "path": str(entry.folder), "bytes": entry.num_bytes})
+            row = {"name": entry.name, "origin": str(entry.origin), "bytes": entry.num_bytes, "path": folder}
+            yield json.dumps(row, ensure_ascii=False)
         else:
-            yield f"{entry.name:<40} {entry.num_bytes / 1e6:8.0f} MB  {entry.folder}"
+            yield f"{entry.name:<40} {_megabytes(entry.num_bytes)}  {folder or 'not fetched yet'}"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:8.0f} MB"
 
 
 def _models_pull(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    yield str(_catalog(config).resolve(args.name).folder)
+    from kvchat.models.catalog import Catalog
+    from kvchat.ui.progress import stage_bar
+
+    with stage_bar(sys.stderr, shown=sys.stderr.isatty() and not args.quiet) as progress:
+        catalog = Catalog(config.paths.models, offline=config.model.offline, progress=progress)
+        files = catalog.pull(args.name)
+    yield json.dumps({"name": files.name, "path": str(files.folder)}) if args.json else str(files.folder)
 
 
 def _models_rm(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    _catalog(config).remove(args.name)
-    yield f"removed {args.name}"
+    num_bytes = _catalog(config).remove(args.name)
+    if args.json:
+        yield json.dumps({"name": args.name, "freed_bytes": num_bytes})
+    else:
+        yield f"removed {args.name}, {_megabytes(num_bytes).strip()}"
 
 
 def _models_path(args: argparse.Namespace, config: Config) -> Iterator[str]:

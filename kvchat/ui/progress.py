@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -81,3 +83,16 @@ def progress_bar(stderr: TextIO) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(file=stderr), transient=True)
+
+
+@contextmanager
+def stage_bar(stderr: TextIO, *, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that is told `(stage, done, total)`; `total` 0 means unknown. Does nothing unless `shown`."""
+    if not shown:
+        yield lambda stage, done, total: None
+        return
+    with progress_bar(stderr) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda stage, done, total: bar.update(
+            task, description=stage, completed=done, total=total or None
+        )

@@ -1,8 +1,11 @@
 """The conversation's tree, against a scripted backend."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import pytest
 
-from kvchat.backends.base import Done, FinishReason, Options, Role, Text
+from kvchat.backends.base import Done, Event, FinishReason, Options, Role, Text, Turn
 from kvchat.chat.session import Session
 from kvchat.errors import ContextOverflowError, EngineDiedError
 from tests.scripted import ScriptedBackend
@@ -136,3 +139,23 @@ def test_leaving_the_session_closes_its_backend() -> None:
     with Session(backend) as session:
         session.ask("hello")
     assert backend.closed
+
+
+class DyingBackend(ScriptedBackend):
+    """Its engine dies in mid-answer: what was said is handed out as text without ids."""
+
+    def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        for event in super().answer(history, options):
+            if isinstance(event, Done):
+                usage = replace(event.answer.usage, prompt_tokens=0, completion_tokens=0, cached_tokens=0)
+                reason = FinishReason.CANCELLED
+                event = Done(
+                    replace(event.answer, completion=(), prompt=(), usage=usage, finish_reason=reason)
+                )
+            yield event
+
+
+def test_what_a_dying_engine_said_is_kept_as_text() -> None:
+    session = Session(DyingBackend())
+    session.ask("hello")
+    assert texts(session) == ["hello", "[1] you said: hello"]
