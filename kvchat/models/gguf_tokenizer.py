@@ -144,7 +144,22 @@ def _other_kind(gguf: GgufFile, model: object) -> Tokenizer:
         raise ModelUnavailableError(
             f"{gguf.path} has a tokenizer {model!r} that can't be read", remedy
         ) from error
+    if model == "llama" and not architecture.startswith("gemma"):
+        _space_as_llama_cpp(
+            tokenizer, prefixed=gguf.metadata.get("tokenizer.ggml.add_space_prefix") is not False
+        )
     return tokenizer
+
+
+def _space_as_llama_cpp(tokenizer: Tokenizer, *, prefixed: bool) -> None:
+    """A space goes before every stretch of text, also where one stands already; `Metaspace` leaves that out."""
+    from tokenizers import decoders, normalizers
+
+    replace = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefixed else replace
+    tokenizer.pre_tokenizer = None
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
 
 
 def _mark_added_tokens(tokenizer: Tokenizer, gguf: GgufFile) -> None:

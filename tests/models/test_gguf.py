@@ -177,6 +177,29 @@ def test_the_tokenizer_cuts_rendered_chats_as_llama_cpp_does(embedded: ModelFile
         assert tokenizer.encode(text, add_special_tokens=False).ids == ids, text
 
 
+def test_a_sentencepiece_vocabulary_is_cut_as_llama_cpp_does(tmp_path: Path) -> None:
+    known = json.loads(FIXTURE.with_name("sentencepiece_tokens.json").read_text(encoding="utf-8"))
+    pieces = [piece for piece, _ in known["pieces"]]
+    vocabulary = {
+        "model": "llama",
+        "merges": None,
+        "add_bos_token": None,
+        "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces],
+        "token_type": [2, 3, 3, *[6] * 256, *[1] * (len(pieces) - 1), 3],
+        "scores": [0.0] * 259 + [score for _, score in known["pieces"]],
+    }
+    write_gguf(
+        tmp_path / "tiny.gguf", **{f"tokenizer__ggml__{key}": item for key, item in vocabulary.items()}
+    )
+    tokenizer = build_tokenizer(read_gguf(tmp_path / "tiny.gguf"))
+    for text, ids in known["special"]:
+        assert tokenizer.encode(text).ids == ids, text
+    tokenizer.encode_special_tokens = True
+    for text, ids in known["plain"]:
+        assert tokenizer.encode(text, add_special_tokens=False).ids == ids, text
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
 def test_transformers_reads_the_tokenizer_and_its_template(embedded: ModelFiles) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder)
     text = tokenizer.apply_chat_template(
