@@ -9,7 +9,7 @@ from typing import Any
 from kvchat.errors import ModelUnavailableError
 
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "spiece.model",
@@ -31,7 +31,7 @@ def check_folder(folder: Path) -> None:
         raise ModelUnavailableError(f"{folder / 'config.json'} names no model_type", "fetch the model again")
     for weights in _weight_files(folder):
         check_safetensors(weights)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelUnavailableError(f"{folder} has no tokenizer", "put the model's tokenizer.json there")
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.folder import check_folder
+from kvchat.models.folder import TOKENIZER_FILES, check_folder
 from kvchat.models.gguf_import import Progress
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _MAIN = "main"
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py")
 _UNWANTED = ("*/*", "consolidated*.safetensors", "*.fp16.safetensors", "*.fp32.safetensors")
 _TRY_AGAIN = "check the network and try again"
 
@@ -102,17 +102,19 @@ class Hub:
             yield Path(constants.HF_HUB_CACHE)
 
     def _check_listing(self, name: HubName) -> None:
-        """Refuse a repository that has no weights for us before any byte of it is fetched."""
+        """Refuse a repository that is no model for us before any byte of it is fetched."""
         from huggingface_hub import HfApi
 
         info = HfApi(endpoint=self._endpoint).model_info(name.repo, revision=name.revision)
-        files = [item.rfilename for item in info.siblings or []]
-        if any(file.endswith(".safetensors") for file in files):
-            return
-        remedy = "choose a model that has *.safetensors"
-        if any(file.endswith(".gguf") for file in files):
-            remedy = "download one of its .gguf files and pass its path with -m"
-        raise ModelUnavailableError(f"{name} holds no *.safetensors", remedy)
+        files = {item.rfilename for item in info.siblings or []}
+        if not any(file.endswith(".safetensors") and "/" not in file for file in files):
+            remedy = "choose a model that has them"
+            if any(file.endswith(".gguf") for file in files):
+                remedy = "download one of its .gguf files and pass its path with -m"
+            raise ModelUnavailableError(f"{name} holds no *.safetensors", remedy)
+        for needed in (("config.json",), TOKENIZER_FILES):
+            if files.isdisjoint(needed):
+                raise ModelUnavailableError(f"{name} has no {needed[0]}", "choose a chat model")
 
 
 def _snapshot(repository: Path, revision: str) -> Path | None:
@@ -156,6 +158,10 @@ def _explained(name: HubName) -> Iterator[None]:
         raise ModelUnavailableError(f"{name} is no name of the hub's", "write it as org/name") from error
     except errors.OfflineModeIsEnabled as error:
         raise ModelUnavailableError(f"{name} is not here and HF_HUB_OFFLINE is set", "unset it") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        remedy = "`hf auth login`" if status in (401, 403) else _TRY_AGAIN
+        raise ModelUnavailableError(f"the hub refuses {name} ({_first_line(error)})", remedy) from error
     except (OSError, errors.LocalEntryNotFoundError, errors.XetDownloadError) as error:
         raise ModelUnavailableError(f"can't fetch {name} ({_first_line(error)})", _TRY_AGAIN) from error
     except ModelUnavailableError:

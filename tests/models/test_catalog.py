@@ -582,7 +582,8 @@ def test_a_half_fetched_hub_model_is_fetched_to_its_end(
             "is gated: accept its terms at https://huggingface.co/org/tiny, then `hf auth",
         ),
         ((401, "GatedRepo"), "org/tiny", "is gated"),
-        ((500, ""), "org/tiny", "can't fetch org/tiny"),
+        ((500, ""), "org/tiny", "the hub refuses org/tiny .*500.*try again"),
+        ((403, ""), "org/tiny", "the hub refuses org/tiny .*403.*hf auth login"),
         (None, "org/tiny@nope", "org/tiny has no revision 'nope'"),
         (None, "org/other", "the hub has no model org/other"),
     ],
@@ -615,12 +616,18 @@ def test_offline_never_asks_the_hub(root: Path, hub_server: HubServer) -> None:
 
 @pytest.mark.parametrize(
     ("files", "said"),
-    [({"a.gguf": b""}, "download one of its .gguf files"), ({"pytorch_model.bin": b""}, "choose a model")],
+    [
+        (["a.gguf", "config.json"], "download one of its .gguf files"),
+        (["pytorch_model.bin", "config.json"], "holds no "),
+        (["unet/model.safetensors", "config.json"], "holds no "),
+        (["adapter_model.safetensors", "tokenizer.json"], "has no config.json: choose a chat model"),
+        (["model.safetensors", "config.json"], "has no tokenizer.json"),
+    ],
 )
-def test_a_repository_without_safetensors_is_refused_before_anything_is_fetched(
-    root: Path, hub_server: HubServer, files: dict[str, bytes], said: str
+def test_a_repository_that_is_no_chat_model_is_refused_before_anything_is_fetched(
+    root: Path, hub_server: HubServer, files: list[str], said: str
 ) -> None:
-    hub_server.repositories["org/tiny"] = files | {"config.json": b"{}"}
+    hub_server.repositories["org/tiny"] = dict.fromkeys(files, b"{}")
     with pytest.raises(ModelUnavailableError, match=said):
         catalog(root, endpoint=hub_server.url).resolve("org/tiny")
     assert not any("resolve" in request for request in hub_server.requests)
