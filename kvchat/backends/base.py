@@ -113,7 +113,9 @@ class Timings:
 class CacheReport:
     """Where the prompt's KV came from, in tokens, and why the rest had to be computed.
 
-    `diverged_at` is the position of the first token that was not reused; `reason` says why in a few words.
+    `diverged_at` is the position of the first token that was not reused; `reason` says why in a few words, `was` and
+    `now` are the texts around that position in what was computed before and in this prompt. `saved_s` is the time
+    that computing the reused tokens would have taken, less what fetching them took.
     """
 
     live: int
@@ -121,6 +123,10 @@ class CacheReport:
     disk: int
     diverged_at: int
     reason: str
+    was: str = ""
+    now: str = ""
+    saved_s: float = 0.0
+    codec: str = "raw"
 
 
 @dataclass(frozen=True, slots=True)

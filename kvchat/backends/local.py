@@ -6,28 +6,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from kvchat.backends import base
 from kvchat.backends.base import Answer, Event, FinishReason, ModelInfo, Options, Phase, Status, Turn
+from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
+from kvchat.cache.folder import default_disk_bytes
+from kvchat.cache.match import CacheSettings
+from kvchat.cache.pool import default_ram_bytes
+from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
-from kvchat.engine.engine import Engine, Finish, Finished, Progress, Request, Token
+from kvchat.engine.engine import Engine, Finish, Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.engine.worker import Worker
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
 from kvchat.models.catalog import Catalog
+from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loader import load_model
 from kvchat.models.template import ChatTemplate, Message
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Loaded:
     engine: Engine
     tokenizer: ChatTokenizer
     template: ChatTemplate
     info: ModelInfo
     ready_at: float
+    last: Asked | None = None
 
 
 class LocalBackend:
@@ -36,6 +44,7 @@ class LocalBackend:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._status = Status(Phase.STARTING)
+        self._notices: SimpleQueue[str] = SimpleQueue()
         self._worker: Worker[_Loaded] = Worker(self._load, unload=lambda loaded: loaded.engine.close())
 
     def start(self) -> None:
@@ -107,10 +116,30 @@ class LocalBackend:
         engine = Engine(model)
         self._show(Status(Phase.LOADING, "warming up"))
         engine.warm_up()
+        engine.cache = self._open_cache(engine, files.folder)
         ready_at = time.perf_counter()
         self._show(Status(Phase.READY))
         info = _describe(engine, tokenizer, load_ms=(ready_at - started) * 1e3)
         return _Loaded(engine, tokenizer, template, info, ready_at)
+
+    def _open_cache(self, engine: Engine, folder: Path) -> PrefixCache | None:
+        wanted, layout = self.config.cache, engine.kv_layout
+        if layout is None or wanted.mode == "off":
+            return None
+        root = self.config.paths.cache if self.config.chat.save else None
+        settings = CacheSettings(
+            mode=wanted.mode,
+            ram_bytes=default_ram_bytes() if wanted.ram is None else wanted.ram,
+            disk_bytes=default_disk_bytes(self.config.paths.cache) if wanted.disk is None else wanted.disk,
+            disk_root=root,
+            block_size=wanted.block_size,
+            codec=wanted.codec,
+        )
+        model = engine.loaded
+        regime = {"dtype": str(model.dtype), "device": model.device.type, "weights": "native"}
+        mark = fingerprint(folder, regime, memory=self.config.paths.models)
+        meta = {"model": model.name, "dtype": str(model.dtype).removeprefix("torch.")}
+        return PrefixCache(layout, mark, settings, meta=meta, warn=self._notices.put)
 
     def _show_loading(self, stage: str, done: int, total: int) -> None:
         self._show(Status(Phase.LOADING, stage, done, total))
@@ -124,7 +153,9 @@ class _Answering:
         self.options = options
         self.reuse = config.cache.mode != "off"
         messages = [_message(turn, loaded.tokenizer.id) for turn in turns]
+        self.turns = tuple(turns)
         self.prompt = loaded.template.prompt(messages)
+        self.shared = loaded.template.shared_tokens(messages)
         context = loaded.engine.loaded.context
         if len(self.prompt) >= context:
             raise ContextOverflowError(
@@ -182,7 +213,7 @@ class _Answering:
             seed=chosen.seed,
         )
         stop_ids = self.loaded.engine.loaded.eos_ids | set(self.loaded.template.closing_ids)
-        return Request(self.prompt, sampling, self.options.max_tokens, stop_ids, self.reuse)
+        return Request(self.prompt, sampling, self.options.max_tokens, stop_ids, self.shared, self.reuse)
 
     def _token(self, token: int) -> Iterator[Event]:
         self.ids.append(token)
@@ -229,8 +260,20 @@ class _Answering:
             finish_reason=FinishReason(finished.reason.value),
             usage=base.Usage(len(self.prompt), len(completion), reuse.num_tokens),
             timings=timings,
-            cache=base.CacheReport(reuse.live, reuse.ram, reuse.disk, reuse.num_tokens, ""),
+            cache=self._cache_report(reuse),
         )
+
+    def _cache_report(self, reuse: Reuse) -> base.CacheReport:
+        engine = self.loaded.engine
+        computing_s = reuse.num_tokens * (engine.prefill_s_per_token or 0.0)
+        report = cache_report(
+            reuse,
+            Asked(self.turns, tuple(self.prompt)),
+            self.loaded.last,
+            decode=self.loaded.tokenizer.decode,
+            saved_s=max(0.0, computing_s - reuse.kv_load_s),
+        )
+        return replace(report, codec=engine.cache.codec) if engine.cache else report
 
     def _ids_of_shown(self) -> list[int]:
         """The generated ids up to the stop string; where it began inside a token, the rest of the text encoded."""

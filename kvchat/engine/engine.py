@@ -9,12 +9,20 @@ from enum import StrEnum
 
 import torch
 
+from kvchat.cache.block import KVLayout
+from kvchat.cache.match import Ended, Match
+from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.cache.stats import CacheStats
 from kvchat.engine.sampling import Sampler, SamplingParams
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.loader import LoadedModel
 
 CHUNK_TOKENS = 256
 """Tokens of one prefill forward: what a cancellation waits for, and what it keeps."""
+MEASURED_TOKENS = 32
+"""Smaller prefill chunks say nothing about the speed of larger ones."""
+SHARED_PRIORITY = 1
+"""Of blocks that many conversations begin with, against 0 for those of one."""
 
 
 class Finish(StrEnum):
@@ -27,23 +35,33 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer."""
+    """One prompt. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
+
+    The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
+    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed.
+    """
 
     prompt: Sequence[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    shared: int = 0
     reuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Where the prompt's state came from, in tokens; `kv_load_s` is what fetching it took."""
+    """Where the prompt's state came from, in tokens; `kv_load_s` is what fetching it took.
+
+    `ended` is why the cache's blocks reach no further; `skipped` tokens were stored but faster to compute than to load.
+    """
 
     live: int
     ram: int = 0
     disk: int = 0
     kv_load_s: float = 0.0
+    ended: Ended = Ended.OFF
+    skipped: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +107,8 @@ class Engine:
         self.loaded = loaded
         self.state = loaded.new_state()
         self.chunk_tokens = chunk_tokens
+        self.cache: PrefixCache | None = None
+        self.prefill_s_per_token: float | None = None
 
     def warm_up(self) -> None:
         """Run two small forwards, so that the first answer does not pay for what is set up lazily."""
@@ -101,8 +121,25 @@ class Engine:
         """Bytes of KV that one token takes in all layers; known after the first forward."""
         return sum(plane.shape[0] * plane.shape[2] * plane.element_size() for plane in self.state.planes)
 
+    @property
+    def kv_layout(self) -> KVLayout | None:
+        """The shapes of one token's KV; None where KV can't be cut into blocks. Known after the first forward."""
+        planes = self.state.planes
+        shapes = tuple((plane.shape[0], plane.shape[2]) for plane in planes)
+        return KVLayout(shapes, str(planes[0].dtype).removeprefix("torch.")) if planes else None
+
+    def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
+        """Give the blocks of the first `num_tokens` that are held (all of them by default) to the cache."""
+        if self.cache is None or not self.state.tokens:
+            return
+        length = len(self.state.tokens) if num_tokens is None else min(num_tokens, len(self.state.tokens))
+        with torch.inference_mode():
+            self.cache.commit(self.state.tokens, self.state.planes, length, priority=priority)
+
     def close(self) -> None:
-        """Nothing is used after this."""
+        """Let the cache write what it still has to write, within its bound."""
+        if self.cache is not None:
+            self.cache.close()
 
     def generate(self, request: Request, is_cancelled: Callable[[], bool]) -> Iterator[EngineEvent]:
         """Answer `request.prompt`; the last event is `Finished`.
@@ -122,15 +159,67 @@ class Engine:
                 done = len(self.state.tokens) - reuse.num_tokens
                 yield Finished(Finish.CANCELLED, reuse, done, time.perf_counter() - started, 0.0, 0)
                 return
-            logits = self.loaded.forward(self._next_chunk(prompt), self.state)
+            logits = self._prefill_chunk(prompt)
             yield Progress(len(self.state.tokens) - reuse.num_tokens, total, reuse)
         assert logits is not None, "at least one token is computed"
         prefill_s = time.perf_counter() - started
         yield from self._decode(request, logits, is_cancelled, reuse=reuse, prefill_s=prefill_s)
 
     def _keep_what_is_shared(self, prompt: list[int], request: Request) -> Reuse:
-        shared = common_prefix(self.state.tokens, prompt) if request.reuse else 0
-        return Reuse(live=self.state.keep(min(shared, len(prompt) - 1)))
+        """Bring into the state what is known of the prompt but its last token: from itself, then from the cache."""
+        if not request.reuse:
+            return Reuse(live=self.state.keep(0))
+        live = self.state.keep(min(common_prefix(self.state.tokens, prompt), len(prompt) - 1))
+        if self.cache is None or not self.state.is_divisible:
+            return Reuse(live)
+        match = self.cache.match(prompt[:-1])
+        gain = match.num_tokens - live
+        if gain <= 0:
+            reuse = Reuse(live, ended=match.ended)
+        elif not self._is_worth_loading(match, live):
+            reuse = Reuse(live, ended=match.ended, skipped=gain)
+        else:
+            reuse = self._load(prompt, match, live)
+        self._count(prompt, reuse)
+        return reuse
+
+    def _is_worth_loading(self, match: Match, live: int) -> bool:
+        assert self.cache is not None
+        if self.prefill_s_per_token is None:
+            return True
+        computing_s = (match.num_tokens - live) * self.prefill_s_per_token
+        return self.cache.estimate_load_s(match, live) < computing_s
+
+    def _load(self, prompt: list[int], match: Match, live: int) -> Reuse:
+        assert self.cache is not None
+        self.state.reserve(match.num_tokens)
+        with self.cache.lease(match) as lease, torch.inference_mode():
+            loaded = self.cache.load(lease, self.state.planes, live, match.num_tokens)
+        self.state.advance(prompt[live : loaded.end])
+        ended = match.ended if loaded.end >= match.num_tokens else Ended.CORRUPT
+        return Reuse(live, loaded.ram, loaded.disk, loaded.seconds, ended)
+
+    def _count(self, prompt: list[int], reuse: Reuse) -> None:
+        assert self.cache is not None
+        saved_s = reuse.num_tokens * (self.prefill_s_per_token or 0.0)
+        asked = CacheStats(
+            asked_tokens=len(prompt),
+            live_tokens=reuse.live,
+            ram_tokens=reuse.ram,
+            disk_tokens=reuse.disk,
+            saved_s=saved_s,
+        )
+        self.cache.stats.add(asked)
+
+    def _prefill_chunk(self, prompt: list[int]) -> torch.Tensor:
+        chunk = self._next_chunk(prompt)
+        started = time.perf_counter()
+        logits = self.loaded.forward(chunk, self.state)
+        if len(chunk) >= MEASURED_TOKENS:
+            now = (time.perf_counter() - started) / len(chunk)
+            before = self.prefill_s_per_token
+            self.prefill_s_per_token = now if before is None else 0.5 * (before + now)
+        return logits
 
     def _next_chunk(self, prompt: list[int]) -> list[int]:
         start = len(self.state.tokens)
@@ -162,6 +251,8 @@ class Engine:
                 break
             count += 1
             yield Token(token)
+            if count == 1 and request.shared:
+                self.store(min(request.shared, prompt_tokens), priority=SHARED_PRIORITY)
             if count < room:  # also behind the last one: the next turn finds the whole answer held
                 logits = self.loaded.forward([token], self.state)
         decode_s = time.perf_counter() - started

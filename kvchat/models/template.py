@@ -19,6 +19,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.kv_state import common_prefix
 from kvchat.models.tokenizer import ChatTokenizer, joined
 
 _OPEN, _CLOSE, _ANSWER = (
@@ -88,6 +89,15 @@ class ChatTemplate:
         if self._lead:
             rendered = rendered.replace(self._lead + _OPEN + _ANSWER, _OPEN + _ANSWER)
         return self._encode(rendered, draft)
+
+    def shared_tokens(self, messages: Sequence[Message]) -> int:
+        """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
+        head = [message for message in messages[:1] if message.role == "system"]
+        try:
+            probes = [self.prompt([*head, Message("user", text)]) for text in ("a", "-")]
+        except ModelUnavailableError:
+            return 0
+        return common_prefix(*probes)
 
     def opens_reasoning(self, messages: Sequence[Message]) -> bool:
         """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""

@@ -153,7 +153,7 @@ def _without_control(tokenizer: Tokenizer, control: set[str]) -> Tokenizer:
     parsed = json.loads(tokenizer.to_str())
     vocabulary = parsed["model"].get("vocab") or {}
     names = set(vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary))
-    added = [token for token in parsed["added_tokens"] if not (token["content"] in control & names)]
+    added = [token for token in parsed["added_tokens"] if token["content"] not in control & names]
     for token in added:
         if token["content"] in control or token["content"] == _ANCHOR:
             token["content"] = f"{_ANCHOR}{token['id']}{_ANCHOR}"

@@ -48,7 +48,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 def test_a_child_answers_as_this_process_would(
     backend: ProcessBackend, make_config: Callable[..., Config]
 ) -> None:
-    here = LocalBackend(make_config())
+    here = LocalBackend(make_config(cache__disk="0"))
     history = [Turn(Role.SYSTEM, "be \u2028 brief ö"), user("hello\nworld")]
     for question in ("and", "so"):
         answers: list[Answer] = []
