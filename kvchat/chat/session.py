@@ -18,6 +18,12 @@ from kvchat.config import Config
 from kvchat.errors import KvchatError
 
 
+def is_empty(answer: Answer) -> bool:
+    """Whether an answer was cancelled before anything was generated; its message is then taken back."""
+    said = answer.completion or answer.text or answer.reasoning
+    return answer.finish_reason is FinishReason.CANCELLED and not said
+
+
 def new_id() -> str:
     """A short random name, eight hex digits."""
     return secrets.token_hex(4)
@@ -171,7 +177,7 @@ class Session:
         self.close()
 
     def _keep(self, exchange: Exchange, answer: Answer) -> None:
-        if answer.finish_reason is FinishReason.CANCELLED and not (answer.completion or answer.text):
+        if is_empty(answer):
             return
         self._exchanges[exchange.id] = replace(exchange, answer=answer)
         self.totals = self.totals.plus(answer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TextIO
 
-from kvchat.backends.base import Done, FinishReason, Notice, Text
-from kvchat.chat.session import Session
+from kvchat.backends.base import Done, Notice, Text
+from kvchat.chat.session import Session, is_empty
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
 from kvchat.ui.oneshot import interruptible
@@ -66,7 +66,7 @@ class LineDialogue:
                     self._write(error_line(event.message) + "\n")
                 elif isinstance(event, Done):
                     self._write("\n" + stats_line(event.answer, backend.info().context) + "\n")
-                    if event.answer.finish_reason is FinishReason.CANCELLED and not event.answer.completion:
+                    if is_empty(event.answer):
                         self._write("the message was taken back\n")
 
     def _write(self, text: str) -> None:

@@ -28,6 +28,8 @@ def stats_line(answer: Answer, context: int) -> str:
     `cached 1842/1910 (96%) · prefill 68 in 0.21s · ttft 0.24s · 212 tok 31.4/s · ctx 2122/8192`
     """
     usage, timings = answer.usage, answer.timings
+    if not usage.prompt_tokens:  # the engine died and took its figures along
+        return "stopped"
     percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
     tiers = "+".join(name for name, n in (("RAM", answer.cache.ram), ("disk", answer.cache.disk)) if n)
     parts = [

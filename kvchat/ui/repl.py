@@ -13,8 +13,8 @@ from typing import Any
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from kvchat.backends.base import Answer, Done, Event, FinishReason, ModelInfo, Notice, Phase, Status
-from kvchat.chat.session import Session
+from kvchat.backends.base import Answer, Done, Event, ModelInfo, Notice, Phase, Status
+from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
@@ -233,7 +233,7 @@ class Repl:
 
     def _on_done(self, answer: Answer) -> None:
         self._print_rest(then=dim(stats_line(answer, self._context())) + "\n")
-        if answer.finish_reason is FinishReason.CANCELLED and not answer.completion and self._turns.running:
+        if is_empty(answer) and self._turns.running:
             self._put_back(self._turns.running)
 
     def _frame(self) -> None:
@@ -303,7 +303,7 @@ class Repl:
         if until > time.monotonic():
             return toolbar([hint], columns)
         parts = [self._name(), phase_text(self.session.backend.status())]
-        if self.session.last:
+        if self.session.last and self.session.last.usage.total_tokens:
             parts.append(f"ctx {self.session.last.usage.total_tokens}/{self._context()}")
             parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")
         return toolbar(parts, columns)
