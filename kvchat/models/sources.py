@@ -195,6 +195,9 @@ class ImportedSource:
 
     def obtain(self) -> ModelFiles:
         """See Source."""
+        files = self.find()
+        if files is not None:
+            return files
         remedy = "pass the .gguf file itself, to import it again"
         raise ModelUnavailableError(f"the import {self.folder.name} is damaged", remedy)
 
