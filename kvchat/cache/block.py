@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,12 +83,33 @@ class Chain:
 
     def num_common_blocks(self, tokens: bytes) -> int:
         """How many blocks from the root on are equal to `tokens`, ids as bytes."""
-        size = min(len(self.tokens), len(tokens))
-        size -= size % self.bytes_per_block
-        if self.tokens[:size] == tokens[:size]:
+        mine = self.tokens
+        size = min(len(mine), len(tokens))
+        if mine.startswith(tokens) if len(tokens) < len(mine) else tokens.startswith(mine):
             return size // self.bytes_per_block
-        mine, other = (np.frombuffer(ids, "<i4", size // TOKEN_BYTES) for ids in (self.tokens, tokens))
-        return int(np.argmax(mine != other)) // self.block_size
+        ids, others = (np.frombuffer(each, "<i4", size // TOKEN_BYTES) for each in (mine, tokens))
+        return int(np.argmax(ids != others)) // self.block_size
+
+
+class RecentDigests:
+    """A bounded set of digests that forgets the one added longest ago."""
+
+    def __init__(self, limit: int = 65_536) -> None:
+        self._limit = limit
+        self._digests: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._digests
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def add(self, digest: bytes) -> None:
+        """Remember a digest, the latest."""
+        self._digests[digest] = None
+        self._digests.move_to_end(digest)
+        if len(self._digests) > self._limit:
+            self._digests.popitem(last=False)
 
 
 def block_hashes(

@@ -1,17 +1,13 @@
 """The disk tier of one fingerprint: immutable checksummed files under a byte budget, shared by several processes.
 
-The folder is the index: names are listed again when the folder has changed, headers are read when first needed and
-kept. A file's header has all token ids from the root on, so each file is proven by itself and files may overlap.
-Whatever goes wrong here is a miss and one warning. Knows no torch and no arena.
+Evicting and writing happen under the folder's lock; reading needs none. Whatever goes wrong here is a miss and one warning. Knows no torch and no arena.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,10 +22,8 @@ from kvchat.cache.entry import (
     EntryError,
     EntryName,
     FolderMeta,
-    Header,
     checksum,
     pack_header,
-    read_header,
 )
 from kvchat.cache.folder import (
     META_NAME,
@@ -41,11 +35,8 @@ from kvchat.cache.folder import (
     remove_file,
     scan_folder,
 )
+from kvchat.cache.index import FolderIndex, Piece
 from kvchat.cache.stats import CacheStats, StatsCounter
-
-NUM_REMEMBERED = 4096
-# A folder that changed this recently may change again without a newer time stamp.
-RACY_NS = 100_000_000
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -63,16 +54,6 @@ class DiskSettings:
     is_writable: bool = True
     lock_timeout_s: float = 2.0
     open_new: Callable[[Path], BinaryIO] = open_new
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Blocks [start, end) of a chain in one file, proven by its header's token ids."""
-
-    name: EntryName
-    header: Header
-    start: int
-    end: int
 
 
 class DiskTier:
@@ -94,21 +75,14 @@ class DiskTier:
         self._stats = stats
         self._warn = warn
         self._warned: set[str] = set()
-        self._lock = threading.RLock()
-        self._names: dict[str, EntryName] = {}
-        self._by_first: dict[str, dict[str, EntryName]] = {}
-        self._headers: dict[str, Header] = {}
-        self._unusable: set[str] = set()
-        self._stamp: tuple[int, int] | None = None
-        self._gone: OrderedDict[str, None] = OrderedDict()
-        self._corrupt: OrderedDict[str, None] = OrderedDict()
+        self._index = FolderIndex(self.folder, meta, self.condemn)
         self._newest_ns = 0
         self._is_quiet = not settings.is_writable
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is stored, as far as was seen."""
-        return not self._names
+        return self._index.is_empty
 
     @property
     def is_writable(self) -> bool:
@@ -116,12 +90,12 @@ class DiskTier:
         return not self._is_quiet
 
     def is_known_gone(self, digest: bytes) -> bool:
-        """Whether a file that began with this block was seen and then vanished or was evicted."""
-        return digest.hex() in self._gone
+        """Whether a file with this block was seen and then vanished or was evicted."""
+        return digest in self._index.gone
 
     def is_known_corrupt(self, digest: bytes) -> bool:
-        """Whether a file that began with this block turned out to be unusable."""
-        return digest.hex() in self._corrupt
+        """Whether a file with this block turned out to be unusable."""
+        return digest in self._index.corrupt
 
     def num_covered(self, chain: Chain) -> int:
         """How many blocks of a chain are stored, from the root on."""
@@ -129,27 +103,8 @@ class DiskTier:
         return pieces[-1].end if pieces else 0
 
     def match(self, chain: Chain, start: int = 0) -> tuple[Piece, ...]:
-        """The files that continue a chain from block `start` on, as far as they reach without a gap.
-
-        Of the files that hold a block the one that reaches furthest is taken, which makes the fewest pieces.
-        """
-        with self._lock:
-            self._refresh()
-            if not self._names:
-                return ()
-            pieces: list[Piece] = []
-            best: Piece | None = None
-            at, seen = start, 0
-            while at < len(chain):
-                while seen <= at:
-                    for piece in self._beginning_at(chain, seen, at):
-                        best = piece if best is None or piece.end > best.end else best
-                    seen += 1
-                if best is None or best.end <= at:
-                    break
-                pieces.append(Piece(best.name, best.header, at, best.end))
-                at = best.end
-            return tuple(pieces)
+        """The files that continue a chain from block `start` on, as far as they reach without a gap."""
+        return self._index.match(chain, start)
 
     @contextmanager
     def open(self, piece: Piece) -> Iterator[Reader]:
@@ -160,9 +115,8 @@ class DiskTier:
         with ExitStack() as stack:
             reader = Reader(self, piece, None)
             try:
-                descriptor = os.open(self.folder / str(piece.name), os.O_RDONLY | os.O_CLOEXEC)
+                descriptor, header = self._index.open(piece.name)
                 stack.callback(os.close, descriptor)
-                header = self._read_header(descriptor, piece.name)
                 if header.tokens != piece.header.tokens:
                     raise EntryError("it belongs elsewhere")
                 reader = Reader(self, replace(piece, header=header), descriptor)
@@ -175,7 +129,8 @@ class DiskTier:
     def store(self, chain: Chain, start: int, payload: memoryview, *, priority: int = 0) -> bool:
         """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.
 
-        Evicts first, under the folder's lock; the block before `start` has to be stored.
+        Evicts first, under the folder's lock. The blocks before `start` have to be stored; what is stored after it, be
+        it by another process just now, is not written twice.
         """
         if self._is_quiet:
             return False
@@ -215,92 +170,27 @@ class DiskTier:
         """Treat a file as a miss, with one warning; delete it unless a later version of kvchat may know it."""
         is_newer = isinstance(error, EntryError) and error.is_newer
         is_removed = self._settings.is_writable and not is_newer and remove_file(self.folder / str(name))
-        with self._lock:
-            if not is_removed:
-                self._unusable.add(str(name))
-            _remember(self._corrupt, name.first)
-            self._forget(str(name))
+        self._index.drop(name, is_removed=is_removed)
         self._stats.add(CacheStats(corrupt_files=1))
         self.warn_once("corrupt", f"a stored file is not used and its tokens are computed again: {error}")
 
     def warn_once(self, kind: str, message: str) -> None:
         """Warn, the first time for each kind of trouble."""
-        with self._lock:
-            if kind in self._warned:
-                return
+        if kind not in self._warned:
             self._warned.add(kind)
-        self._warn(message)
-
-    def _beginning_at(self, chain: Chain, block: int, at: int) -> Iterator[Piece]:
-        """The usable files that begin with a chain's block and reach past `at`, as far as their tokens are equal."""
-        for name in list(self._by_first.get(chain.hashes[block].hex(), {}).values()):
-            if name.start != block or name.end <= at:
-                continue
-            header = self._header(name)
-            if header is None:
-                continue
-            num_common = chain.num_common_blocks(header.tokens)
-            if num_common > max(at, block):
-                yield Piece(name, header, block, min(num_common, name.end))
-
-    def _header(self, name: EntryName) -> Header | None:
-        header = self._headers.get(name.key)
-        if header is not None:
-            return header
-        try:
-            descriptor = os.open(self.folder / str(name), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                header = self._read_header(descriptor, name)
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            return None
-        except (OSError, EntryError) as error:
-            self.condemn(name, error)
-            return None
-        self._headers[name.key] = header
-        return header
-
-    def _read_header(self, descriptor: int, name: EntryName) -> Header:
-        header = read_header(descriptor)
-        header.check(name, self.folder.name, self._meta)
-        return header
-
-    def _refresh(self) -> None:
-        """List the folder again if it may have changed."""
-        try:
-            stat = self.folder.stat()
-            if self._stamp == (stat.st_ino, stat.st_mtime_ns):
-                return
-            is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
-            with os.scandir(self.folder) as entries:
-                listed = {entry.name for entry in entries}
-        except OSError:
-            listed, is_racy, stat = set(), True, None
-        self._stamp = None if is_racy or stat is None else (stat.st_ino, stat.st_mtime_ns)
-        known = set(self._names)
-        for text in listed - known - self._unusable:
-            name = EntryName.parse(text)
-            if name is not None:
-                self._names[text] = name
-                self._by_first.setdefault(name.first, {})[text] = name
-        for text in known - listed:
-            _remember(self._gone, self._names[text].first)
-            self._forget(text)
-
-    def _forget(self, text: str) -> None:
-        name = self._names.pop(text, None)
-        if name is not None:
-            del self._by_first[name.first][text]
-            self._headers.pop(name.key, None)
+            self._warn(message)
 
     def _store_locked(self, chain: Chain, start: int, payload: memoryview, priority: int) -> bool:
         pieces = self.match(chain)
-        if pieces and pieces[-1].end == len(chain):
+        num_covered = pieces[-1].end if pieces else 0
+        if num_covered == len(chain):
             return True
-        above = [piece.name for piece in pieces if piece.start < start]
-        if start > 0 and (not pieces or pieces[-1].end < start):
+        if num_covered < start:
             return False
+        block_bytes = payload.nbytes // (len(chain) - start)
+        payload = payload[(num_covered - start) * block_bytes :]
+        start = num_covered
+        above = [piece.name for piece in pieces]
         name = EntryName.of(chain, start, above[-1].key if above else NO_PARENT, priority)
         header = pack_header(self.folder.name, self._meta, chain, start, payload)
         if not self._evict_for(len(header) + payload.nbytes, frozenset(name.key for name in above)):
@@ -319,6 +209,8 @@ class DiskTier:
         if excess <= 0:
             return True
         protected = self._with_ancestors(scan, kept)
+        if excess > sum(file.num_bytes for file in scan.files if file.id not in protected):
+            return False
         num_evicted = 0
         for file in eviction_order(scan.files):
             if excess <= 0:
@@ -409,10 +301,3 @@ class Reader:
                 return False
             done += num_bytes
         return True
-
-
-def _remember(memory: OrderedDict[str, None], digest: str) -> None:
-    memory[digest] = None
-    memory.move_to_end(digest)
-    if len(memory) > NUM_REMEMBERED:
-        memory.popitem(last=False)

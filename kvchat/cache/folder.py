@@ -146,13 +146,17 @@ def remove_file(path: Path) -> bool:
 
 
 def default_disk_bytes(path: Path) -> int:
-    """4 GiB or a tenth of the free space where `path` is or will be, the smaller; 0 when that can't be told."""
+    """4 GiB or a tenth of the free space where `path` is or will be, the smaller; 0 when that can't be told.
+
+    What the cache itself takes counts as free, so that it does not shrink by filling up.
+    """
     for folder in (path, *path.parents):
         try:
             stat = os.statvfs(folder)
         except OSError:
             continue
-        return min(4 * 2**30, stat.f_bavail * stat.f_frsize // 10)
+        free_bytes = stat.f_bavail * stat.f_frsize + scan_folder(path).num_bytes
+        return min(4 * 2**30, free_bytes // 10)
     return 0
 
 

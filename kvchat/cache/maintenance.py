@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import filelock
 
+from kvchat.cache.block import TOKEN_BYTES
 from kvchat.cache.entry import EntryError, FolderMeta, checksum, read_header
 from kvchat.cache.folder import (
     META_NAME,
@@ -155,6 +157,13 @@ def prune(
 def clear(root: Path, *, dry_run: bool = False) -> Freed:
     """Remove every stored file of every fingerprint. Raises KvchatError."""
     return _remove(root, eviction_order, dry_run)
+
+
+def read_tokens(path: Path) -> tuple[int, ...]:
+    """The token ids of a stored file, all from the root on, to compute them again. Raises EntryError, OSError."""
+    with path.open("rb", buffering=0) as stream:
+        tokens = read_header(stream.fileno()).tokens
+    return struct.unpack(f"<{len(tokens) // TOKEN_BYTES}i", tokens)
 
 
 def _describe(folder: Path, files: list[StoredFile]) -> FolderInfo:

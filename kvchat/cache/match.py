@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvchat.cache.block import Chain, HashFunction, xxh3_128
-from kvchat.cache.disk import Piece, open_new
+from kvchat.cache.disk import open_new
+from kvchat.cache.index import Piece
 from kvchat.cache.pool import Block
 
 
@@ -78,7 +79,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What `commit` stored anew; the disk follows in the background."""
+    """What `commit` copied, to RAM or for the disk alone; the disk follows in the background.
+
+    Blocks that were loaded from disk and are now in RAM too are among them.
+    """
 
     num_blocks: int
     num_bytes: int

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from kvchat.cache.block import Chain, KVLayout, hash_chain, xxh3_128
+from kvchat.cache.block import Chain, KVLayout, RecentDigests, hash_chain, xxh3_128
 from kvchat.cache.codec import allocate, make_codec
-from kvchat.cache.disk import DiskSettings, DiskTier, Piece
+from kvchat.cache.disk import DiskSettings, DiskTier
 from kvchat.cache.entry import FORMAT_VERSION, FolderMeta
+from kvchat.cache.loader import Loader
 from kvchat.cache.match import CacheSettings, Committed, Coverage, Ended, Lease, Loaded, Match
 from kvchat.cache.pool import Block, Pool, Run, spans
 from kvchat.cache.stats import CacheStats, StatsCounter
@@ -27,25 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 RUN_BYTES = 16 * 2**20
-SCRATCH_BYTES = 4 * 2**20
-NUM_REMEMBERED = 4096
 
 Warn = Callable[[str], None]
-
-
-class _Rate:
-    """A smoothed rate in bytes a second, from what was measured; `guess` until then."""
-
-    def __init__(self, guess: float) -> None:
-        self.bytes_per_s = guess
-        self._is_guess = True
-
-    def measure(self, num_bytes: int, seconds: float) -> None:
-        if num_bytes == 0 or seconds <= 0:
-            return
-        now = num_bytes / seconds
-        self.bytes_per_s = now if self._is_guess else 0.7 * self.bytes_per_s + 0.3 * now
-        self._is_guess = False
 
 
 class PrefixCache:
@@ -70,6 +54,7 @@ class PrefixCache:
         self._root = chain_root(layout, fingerprint, settings)
         self._lock = threading.RLock()
         self._disk = self._open_disk(layout, meta or {}, warn)
+        self._loader = Loader(self._codec, settings.block_size, self._disk)
         self._writer: Writer | None = None
         if self._disk and settings.mode == "rw":
             self._disk.sweep()
@@ -80,11 +65,8 @@ class PrefixCache:
         staging_bytes = self._run_blocks * self._codec.block_bytes if self._writer else 0
         self._pool = Pool(max(0, settings.ram_bytes - staging_bytes), self._remember_evicted)
         self._staging: torch.Tensor | None = None
-        self._scratch: torch.Tensor | None = None
         self._finished: deque[Block | None] = deque()
-        self._evicted: OrderedDict[bytes, None] = OrderedDict()
-        self._ram_rate = _Rate(2e9)
-        self._disk_rate = _Rate(5e8)
+        self._evicted = RecentDigests()
 
     @property
     def block_size(self) -> int:
@@ -129,27 +111,18 @@ class PrefixCache:
 
     def estimate_load_s(self, match: Match, start: int = 0, end: int | None = None) -> float:
         """Seconds that loading the tokens [start, end) of a match will take, from the rates measured so far."""
-        end = match.num_tokens if end is None else min(end, match.num_tokens)
-        in_ram = max(0, min(end, match.ram_tokens) - start)
-        on_disk = max(0, end - max(start, match.ram_tokens))
-        token_bytes = self._codec.block_bytes / self.block_size
-        return token_bytes * (in_ram / self._ram_rate.bytes_per_s + on_disk / self._disk_rate.bytes_per_s)
+        return self._loader.estimate_s(match, start, match.num_tokens if end is None else end)
 
     @contextmanager
     def lease(self, match: Match) -> Iterator[Lease]:
         """Pin what a match found in RAM, and count it as used now; matches anew if it was evicted meanwhile."""
-        with self._lock:
-            self._settle()
-            if match.tail and match.tail.run not in self._pool:
-                match = self._match(match.chain)
-            if match.tail:
-                self._pool.pin(match.tail)
-        try:
+        with ExitStack() as stack:
+            with self._lock:
+                self._settle()
+                if match.tail and match.tail.run not in self._pool:
+                    match = self._match(match.chain)
+                stack.enter_context(self._pinned(match.tail))
             yield Lease(match)
-        finally:
-            if match.tail:
-                with self._lock:
-                    self._pool.unpin(match.tail)
 
     def load(self, lease: Lease, planes: Sequence[torch.Tensor], start: int, end: int) -> Loaded:
         """Fill the arena's tokens [start, end), token-exact, from what is leased.
@@ -157,18 +130,9 @@ class PrefixCache:
         `end` may come back smaller, down to `start`, where a file turned out to be gone or corrupt; what is before it
         is right.
         """
-        began = time.perf_counter()
-        match = lease.match
-        end = max(start, min(end, match.num_tokens))
-        ram_end = self._load_ram(match, planes, start, end)
-        loaded_ram_s = time.perf_counter() - began
-        disk_end = self._load_disk(match, planes, ram_end, end)
-        seconds = time.perf_counter() - began
-        token_bytes = self._codec.block_bytes // self.block_size
-        self._ram_rate.measure((ram_end - start) * token_bytes, loaded_ram_s)
-        self._disk_rate.measure((disk_end - ram_end) * token_bytes, seconds - loaded_ram_s)
-        self.stats.add(CacheStats(load_s=seconds))
-        return Loaded(disk_end, ram_end - start, disk_end - ram_end, seconds)
+        loaded = self._loader.load(lease.match, planes, start, end)
+        self.stats.add(CacheStats(load_s=loaded.seconds))
+        return loaded
 
     def commit(
         self, tokens: Sequence[int], planes: Sequence[torch.Tensor], length: int, *, priority: int = 0
@@ -256,46 +220,6 @@ class PrefixCache:
         )
         return Ended.FIRST_USE if is_empty else Ended.NEW_TEXT
 
-    def _load_ram(self, match: Match, planes: Sequence[torch.Tensor], start: int, end: int) -> int:
-        at, end = start, min(end, match.ram_tokens)
-        for run, num_blocks in spans(match.tail):
-            base = run.start * self.block_size
-            stop = min(end, base + num_blocks * self.block_size)
-            if at < stop:
-                self._codec.decode(run.buffer, planes, at, first=at - base, end=stop - base)
-                at = stop
-        return at
-
-    def _load_disk(self, match: Match, planes: Sequence[torch.Tensor], start: int, end: int) -> int:
-        at = start
-        for piece in match.pieces:
-            stop = min(end, piece.end * self.block_size)
-            if at < stop:
-                at = self._load_piece(piece, planes, at, stop)
-                if at < stop:
-                    break
-        return at
-
-    def _load_piece(self, piece: Piece, planes: Sequence[torch.Tensor], at: int, stop: int) -> int:
-        """Fill [at, stop) from one file, some blocks at a time; returns how far that went."""
-        assert self._disk is not None
-        if self._scratch is None:
-            num_blocks = max(1, SCRATCH_BYTES // self._codec.block_bytes)
-            self._scratch = allocate(num_blocks * self._codec.block_bytes)
-        step = self._scratch.nbytes // self._codec.block_bytes
-        with self._disk.open(piece) as reader:
-            while at < stop:
-                block = at // self.block_size
-                num_blocks = min(step, -(-stop // self.block_size) - block)
-                buffer = self._scratch[: num_blocks * self._codec.block_bytes]
-                if not reader.read(block, num_blocks, buffer.numpy().data):
-                    break
-                base = block * self.block_size
-                end = min(stop, base + num_blocks * self.block_size)
-                self._codec.decode(buffer, planes, at, first=at - base, end=end - base)
-                at = end
-        return at
-
     def _commit_ram(
         self, chain: Chain, planes: Sequence[torch.Tensor], priority: int, deadline: float
     ) -> tuple[Block | None, int]:
@@ -326,17 +250,26 @@ class PrefixCache:
 
     def _make_room(self, tail: Block | None, num_blocks: int, deadline: float) -> int:
         """Evict for at most `num_blocks` after `tail`, which stays; returns for how many there is room now."""
+        with self._pinned(tail):
+            # The writer pins what it has still to write: wait for it rather than store less.
+            while num_blocks and not self._pool.reserve(num_blocks * self._codec.block_bytes):
+                if self._writer and self._writer.is_busy and time.perf_counter() < deadline:
+                    self._writer.drain(deadline - time.perf_counter())
+                    self._settle()
+                else:
+                    num_blocks //= 2
+        return num_blocks
+
+    @contextmanager
+    def _pinned(self, tail: Block | None) -> Iterator[None]:
         if tail:
             self._pool.pin(tail)
-        while num_blocks and not self._pool.reserve(num_blocks * self._codec.block_bytes):
-            if self._writer and self._writer.is_busy and time.perf_counter() < deadline:
-                self._writer.drain(deadline - time.perf_counter())
-                self._settle()
-            else:
-                num_blocks //= 2
-        if tail:
-            self._pool.unpin(tail)
-        return num_blocks
+        try:
+            yield
+        finally:
+            if tail:
+                with self._lock:
+                    self._pool.unpin(tail)
 
     def _queue_ram(self, chain: Chain, tail: Block | None, priority: int) -> None:
         """Have what RAM holds of a chain written, and all of the chain marked on disk as used now."""
@@ -357,7 +290,7 @@ class PrefixCache:
         """Pass the blocks from `start` on, for which RAM had no room, to the disk alone; returns how many."""
         if start == len(chain):
             return 0
-        self._remember(chain.hashes[start])
+        self._evicted.add(chain.hashes[start])
         if (
             self._writer is None
             or self._disk is None
@@ -387,14 +320,8 @@ class PrefixCache:
                 self._pool.unpin(tail)
 
     def _remember_evicted(self, run: Run) -> None:
-        self._remember(run.blocks[0].digest)
+        self._evicted.add(run.blocks[0].digest)
         self.stats.add(CacheStats(evicted_blocks=len(run.blocks)))
-
-    def _remember(self, digest: bytes) -> None:
-        self._evicted[digest] = None
-        self._evicted.move_to_end(digest)
-        if len(self._evicted) > NUM_REMEMBERED:
-            self._evicted.popitem(last=False)
 
 
 def chain_root(layout: KVLayout, fingerprint: bytes, settings: CacheSettings) -> bytes:

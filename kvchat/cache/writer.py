@@ -112,8 +112,7 @@ class Writer:
             if segment.start > num_covered:
                 break  # its parent isn't there, and a chain without its root is dead weight
             payload = segment.buffer.numpy().data[: segment.num_blocks * self._block_bytes]
-            missing = payload[(num_covered - segment.start) * self._block_bytes :]
-            if not self._disk.store(job.chain.prefix(end), num_covered, missing, priority=job.priority):
+            if not self._disk.store(job.chain.prefix(end), segment.start, payload, priority=job.priority):
                 break
             num_covered = end
         self._disk.touch(job.chain, job.priority)

@@ -163,11 +163,12 @@ def test_the_budget_holds_for_all_models_together(tmp_path):
     assert verify_checksums(root).is_clean
 
 
-def test_what_is_too_large_for_the_budget_is_not_stored_and_evicts_nothing_it_needs(tmp_path):
-    cache = disk_cache(tmp_path / "kv", disk_bytes=12 * TINY_BLOCK_BYTES)
+def test_what_is_too_large_for_the_budget_is_not_stored_and_evicts_nothing_in_vain(tmp_path):
+    cache = disk_cache(tmp_path / "kv", disk_bytes=15 * TINY_BLOCK_BYTES)
+    store(cache, [5] * 8)
     store(cache, TOKENS[:20])
     store(cache, TOKENS + list(range(400, 424)))
-    assert load(cache, TOKENS).end == 20
+    assert load(cache, TOKENS).end == 20 and load(cache, [5] * 8).end == 8
 
 
 def test_the_least_recently_used_file_goes_first(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from kvchat.cache import maintenance
 from kvchat.cache.folder import hold_lock
-from kvchat.cache.maintenance import clear, list_folders, prune, remove_bad, verify_checksums
+from kvchat.cache.maintenance import clear, list_folders, prune, read_tokens, remove_bad, verify_checksums
 from kvchat.errors import KvchatError
 from tests.cache.arena import TINY, store, stored_files, tiny_cache
 
@@ -111,6 +111,12 @@ def test_clearing_leaves_nothing_and_a_running_chat_goes_on(root):
     assert cache.match([3] * 8).num_tokens == 0
     store(cache, [3] * 8)
     assert cache.match([3] * 8).num_tokens == 8
+
+
+def test_a_file_tells_all_its_tokens_from_the_root_on(root):
+    assert sorted(map(read_tokens, stored_files(root))) == sorted(
+        [(1,) * 8, (1,) * 8 + (2,) * 8, (3,) * 8, (1,) * 12]
+    )
 
 
 def test_a_folder_in_use_is_an_error_with_a_remedy(root, monkeypatch):

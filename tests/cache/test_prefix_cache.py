@@ -174,6 +174,20 @@ def test_the_reason_for_a_miss_is_a_fact(tmp_path):
     assert cache.match([1] * 20).ended is Ended.NEW_TEXT
 
 
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_the_reason_is_known_in_the_middle_of_a_file_too(tmp_path, is_damaged):
+    cache = tiny_cache(tmp_path / "kv", ram_bytes=6 * TINY_BLOCK_BYTES)
+    other = tiny_cache(tmp_path / "kv", ram_bytes=0)
+    store(other, TOKENS)
+    store(cache, TOKENS)
+    match = cache.match(TOKENS)
+    assert (match.ram_tokens, match.disk_tokens) == (20, 28)
+    (path,) = stored_files(tmp_path / "kv")
+    path.write_bytes(path.read_bytes()[:-1] + b"?") if is_damaged else path.unlink()
+    load(cache, TOKENS)
+    assert cache.match(TOKENS).ended is (Ended.CORRUPT if is_damaged else Ended.EVICTED)
+
+
 def test_what_had_no_room_counts_as_evicted():
     cache = tiny_cache(ram_bytes=2 * TINY_BLOCK_BYTES)
     store(cache, TOKENS)
