@@ -265,7 +265,7 @@ class _Answering:
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:
         engine = self.loaded.engine
-        computing_s = reuse.num_tokens * (engine.prefill_s_per_token or 0.0)
+        computing_s = reuse.num_tokens * engine.prefill_s_per_token
         report = cache_report(
             reuse,
             Asked(self.turns, tuple(self.prompt)),

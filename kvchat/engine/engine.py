@@ -108,12 +108,18 @@ class Engine:
         self.state = loaded.new_state()
         self.chunk_tokens = chunk_tokens
         self.cache: PrefixCache | None = None
-        self.prefill_s_per_token: float | None = None
+        self.prefill_s_per_token = 0.0  # measured
 
     def warm_up(self) -> None:
-        """Run two small forwards, so that the first answer does not pay for what is set up lazily."""
-        for tokens in ([0] * min(16, self.loaded.context - 2), [0]):
+        """Run three small forwards, so that the first answer does not pay for what is set up lazily, and so that the
+        speed of prefilling is known."""
+        length = min(64, self.loaded.context - 1)
+        for tokens in ([0] * min(length, 16), [0]):
             self.loaded.forward(tokens, self.state)
+        self.state.keep(0)
+        started = time.perf_counter()
+        self.loaded.forward([0] * length, self.state)
+        self.prefill_s_per_token = (time.perf_counter() - started) / length
         self.state.keep(0)
 
     @property
@@ -185,7 +191,7 @@ class Engine:
 
     def _is_worth_loading(self, match: Match, live: int) -> bool:
         assert self.cache is not None
-        if self.prefill_s_per_token is None:
+        if not self.prefill_s_per_token:
             return True
         computing_s = (match.num_tokens - live) * self.prefill_s_per_token
         return self.cache.estimate_load_s(match, live) < computing_s
@@ -201,7 +207,7 @@ class Engine:
 
     def _count(self, prompt: list[int], reuse: Reuse) -> None:
         assert self.cache is not None
-        saved_s = reuse.num_tokens * (self.prefill_s_per_token or 0.0)
+        saved_s = reuse.num_tokens * self.prefill_s_per_token
         asked = CacheStats(
             asked_tokens=len(prompt),
             live_tokens=reuse.live,
@@ -217,8 +223,7 @@ class Engine:
         logits = self.loaded.forward(chunk, self.state)
         if len(chunk) >= MEASURED_TOKENS:
             now = (time.perf_counter() - started) / len(chunk)
-            before = self.prefill_s_per_token
-            self.prefill_s_per_token = now if before is None else 0.5 * (before + now)
+            self.prefill_s_per_token = 0.5 * (self.prefill_s_per_token + now) if self.prefill_s_per_token else now
         return logits
 
     def _next_chunk(self, prompt: list[int]) -> list[int]:
