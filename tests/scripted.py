@@ -188,7 +188,7 @@ class ScriptedBackend:
                 self._cancelled.wait(0.002)
                 yield Text(f"line number {n}\n")
         elif verb == "say":
-            said = rest.encode().decode("unicode_escape")
+            said = rest.encode("latin-1", "backslashreplace").decode("unicode_escape")
             yield from (Text(said[start : start + 5]) for start in range(0, len(said), 5))
         else:
             yield from (Text(piece) for piece in (f"[{num_turns}] ", "you said: ", message))

@@ -13,6 +13,7 @@ from rich.markdown import CodeBlock, Heading, Markdown
 from rich.syntax import Syntax
 from rich.text import Text
 
+_SGR = re.compile(r"\x1b\[[0-9;]*m")
 _TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
@@ -93,7 +94,12 @@ class MarkdownBlocks:
         }
         console = Console(file=file, width=columns, highlight=False, **settings)
         console.print(_ChatMarkdown(block), crop=False, end="")
-        return _TRAILING_BLANKS.sub(r"\1", file.getvalue()).strip("\n")
+        lines = _TRAILING_BLANKS.sub(r"\1", file.getvalue()).split("\n")
+        while lines and not _SGR.sub("", lines[-1]):
+            lines.pop()
+        while lines and not _SGR.sub("", lines[0]):
+            lines.pop(0)
+        return "\n".join(lines)
 
 
 def _is_top_level(token: Token) -> bool:
