@@ -224,7 +224,9 @@ class Backend(Protocol):
         """The loaded model. Waits for it; raises KvchatError when it can't be loaded."""
 
     def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
-        """Answer a history that ends with a user's turn. The last event is `Done`.
+        """Answer a history that ends with a user's turn, or go on with the unfinished answer that it ends with.
+
+        The last event is `Done`; for an answer that goes on, it has the new text and ids alone.
 
         Closing the iterator cancels the answer. Raises KvchatError: ModelUnavailableError, ContextOverflowError,
         OutOfMemoryError, EngineDiedError.

@@ -166,6 +166,9 @@ class _Answering:
         self.scanner = StopScanner(options.stop)
         opened = loaded.template.opens_reasoning(messages)
         self.splitter = ReasoningSplitter(loaded.template.reasoning_marks, is_open=opened)
+        self.unfinished = loaded.template.unfinished(messages)
+        self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)
+        self.splitter.feed(self.unfinished_text)
         self.ids: list[int] = []
         self.shown = ""  # text that the stop scanner let through, marks included
         self.text: list[str] = []
@@ -278,10 +281,11 @@ class _Answering:
     def _ids_of_shown(self) -> list[int]:
         """The generated ids up to the stop string; where it began inside a token, the rest of the text encoded."""
         tokenizer = self.loaded.tokenizer
+        before, shown = self.unfinished, self.unfinished_text + self.shown
         count = len(self.ids)
-        while count and not self.shown.startswith(tokenizer.decode(self.ids[:count])):
+        while count and not shown.startswith(tokenizer.decode([*before, *self.ids[:count]])):
             count -= 1
-        rest = self.shown[len(tokenizer.decode(self.ids[:count])) :]
+        rest = shown[len(tokenizer.decode([*before, *self.ids[:count]])) :]
         return [*self.ids[:count], *(tokenizer.encode_as_text(rest) if rest else ())]
 
 

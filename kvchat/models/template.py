@@ -80,15 +80,24 @@ class ChatTemplate:
         self.closing_ids = self._find_closing()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation up to where the model answers.
+        """The ids of a conversation up to where the model answers; behind an unfinished answer, up to where it goes on.
 
         For messages without forged control tokens and without generated ids they are the ids of the rendered text.
         """
+        if messages[-1].role == "assistant":
+            return self.prompt(messages[:-1]) + self.unfinished(messages)
         draft = self._draft(messages)
         rendered = self._restore_reasoning(draft, self._render(draft.messages))
         if self._lead:
             rendered = rendered.replace(self._lead + _OPEN + _ANSWER, _OPEN + _ANSWER)
         return self._encode(rendered, draft)
+
+    def unfinished(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of the answer that the conversation ends with; none if it ends with a question."""
+        last = messages[-1]
+        if last.role != "assistant":
+            return []
+        return list(self.tokenizer.encode_as_text(last.text) if last.tokens is None else last.tokens)
 
     def shared_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
@@ -103,7 +112,8 @@ class ChatTemplate:
         """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""
         if self.reasoning_marks is None:
             return False
-        rendered = self._render(self._draft(messages).messages)
+        asked = messages[:-1] if messages[-1].role == "assistant" else messages
+        rendered = self._render(self._draft(asked).messages)
         start, end = self.reasoning_marks
         return rendered.rstrip().endswith(start) and not rendered.rstrip().endswith(end)
 

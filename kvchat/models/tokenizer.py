@@ -73,7 +73,7 @@ class ChatTokenizer:
         return bool(text) and not text.strip()
 
     def stream(self) -> TextStream:
-        """A decoder for one answer."""
+        """A decoder for one answer; what an unfinished answer said is pushed first, and its text put aside."""
         return TextStream(self._full)
 
 

@@ -201,3 +201,25 @@ def test_options_fill_up_from_the_models_settings() -> None:
     drawing = Options(temperature=0.6, top_k=20)
     assert effective_options(drawing, Options(temperature=0.0)).temperature == 0.0
     assert effective_options(drawing, Options(seed=3)) == Options(temperature=0.6, top_k=20, seed=3)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_an_unfinished_answer_goes_on_exactly_where_it_stopped(backend: LocalBackend, cut: int) -> None:
+    history = [Turn(Role.SYSTEM, "be"), user("hello")]
+    whole = answer(backend, history, max_tokens=20)
+    first = answer(backend, history, max_tokens=cut)
+    rest = answer(backend, [*history, first.turn()], max_tokens=20 - cut)
+    assert first.completion + rest.completion == whole.completion
+    assert first.text + rest.text == whole.text
+    assert rest.timings.prompt_n == 1
+
+
+def test_a_stop_string_is_found_in_an_answer_that_goes_on(backend: LocalBackend) -> None:
+    history = [user("hello")]
+    whole = answer(backend, history, max_tokens=20)
+    first = answer(backend, history, max_tokens=4)
+    stop = whole.text[len(first.text) + 4 : len(first.text) + 7]
+    rest = answer(backend, [*history, first.turn()], max_tokens=16, stop=(stop,))
+    assert whole.text.startswith(first.text + rest.text)
+    tokenizer = backend._worker.wait().tokenizer
+    assert tokenizer.decode(first.completion + rest.completion) == first.text + rest.text
