@@ -88,6 +88,9 @@ class Repl:
             changed = shown is None or status.phase is not shown.phase
             if changed and status.phase in (Phase.READY, Phase.FAILED):
                 self._turns.start(self._learn_of_model)
+            if changed and shown and shown.phase is Phase.READY and status.phase is Phase.STARTING:
+                self._say_error("the engine ended and is started again; the conversation is kept")
+                self._turns.start(self.session.backend.start)
             if status != shown:
                 self._screen.app.invalidate()
             shown = status

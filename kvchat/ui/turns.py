@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from kvchat.backends.base import Event, Phase
@@ -99,10 +100,10 @@ class Turns:
 
     async def _is_next_ready(self) -> bool:
         """Whether something is to be done; a message waits for the model, so that it can still be taken back."""
-        while self.waiting and not commands.is_command(self.waiting[0]):
-            if self._session.backend.status().phase not in (Phase.STARTING, Phase.LOADING):
-                break
-            await asyncio.sleep(_POLL_S)
+        if self.waiting and self._session.backend.status().phase in (Phase.STARTING, Phase.LOADING):
+            waiter = self.start(self._wait_for_model)
+            while waiter.is_alive() and self.waiting and not commands.is_command(self.waiting[0]):
+                await asyncio.sleep(_POLL_S)
         return bool(self.waiting)
 
     async def _turn(self, text: str) -> None:
@@ -125,6 +126,10 @@ class Turns:
 
         self._worker = self.start(whole)
         await done.wait()
+
+    def _wait_for_model(self) -> None:
+        with suppress(KvchatError):  # the message will meet the same error
+            self._session.backend.info()
 
     def _send(self, text: str) -> None:
         try:
