@@ -125,7 +125,7 @@ def eviction_order(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
 @contextmanager
 def hold_lock(root: Path, timeout_s: float) -> Iterator[None]:
     """Hold the folder's lock against all processes. Raises filelock.Timeout, OSError."""
-    with filelock.FileLock(root / LOCK_NAME, timeout=timeout_s, mode=0o600, thread_local=False):
+    with filelock.FileLock(root / LOCK_NAME, timeout=timeout_s, poll_interval=0.01, mode=0o600):
         yield
 
 

@@ -29,7 +29,8 @@ class Ended(StrEnum):
 class CacheSettings:
     """How a cache is run. Budgets in bytes; `disk_root` None means no disk tier, `ram_bytes` 0 no RAM tier.
 
-    `wait_s` bounds how long one commit may wait for the background writer, and the writer for another process.
+    `wait_s` bounds how long one commit may wait for the background writer, `lock_timeout_s` how long the writer may
+    wait for another process.
     """
 
     mode: str = "rw"
@@ -39,6 +40,7 @@ class CacheSettings:
     block_size: int = 16
     codec: str = "raw"
     wait_s: float = 2.0
+    lock_timeout_s: float = 10.0
     hash_function: HashFunction = xxh3_128
     open_new: Callable[[Path], BinaryIO] = open_new
 

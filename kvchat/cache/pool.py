@@ -210,6 +210,7 @@ class Pool:
             if not candidates:
                 del self._index[block.digest]
         self._on_evict(run)
+        del run.buffer  # a run and its blocks know each other: don't wait for the garbage collector
 
     def _list(self, run: Run) -> None:
         self._idle.setdefault(run.priority, OrderedDict())[run] = None

@@ -189,7 +189,11 @@ class PrefixCache:
         block_bytes = self._codec.block_bytes
         shared = FolderMeta(layout, settings.codec, settings.block_size, block_bytes, dict(meta))
         where = DiskSettings(
-            settings.disk_root, settings.disk_bytes, settings.mode == "rw", settings.wait_s, settings.open_new
+            settings.disk_root,
+            settings.disk_bytes,
+            settings.mode == "rw",
+            settings.lock_timeout_s,
+            settings.open_new,
         )
         return DiskTier(where, self._root, shared, stats=self.stats, warn=warn)
 

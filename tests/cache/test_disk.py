@@ -28,7 +28,7 @@ TOKENS = list(range(100, 140))
 
 def disk_cache(root: Path, warnings: list[str] | None = None, **changed: object):
     """A cache whose only tier is the disk."""
-    return tiny_cache(root, warnings, ram_bytes=0, wait_s=0.3, **changed)
+    return tiny_cache(root, warnings, ram_bytes=0, lock_timeout_s=0.3, **changed)
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -107,6 +110,18 @@ def test_each_eviction_is_told():
     for text in ("a", "bbb", "cccc"):
         add(pool, text)
     assert gone == [1, 3]
+
+
+def test_an_evicted_run_gives_its_memory_back_at_once():
+    pool = Pool(40)
+    stale = add(pool, "aa")
+    buffer = weakref.ref(stale.run.buffer)
+    gc.disable()
+    try:
+        add(pool, "bbbb")
+        assert buffer() is None and stale.run not in pool
+    finally:
+        gc.enable()
 
 
 def test_clear_leaves_what_is_pinned():

@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from tests.cache.arena import load, store, tiny_cache
 warnings = []
-cache = tiny_cache(Path(sys.argv[1]), warnings, wait_s=20.0)
+cache = tiny_cache(Path(sys.argv[1]), warnings, lock_timeout_s=60.0)
 me = int(sys.argv[2])
 for number in range(50):
     tokens = [7] * 8 + [me] * 4 + [number] * 12
