@@ -135,13 +135,13 @@ class Int8Codec:
         buffer.view(-1, self.block_bytes)[:, -1] = 0  # the padding, where there is any
         for plane, (scales, values) in zip(planes, self._planes(buffer), strict=True):
             exact = _arena_view(plane, start, span).float()
-            finite = torch.where(exact.isfinite(), exact, 0.0)
-            largest = finite.abs().amax(-1, keepdim=True)
-            scale = (largest / 127).clamp(max=torch.finfo(torch.float16).max).half()
-            filled = torch.where(exact.isinf(), largest.copysign(exact), finite)
-            steps = torch.where(scale > 0, filled / scale.float(), 0.0).round_().clamp_(-127, 127)
+            largest = exact.abs().amax(-1, keepdim=True)
+            if not largest.isfinite().all():
+                exact, largest = _finite(exact)
+            scale = (largest / 127).clamp_(max=torch.finfo(torch.float16).max).half()
+            steps_per_unit = torch.where(scale > 0, scale.float().reciprocal(), 0.0)
             scales.copy_(scale.squeeze(-1))
-            values.copy_(steps.to(torch.int8))
+            values.copy_((exact * steps_per_unit).round_().clamp_(-127, 127))
 
     def decode(
         self, buffer: torch.Tensor, planes: Sequence[torch.Tensor], start: int, *, first: int, end: int
@@ -168,6 +168,13 @@ class Int8Codec:
             yield scales, values
             scale_at += num_scales
             value_at += num_scales * dim
+
+
+def _finite(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values [..., dim] with NaN as 0 and infinities as the row's largest finite value; and that [..., 1]."""
+    finite = torch.where(values.isfinite(), values, 0.0)
+    largest = finite.abs().amax(-1, keepdim=True)
+    return torch.where(values.isinf(), largest.copysign(values), finite), largest
 
 
 def _arena_view(plane: torch.Tensor, start: int, span: Span) -> torch.Tensor:

@@ -10,8 +10,10 @@ from typing import BinaryIO
 
 from kvchat.cache.block import Chain, HashFunction, xxh3_128
 from kvchat.cache.disk import open_new
+from kvchat.cache.folder import default_disk_bytes
 from kvchat.cache.index import Piece
-from kvchat.cache.pool import Block
+from kvchat.cache.pool import Block, default_ram_bytes
+from kvchat.config import CacheConfig
 
 
 class Ended(StrEnum):
@@ -43,6 +45,18 @@ class CacheSettings:
     lock_timeout_s: float = 10.0
     hash_function: HashFunction = xxh3_128
     open_new: Callable[[Path], BinaryIO] = open_new
+
+    @classmethod
+    def from_config(cls, config: CacheConfig, root: Path | None) -> CacheSettings:
+        """The settings that the user chose, with the budgets worked out for this machine where none was given.
+
+        `root` None keeps everything off the disk.
+        """
+        ram_bytes = default_ram_bytes() if config.ram is None else config.ram
+        disk_bytes = 0
+        if root is not None:
+            disk_bytes = default_disk_bytes(root) if config.disk is None else config.disk
+        return cls(config.mode, ram_bytes, disk_bytes, root, config.block_size, config.codec)
 
 
 @dataclass(frozen=True, slots=True)

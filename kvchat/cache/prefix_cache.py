@@ -84,6 +84,16 @@ class PrefixCache:
         return self._codec.name
 
     @property
+    def mode(self) -> str:
+        """`rw`, `ro` or `off`."""
+        return self._settings.mode
+
+    @property
+    def disk_budget_bytes(self) -> int:
+        """The disk budget of all models together; 0 without a disk tier."""
+        return self._settings.disk_bytes if self._disk else 0
+
+    @property
     def ram_used_bytes(self) -> int:
         """Bytes of the runs in RAM."""
         return self._pool.used_bytes

@@ -129,6 +129,6 @@ def test_listing_verifying_and_pruning_load_no_torch(root):
     code = (
         "import sys; from pathlib import Path; from kvchat.cache.maintenance import *; root = Path(sys.argv[1]);"
         "list_folders(root), verify_checksums(root), prune(root, budget_bytes=10**9), clear(root, dry_run=True);"
-        "import kvchat.cache.pool, kvchat.cache.stats; assert not {'torch', 'transformers'} & set(sys.modules)"
+        "import kvchat.cache.match, kvchat.cache.stats, kvchat.cache.writer; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)

@@ -2,7 +2,8 @@ import threading
 
 import pytest
 
-from kvchat.cache.match import Ended
+from kvchat.cache.match import CacheSettings, Ended
+from kvchat.config import ByteSize, CacheConfig
 from tests.cache.arena import (
     BLOCK_SIZE,
     TINY_BLOCK_BYTES,
@@ -123,6 +124,15 @@ def test_off_finds_and_stores_nothing(tmp_path):
     store(cache, TOKENS)
     assert cache.match(TOKENS).num_tokens == 0 and cache.match(TOKENS).ended is Ended.OFF
     assert not (tmp_path / "kv").exists()
+
+
+def test_settings_come_from_the_configuration_with_budgets_for_this_machine(tmp_path):
+    config = CacheConfig(ram=ByteSize(1000), codec="int8", block_size=8)
+    chosen = CacheSettings.from_config(config, tmp_path)
+    assert (chosen.ram_bytes, chosen.codec, chosen.block_size) == (1000, "int8", 8)
+    assert 0 < chosen.disk_bytes <= 4 * 2**30
+    assert CacheSettings.from_config(CacheConfig(), None).disk_bytes == 0
+    assert CacheSettings.from_config(CacheConfig(), None).ram_bytes > 2**20
 
 
 def test_no_budget_at_all_is_a_cache_that_holds_nothing():
