@@ -9,15 +9,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, Config, load_config, parse_bytes
+from kvchat.config import Config, load_config
 from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError
+from kvchat.flags import EVERYWHERE, FLAGS, Flag
 from kvchat.subcommands import COMMANDS, Command
 
 if TYPE_CHECKING:
@@ -167,97 +168,6 @@ def _piped(stdin: TextIO | None) -> str:
     return stdin.buffer.read().decode("utf-8", errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag: its names, its help, the setting it sets (`section.key`), and what argparse needs beside."""
-
-    names: str
-    help: str
-    key: str | None = None
-    rest: dict[str, Any] = field(default_factory=dict)
-
-    def add_to(self, parser: argparse._ActionsContainer) -> None:
-        """Make argparse know it; a flag that is not given is None."""
-        dest = {"dest": self.key} if self.key else {}
-        parser.add_argument(*self.names.split(), help=self.help, **{"default": None} | dest | self.rest)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _number(kind: Callable[[str], float], metavar: str = "N") -> dict[str, Any]:
-    return {"type": kind, "metavar": metavar}
-
-
-_TRUE: dict[str, Any] = {"action": "store_const", "const": True}
-_SWITCH: dict[str, Any] = {"action": "store_true", "default": False}
-
-FLAGS: dict[str, tuple[Flag, ...]] = {
-    "asking": (
-        Flag("-p --prompt", "ask this and end", rest={"metavar": "PROMPT"}),
-        Flag("-s --system", "the system prompt, or @FILE", "chat.system", {"metavar": "TEXT"}),
-        Flag("--turns", "ask each line of FILE (or - for stdin) in order", rest={"metavar": "FILE"}),
-        Flag("--json", "one JSON object an answer; errors as an object on stderr", rest=_SWITCH),
-        Flag("--tokens", "token ids in the JSON", rest=_SWITCH),
-        Flag("--no-save", "leave nothing on disk", "chat.save", {"action": "store_const", "const": False}),
-    ),
-    "the model": (
-        Flag(
-            "-m --model",
-            "smollm2-135m, a folder, a .gguf file or a hub id",
-            "model.name",
-            {"metavar": "NAME"},
-        ),
-        Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
-        Flag("--device", "where it runs", "model.device", {"choices": DEVICES}),
-        Flag("--context", "tokens of context", "model.context", _number(int)),
-        Flag("--chat-template", "Jinja template of the chat", "model.chat_template", {"metavar": "FILE"}),
-        Flag("--trust-remote-code", "run code that comes with a model", "model.trust_remote_code", _TRUE),
-        Flag("--offline", "never use the network", "model.offline", _TRUE),
-    ),
-    "sampling": (
-        Flag("--max-tokens", "longest answer", "sampling.max_tokens", _number(int)),
-        Flag("--temperature", "0 is greedy", "sampling.temperature", _number(float, "T")),
-        Flag("--top-k", "keep the K likeliest tokens", "sampling.top_k", _number(int, "K")),
-        Flag(
-            "--top-p",
-            "keep the likeliest tokens up to this probability",
-            "sampling.top_p",
-            _number(float, "P"),
-        ),
-        Flag("--min-p", "drop tokens below this share of the best", "sampling.min_p", _number(float, "P")),
-        Flag("--repetition-penalty", "1 is none", "sampling.repetition_penalty", _number(float, "R")),
-        Flag("--seed", "for the same answer again", "sampling.seed", _number(int)),
-        Flag(
-            "--stop",
-            "end at this text; may be repeated",
-            "sampling.stop",
-            {"action": "append", "metavar": "TEXT"},
-        ),
-    ),
-    "the cache": (
-        Flag("--cache", "use and store, use only, or neither", "cache.mode", {"choices": CACHE_MODES}),
-        Flag("--cache-dir", "where KV is stored", "paths.cache", {"metavar": "DIR"}),
-        Flag("--cache-ram", "budget in RAM, such as 2GiB", "cache.ram", {"type": _size, "metavar": "SIZE"}),
-        Flag("--cache-disk", "budget on disk", "cache.disk", {"type": _size, "metavar": "SIZE"}),
-        Flag("--cache-codec", "how KV is kept; int8 is lossy", "cache.codec", {"choices": CODECS}),
-    ),
-    "the terminal": (
-        Flag("--markdown", "render answers", "ui.markdown", {"choices": MARKDOWN}),
-        Flag("--plain", "line by line, for dumb terminals and screen readers", "ui.plain", _TRUE),
-        Flag("-q --quiet", "nothing on stderr but errors and warnings", rest=_SWITCH),
-        Flag("-v --verbose", "statistics and tracebacks on stderr", rest=_SWITCH),
-    ),
-}
-
-_EVERYWHERE = ("--json", "--offline", "-q", "-v")
-"""Flags that may also follow a command's name."""
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of leaving."""
 
@@ -316,7 +226,7 @@ def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
     for name, rest in row.arguments.items():
         parser.add_argument(name, **rest)
     for flag in (flag for flags in FLAGS.values() for flag in flags):
-        if flag.names.split()[0] in _EVERYWHERE:
+        if flag.names.split()[0] in EVERYWHERE:
             Flag(flag.names, flag.help, flag.key, flag.rest | {"default": argparse.SUPPRESS}).add_to(parser)
 
 

@@ -67,7 +67,7 @@ class WaitingBar:
         status, prefill = self._backend.status(), self._prefill
         if prefill is not None and status.phase is Phase.PREFILLING:
             status = Status(Phase.PREFILLING, "", prefill.done, prefill.total)
-        label = f"{status.phase} {status.detail}".strip()
+        label = status.detail or str(status.phase)
         bar.update(task, description=label, completed=status.done, total=status.total or None)
 
 

@@ -45,8 +45,10 @@ def stats_line(answer: Answer, context: int) -> str:
 
 
 def phase_text(status: Status) -> str:
-    """What the engine does, in few words: `loading 43%`, `prefill 512/1800`."""
+    """What the engine does, in few words: `downloading 43%`, `prefill 512/1800`."""
     word = {"prefilling": "prefill", "decoding": "answering"}.get(status.phase, str(status.phase))
+    if status.phase == "loading":
+        word = status.detail or word
     if not status.total:
         return word
     if status.phase == "loading":

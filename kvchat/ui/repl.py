@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from kvchat.backends.base import Answer, Done, Event, ModelInfo, Notice, Phase, Status
 from kvchat.chat.session import Session, is_empty
@@ -19,6 +16,7 @@ from kvchat.config import Config
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
 from kvchat.ui.answer import AnswerView, PlainBlocks
+from kvchat.ui.history import message_history
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.render import dim, error_line, phase_text, sanitize, stats_line, toolbar
 from kvchat.ui.screen import PROMPT, Content, Screen
@@ -44,7 +42,7 @@ class Repl:
         self._screen = Screen(
             Content(self._tail, self._queued, self._toolbar),
             key_bindings(self, vi=config.ui.vi),
-            _history(config.paths.data / "history", save=config.chat.save),
+            message_history(config.paths.data / "history", save=config.chat.save),
             vi=config.ui.vi,
         )
         self._view: AnswerView | None = None
@@ -322,18 +320,6 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         self._say(record.getMessage())
-
-
-def _history(path: Path, *, save: bool) -> History:
-    """Earlier messages, private to the user; in memory when nothing may be saved or the folder can't be used."""
-    if not save:
-        return InMemoryHistory()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600))
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(path)
 
 
 def run_repl(session: Session, config: Config, *, color: bool = True) -> int:

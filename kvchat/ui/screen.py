@@ -29,6 +29,7 @@ from prompt_toolkit.styles import Style
 
 PROMPT = "> "
 _INDENT = "  "
+_ROWS_KEPT = 4  # a row for what was said, two for the input, one for the toolbar
 _BEGIN_SYNC = "\x1b[?2026h"
 _END_SYNC = "\x1b[?2026l"
 _STYLE = Style.from_dict({"tail": "", "queued": "italic", "toolbar": "noreverse", "hint": "bold"})
@@ -134,9 +135,14 @@ class Screen:
         if not self.app.is_done:
             self.app.exit(result=code)
 
+    def _tail(self) -> list[str]:
+        """The newest rows of the tail that leave room for the input."""
+        room = self.output.get_size().rows - _ROWS_KEPT
+        return self._content.tail(self.columns)[-room:] if room > 0 else []
+
     def _root(self) -> HSplit:
         live = Window(
-            FormattedTextControl(lambda: _lines(self._content.tail(self.columns), "class:tail")),
+            FormattedTextControl(lambda: _lines(self._tail(), "class:tail")),
             dont_extend_height=True,
             wrap_lines=False,
         )
@@ -157,7 +163,7 @@ class Screen:
             dont_extend_height=True,
         )
         rows: list[Any] = [
-            ConditionalContainer(live, Condition(lambda: bool(self._content.tail(self.columns)))),
+            ConditionalContainer(live, Condition(lambda: bool(self._tail()))),
             ConditionalContainer(queued, Condition(lambda: bool(self._content.queued(self.columns)))),
             entry,
             bar,

@@ -132,6 +132,13 @@ class Terminal:
         assert self.child.exitstatus is not None, f"killed by signal {self.child.signalstatus}"
         return int(self.child.exitstatus)
 
+    def hang_up(self) -> int:
+        """Close the terminal under the child; its exit code."""
+        self.child.ptyproc.fileobj.close()
+        self.child.closed = self.child.terminated = self.child.ptyproc.terminated = True
+        _, status = os.waitpid(self.child.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
     def leave(self) -> None:
         """Ctrl-D ends it in order."""
         self.type("\x04")

@@ -60,6 +60,8 @@ def test_control_characters_are_shown_not_obeyed(hostile: str, shown: str) -> No
     ("status", "words"),
     [
         (Status(Phase.LOADING, "", 43, 100), "loading 43%"),
+        (Status(Phase.LOADING, "downloading", 43, 100), "downloading 43%"),
+        (Status(Phase.LOADING, "warming up"), "warming up"),
         (Status(Phase.PREFILLING, "", 512, 1800), "prefill 512/1800"),
         (Status(Phase.READY), "ready"),
     ],

@@ -360,6 +360,12 @@ def test_a_signal_leaves_in_order_even_in_mid_answer(terminal: Terminal, signum:
     assert b"\x1b[?2004l" in terminal.raw[-200:]
 
 
+def test_a_terminal_that_goes_away_ends_the_program(terminal: Terminal) -> None:
+    terminal.enter("slow 500")
+    terminal.wait_for("word3")
+    assert terminal.hang_up() == 128 + signal.SIGHUP
+
+
 def test_ctrl_d_leaves_in_mid_answer(terminal: Terminal) -> None:
     terminal.enter("slow 500")
     terminal.wait_for("word3")

@@ -1,0 +1,147 @@
+"""A conversation as a tree of exchanges, in values. Knows no backend that answers, no storage, no terminal."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from kvchat.backends.base import Answer, FinishReason, Options, Turn
+
+TITLE_LENGTH = 60
+"""Longest title, in characters."""
+
+
+def new_id() -> str:
+    """A short random name, twelve hex digits."""
+    return secrets.token_hex(6)
+
+
+def title_of(text: str) -> str:
+    """What a conversation that begins with this message is called: its first line, cut to TITLE_LENGTH."""
+    line = " ".join(next((line for line in text.splitlines() if line.strip()), "").split())
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
+
+
+def is_empty(answer: Answer) -> bool:
+    """Whether an answer was cancelled before anything was generated; its message is then taken back."""
+    said = answer.completion or answer.text or answer.reasoning
+    return answer.finish_reason is FinishReason.CANCELLED and not said
+
+
+def is_unfinished(answer: Answer) -> bool:
+    """Whether an answer was stopped, or cut by its length, so that it can go on."""
+    return answer.finish_reason in (FinishReason.CANCELLED, FinishReason.LENGTH)
+
+
+def joined(before: Answer, after: Answer) -> Answer:
+    """An unfinished answer and what followed it as one; usage, timings and cache report are those of `after`.
+
+    Without ids when those of one part are unknown or belong to another tokenizer: the text is then the truth.
+    """
+    is_known = before.completion and before.tokenizer == after.tokenizer and (after.completion or not after.text)
+    return replace(
+        after,
+        text=before.text + after.text,
+        reasoning=before.reasoning + after.reasoning,
+        completion=before.completion + after.completion if is_known else (),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A node of the tree: what the user said and what came back; `answer` is None while it is being made.
+
+    `options` and `model` are those that the answer is made with; `created` is in seconds since the epoch.
+    """
+
+    id: str
+    parent: str | None
+    user: Turn
+    answer: Answer | None = None
+    options: Options = field(default_factory=Options)
+    model: str = ""
+    created: float = 0.0
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The messages of this exchange, as a backend takes them."""
+        return (self.user,) if self.answer is None else (self.user, self.answer.turn())
+
+
+def relinked(exchanges: Iterable[Exchange], parent: str | None) -> Iterator[Exchange]:
+    """Copies of exchanges under new ids, one below the other, the first below `parent`."""
+    for exchange in exchanges:
+        copy = replace(exchange, id=new_id(), parent=parent)
+        parent = copy.id
+        yield copy
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One way through the tree, by its tip. `shared` of its `num_exchanges` lie on the current path as well.
+
+    `sessions` are the names (or ids) of the sessions whose tip it is; `text` is its last message.
+    """
+
+    tip: str
+    text: str
+    num_exchanges: int
+    shared: int
+    is_current: bool
+    created: float
+    sessions: tuple[str, ...] = ()
+
+
+class Tree:
+    """All exchanges of a conversation by id; a tip is an id, or None before the first message."""
+
+    def __init__(self, exchanges: Iterable[Exchange] = ()) -> None:
+        self._exchanges = {exchange.id: exchange for exchange in exchanges}
+
+    def __getitem__(self, exchange_id: str) -> Exchange:
+        return self._exchanges[exchange_id]
+
+    def __contains__(self, exchange_id: object) -> bool:
+        return exchange_id in self._exchanges
+
+    def put(self, exchange: Exchange) -> None:
+        """Add an exchange, or replace the one with its id."""
+        self._exchanges[exchange.id] = exchange
+
+    def remove(self, exchange_id: str) -> None:
+        """Forget an exchange that nothing follows."""
+        assert not self.has_children(exchange_id)
+        del self._exchanges[exchange_id]
+
+    def has_children(self, exchange_id: str) -> bool:
+        """Whether something was said after it."""
+        return any(exchange.parent == exchange_id for exchange in self._exchanges.values())
+
+    def path(self, tip: str | None) -> tuple[Exchange, ...]:
+        """The exchanges from the root to the tip."""
+        path: list[Exchange] = []
+        while tip is not None:
+            path.append(self._exchanges[tip])
+            tip = path[-1].parent
+        return tuple(reversed(path))
+
+    def branches(self, tip: str | None, sessions: Mapping[str, Sequence[str]]) -> tuple[Branch, ...]:
+        """All branches, the oldest first: every leaf, and every tip in `sessions` (tip -> its sessions' names)."""
+        parents = {exchange.parent for exchange in self._exchanges.values()}
+        tips = [
+            exchange
+            for exchange in self._exchanges.values()
+            if exchange.id not in parents or exchange.id in sessions or exchange.id == tip
+        ]
+        current = {exchange.id for exchange in self.path(tip)}
+        tips.sort(key=lambda exchange: exchange.created)
+        return tuple(self._branch(exchange, tip, current, sessions) for exchange in tips)
+
+    def _branch(
+        self, leaf: Exchange, tip: str | None, current: set[str], sessions: Mapping[str, Sequence[str]]
+    ) -> Branch:
+        path = self.path(leaf.id)
+        shared = sum(exchange.id in current for exchange in path)
+        names = tuple(sessions.get(leaf.id, ()))
+        return Branch(leaf.id, leaf.user.text, len(path), shared, leaf.id == tip, leaf.created, names)
