@@ -2,8 +2,8 @@
 
 `slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
 reasons first; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
-`break N` dies after N words; `wait` blocks before its first token; `notice` sends a notice; anything else is
-echoed with the number of messages in the history.
+`break N` dies after N words; `expire` dies half a second after it answered; `wait` blocks before its first
+token; `notice` sends a notice; anything else is echoed with the number of messages in the history.
 """
 
 from __future__ import annotations
@@ -60,15 +60,24 @@ class ScriptedBackend:
         self.options: list[Options] = []
         self._cancelled = threading.Event()
         self._started = 0.0
+        self._dies_at = float("inf")
         self._phase = Phase.STARTING
         self._seen: set[str] = set()
 
     def start(self) -> None:
+        if self._is_dead:
+            self._started, self._dies_at = 0.0, float("inf")
         self._started = self._started or time.monotonic()
+
+    @property
+    def _is_dead(self) -> bool:
+        return time.monotonic() > self._dies_at
 
     def status(self) -> Status:
         if self.closed:
             return Status(Phase.CLOSED)
+        if self._is_dead:
+            return Status(Phase.STARTING)
         if self._phase is not Phase.STARTING:
             return Status(self._phase)
         spent = time.monotonic() - self._started if self._started else 0.0
@@ -119,6 +128,7 @@ class ScriptedBackend:
                 yield piece
         finally:
             self._phase = Phase.READY
+            self._dies_at = time.monotonic() + 0.5 if verb == "expire" else self._dies_at
         if verb == "break":
             raise ERRORS["die"]
         reason = FinishReason.CANCELLED if self._cancelled.is_set() else FinishReason.STOP

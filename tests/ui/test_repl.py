@@ -256,6 +256,14 @@ def test_what_could_not_be_sent_is_back_in_the_input(terminal: Terminal, message
     terminal.leave()
 
 
+def test_an_engine_that_dies_between_two_messages_is_started_again(terminal: Terminal) -> None:
+    terminal.enter("expire")
+    terminal.wait_for("the engine ended and is started again; the conversation is kept")
+    terminal.enter("go on")
+    terminal.wait_for("[3] you said: go on")
+    terminal.leave()
+
+
 def test_a_model_that_can_not_be_had_is_one_line_and_the_input_is_kept(tmp_path: Path) -> None:
     terminal = opened(tmp_path, "-m", "nobody")
     terminal.enter("hello")
