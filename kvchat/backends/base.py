@@ -211,6 +211,65 @@ class ModelInfo:
     defaults: Options = field(default_factory=Options)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheTotals:
+    """What the cache was asked for and what it did, over a turn, a process or all time; see `cache.stats`."""
+
+    asked_tokens: int = 0
+    live_tokens: int = 0
+    ram_tokens: int = 0
+    disk_tokens: int = 0
+    stored_blocks: int = 0
+    stored_bytes: int = 0
+    written_bytes: int = 0
+    evicted_blocks: int = 0
+    evicted_files: int = 0
+    corrupt_files: int = 0
+    load_s: float = 0.0
+    store_s: float = 0.0
+    saved_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRow:
+    """One message of a conversation in the cache: of its `tokens`, how many each tier holds.
+
+    `num_bytes` is what they take in the arena, `saves_s` the time that computing those which are held would take.
+    """
+
+    role: Role
+    text: str
+    tokens: int
+    live: int
+    ram: int
+    disk: int
+    num_bytes: int
+    saves_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """The cache as it is now, seen from one conversation. Sizes in bytes, times in seconds.
+
+    Of the `prompt_tokens` of the conversation `cached_tokens` are held somewhere; `compute_s` is about what computing
+    the others, and loading what is not live, would take.
+    """
+
+    mode: str
+    codec: str
+    block_size: int
+    ram_used: int
+    ram_budget: int
+    disk_budget: int
+    arena_used: int
+    rows: tuple[CacheRow, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    compute_s: float
+    turn: CacheTotals
+    process: CacheTotals
+
+
 class Backend(Protocol):
     """A model that answers conversations. `status`, `cancel` and `close` may be called from any thread."""
 
@@ -231,6 +290,15 @@ class Backend(Protocol):
         Closing the iterator cancels the answer. Raises KvchatError: ModelUnavailableError, ContextOverflowError,
         OutOfMemoryError, EngineDiedError.
         """
+
+    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+        """Compute and store a conversation's KV ahead of use, a system prompt's alone or up to an answer's beginning.
+
+        Yields `Prefilling` events. What is `pinned` is evicted last.
+        """
+
+    def cache(self, history: Sequence[Turn]) -> CacheView:
+        """What is cached of a conversation, and the cache's totals. Waits for the model and for a running answer."""
 
     def cancel(self) -> None:
         """End the answer that is being made; it finishes with `FinishReason.CANCELLED`."""

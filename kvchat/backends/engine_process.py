@@ -93,9 +93,14 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
-        assert call["call"] == "answer", call["call"]
         history = [_turn(turn) for turn in call["history"]]
-        events = self._backend.answer(history, from_wire(Options, call["options"]))
+        if call["call"] == "cache":
+            return to_wire(self._backend.cache(history))
+        if call["call"] == "warm":
+            events = self._backend.warm(history, pinned=call["pinned"])
+        else:
+            assert call["call"] == "answer", call["call"]
+            events = self._backend.answer(history, from_wire(Options, call["options"]))
         if number in self._cancelled:
             self._backend.cancel()
         for event in events:

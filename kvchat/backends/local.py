@@ -9,15 +9,37 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvchat.backends import base
-from kvchat.backends.base import Answer, Event, FinishReason, ModelInfo, Options, Phase, Status, Turn
+from kvchat.backends.base import (
+    Answer,
+    CacheView,
+    Event,
+    FinishReason,
+    ModelInfo,
+    Options,
+    Phase,
+    Role,
+    Status,
+    Turn,
+)
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
+from kvchat.backends.view import cache_view
 from kvchat.cache.folder import default_disk_bytes
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.pool import default_ram_bytes
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
-from kvchat.engine.engine import Engine, Finish, Finished, Progress, Request, Reuse, Token
+from kvchat.engine.engine import (
+    PINNED_PRIORITY,
+    SHARED_PRIORITY,
+    Engine,
+    Finish,
+    Finished,
+    Progress,
+    Request,
+    Reuse,
+    Token,
+)
 from kvchat.engine.sampling import SamplingParams
 from kvchat.engine.worker import Worker
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
@@ -62,14 +84,49 @@ class LocalBackend:
 
         def job(loaded: _Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             started = max(submitted, loaded.ready_at)
+            if loaded.engine.cache is not None:
+                loaded.engine.cache.stats.begin_turn()
+            answering = _Answering(loaded, turns, options, self.config)
             try:
-                yield from _Answering(loaded, turns, options, self.config).events(
-                    is_cancelled, started, self._show
-                )
+                for event in answering.events(is_cancelled, started, self._show):
+                    while not self._notices.empty():
+                        yield base.Notice(self._notices.get())
+                    yield event
+            finally:
+                self._show(Status(Phase.READY))
+                loaded.last = Asked(turns, (*answering.prompt, *answering.ids))
+                loaded.engine.store()
+
+        return self._worker.run(job)
+
+    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+        turns = tuple(history)
+
+        def job(loaded: _Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+            messages = [_message(turn, loaded.tokenizer.id) for turn in turns]
+            only_system = turns[-1].role is Role.SYSTEM
+            ids = loaded.template.prompt(messages if not only_system else [*messages, Message("user", "")])
+            ids = ids[: loaded.template.shared_tokens(messages)] if only_system else ids
+            _check_room(ids, loaded)
+            priority = PINNED_PRIORITY if pinned else SHARED_PRIORITY
+            try:
+                for event in loaded.engine.warm(ids, is_cancelled, priority=priority):
+                    self._show(Status(Phase.PREFILLING, "", event.done, event.total))
+                    yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
             finally:
                 self._show(Status(Phase.READY))
 
         return self._worker.run(job)
+
+    def cache(self, history: Sequence[Turn]) -> CacheView:
+        turns = tuple(history)
+
+        def job(loaded: _Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
+            messages = [_message(turn, loaded.tokenizer.id) for turn in turns]
+            yield cache_view(loaded.engine, loaded.template, messages)
+
+        (view,) = self._worker.run(job)
+        return view
 
     def cancel(self) -> None:
         self._worker.cancel()
@@ -156,12 +213,7 @@ class _Answering:
         self.turns = tuple(turns)
         self.prompt = loaded.template.prompt(messages)
         self.shared = loaded.template.shared_tokens(messages)
-        context = loaded.engine.loaded.context
-        if len(self.prompt) >= context:
-            raise ContextOverflowError(
-                f"the conversation is {len(self.prompt)} tokens long, the context of {loaded.info.name} has {context}",
-                "start anew with /clear, or shorten the message",
-            )
+        _check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
         self.scanner = StopScanner(options.stop)
         opened = loaded.template.opens_reasoning(messages)
@@ -287,6 +339,15 @@ class _Answering:
             count -= 1
         rest = shown[len(tokenizer.decode([*before, *self.ids[:count]])) :]
         return [*self.ids[:count], *(tokenizer.encode_as_text(rest) if rest else ())]
+
+
+def _check_room(prompt: Sequence[int], loaded: _Loaded) -> None:
+    context = loaded.engine.loaded.context
+    if len(prompt) >= context:
+        raise ContextOverflowError(
+            f"the conversation is {len(prompt)} tokens long, the context of {loaded.info.name} has {context}",
+            "start anew with /clear, or shorten the message",
+        )
 
 
 def effective_options(defaults: Options, given: Options) -> Options:

@@ -181,10 +181,14 @@ class ProcessBackend:
 
     def answer(self, history: Sequence[Turn], options: Options) -> Generator[Event, None, None]:
         said: list[base.Text] = []
+        call = {"call": "answer", "history": to_wire(list(history)), "options": to_wire(options)}
         for _ in range(2):
             child = self._living()
             try:
-                yield from self._answers_of(child, history, options, said)
+                for event in self._events_of(child, call):
+                    if isinstance(event, base.Text):
+                        said.append(event)
+                    yield event
                 return
             except _DiedError:
                 why = child.obituary()
@@ -199,11 +203,21 @@ class ProcessBackend:
             f"the engine ended twice over this message ({why})", "try a smaller model or --context"
         )
 
-    def _answers_of(
-        self, child: _Child, history: Sequence[Turn], options: Options, said: list[base.Text]
-    ) -> Iterator[Event]:
+    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+        child = self._living()
+        try:
+            yield from self._events_of(
+                child, {"call": "warm", "history": to_wire(list(history)), "pinned": pinned}
+            )
+        except _DiedError:
+            raise EngineDiedError(f"the engine ended ({child.obituary()})", "ask again") from None
+
+    def cache(self, history: Sequence[Turn]) -> base.CacheView:
+        view: base.CacheView = from_wire(base.CacheView, self._ask("cache", history=to_wire(list(history))))
+        return view
+
+    def _events_of(self, child: _Child, call: dict[str, Any]) -> Iterator[Event]:
         number = self._next_id()
-        call = {"call": "answer", "history": to_wire(list(history)), "options": to_wire(options)}
         replies = child.call(number, call)
         ended = False
         try:
@@ -211,9 +225,7 @@ class ProcessBackend:
                 kind, value = replies.get()
                 ended = kind != "event"
                 if kind == "event":
-                    event = from_wire(EVENTS[value["type"]], value["value"])
-                    if isinstance(event, base.Text):
-                        said.append(event)
+                    event: Event = from_wire(EVENTS[value["type"]], value["value"])
                     yield event
                 elif kind != "result":
                     _raise(kind, value)

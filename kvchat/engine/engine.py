@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -23,6 +23,8 @@ MEASURED_TOKENS = 32
 """Smaller prefill chunks say nothing about the speed of larger ones."""
 SHARED_PRIORITY = 1
 """Of blocks that many conversations begin with, against 0 for those of one."""
+PINNED_PRIORITY = 2
+"""Of blocks that a person wants kept."""
 
 
 class Finish(StrEnum):
@@ -155,25 +157,42 @@ class Engine:
         """
         prompt = list(request.prompt)
         assert 0 < len(prompt) < self.loaded.context, "the caller checks the context"
-        reuse = self._keep_what_is_shared(prompt, request)
-        total = len(prompt) - reuse.num_tokens
         started = time.perf_counter()
+        reuse, logits = yield from self._prefill(prompt, request.reuse, is_cancelled)
+        prefill_s = time.perf_counter() - started - reuse.kv_load_s
+        if logits is None:
+            done = len(self.state.tokens) - reuse.num_tokens
+            yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
+            return
+        yield from self._decode(request, logits, is_cancelled, reuse=reuse, prefill_s=prefill_s)
+
+    def warm(
+        self, tokens: Sequence[int], is_cancelled: Callable[[], bool], *, priority: int = SHARED_PRIORITY
+    ) -> Iterator[Progress]:
+        """Compute `tokens` ahead of use and store them; what a cancellation leaves is stored too."""
+        assert 0 < len(tokens) < self.loaded.context, "the caller checks the context"
+        yield from self._prefill(list(tokens), True, is_cancelled)
+        self.store(priority=priority)
+
+    def _prefill(
+        self, prompt: list[int], reuse_allowed: bool, is_cancelled: Callable[[], bool]
+    ) -> Generator[Progress, None, tuple[Reuse, torch.Tensor | None]]:
+        """Bring the state to `prompt`; returns what was reused and the last token's logits, None when cancelled."""
+        reuse = self._keep_what_is_shared(prompt, reuse_allowed)
+        total = len(prompt) - reuse.num_tokens
         yield Progress(0, total, reuse)
         logits: torch.Tensor | None = None
         while len(self.state.tokens) < len(prompt):
             if is_cancelled():
-                done = len(self.state.tokens) - reuse.num_tokens
-                yield Finished(Finish.CANCELLED, reuse, done, time.perf_counter() - started, 0.0, 0)
-                return
+                return reuse, None
             logits = self._prefill_chunk(prompt)
             yield Progress(len(self.state.tokens) - reuse.num_tokens, total, reuse)
         assert logits is not None, "at least one token is computed"
-        prefill_s = time.perf_counter() - started
-        yield from self._decode(request, logits, is_cancelled, reuse=reuse, prefill_s=prefill_s)
+        return reuse, logits
 
-    def _keep_what_is_shared(self, prompt: list[int], request: Request) -> Reuse:
+    def _keep_what_is_shared(self, prompt: list[int], reuse_allowed: bool) -> Reuse:
         """Bring into the state what is known of the prompt but its last token: from itself, then from the cache."""
-        if not request.reuse:
+        if not reuse_allowed:
             return Reuse(live=self.state.keep(0))
         live = self.state.keep(min(common_prefix(self.state.tokens, prompt), len(prompt) - 1))
         if self.cache is None or not self.state.is_divisible:
@@ -223,7 +242,9 @@ class Engine:
         logits = self.loaded.forward(chunk, self.state)
         if len(chunk) >= MEASURED_TOKENS:
             now = (time.perf_counter() - started) / len(chunk)
-            self.prefill_s_per_token = 0.5 * (self.prefill_s_per_token + now) if self.prefill_s_per_token else now
+            self.prefill_s_per_token = (
+                0.5 * (self.prefill_s_per_token + now) if self.prefill_s_per_token else now
+            )
         return logits
 
     def _next_chunk(self, prompt: list[int]) -> list[int]:

@@ -223,3 +223,62 @@ def test_a_stop_string_is_found_in_an_answer_that_goes_on(backend: LocalBackend)
     assert whole.text.startswith(first.text + rest.text)
     tokenizer = backend._worker.wait().tokenizer
     assert tokenizer.decode(first.completion + rest.completion) == first.text + rest.text
+
+
+def test_a_warmed_system_prompt_is_held_before_anyone_asks(backend: LocalBackend) -> None:
+    system = Turn(Role.SYSTEM, "the quick brown fox " * 20)
+    steps = list(backend.warm([system], pinned=True))
+    assert isinstance(steps[-1], Prefilling)
+    assert steps[-1].done == steps[-1].total > 40
+    said = answer(backend, [system, user("hello")])
+    assert said.timings.cache_n == steps[-1].total
+
+
+def test_the_cache_view_has_a_row_a_message_that_adds_up(backend: LocalBackend) -> None:
+    history = [Turn(Role.SYSTEM, "the quick brown fox"), user("hello")]
+    said = answer(backend, history)
+    history.append(said.turn())
+    view = backend.cache(history)
+    assert [row.role for row in view.rows] == [Role.SYSTEM, Role.USER, Role.ASSISTANT]
+    assert sum(row.tokens for row in view.rows) == view.prompt_tokens == said.usage.total_tokens
+    assert sum(row.live for row in view.rows) == view.cached_tokens == said.usage.total_tokens
+    assert sum(row.ram for row in view.rows) == said.usage.total_tokens // 16 * 16
+    assert view.turn.asked_tokens == said.usage.prompt_tokens
+    assert view.arena_used == said.usage.total_tokens * backend.info().kv_bytes_per_token
+    other = backend.cache([user("something else")])
+    assert other.cached_tokens < other.prompt_tokens
+    assert other.compute_s > 0
+    assert backend.cache([]).rows == ()
+
+
+def test_a_second_backend_finds_on_disk_what_the_first_one_stored(make_config: Callable[..., Config]) -> None:
+    history = [Turn(Role.SYSTEM, "the lazy dog jumps " * 12), user("hello")]
+    first = LocalBackend(make_config())
+    said = answer(first, history)
+    assert said.cache.reason == "first use"
+    first.close()
+    second = LocalBackend(make_config())
+    again = answer(second, history)
+    assert again.completion == said.completion
+    assert again.cache.disk >= (said.usage.prompt_tokens - 1) // 16 * 16
+    second.close()
+
+
+def test_without_saving_nothing_of_a_conversation_is_on_the_disk(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    backend = LocalBackend(make_config(chat__save=False))
+    answer(backend, [user("hello " * 30)])
+    backend.close()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_reason_names_what_changed(backend: LocalBackend) -> None:
+    system = Turn(Role.SYSTEM, "the quick brown fox jumps " * 8)
+    first = answer(backend, [system, user("hello")])
+    assert answer(backend, [system, user("hello"), first.turn(), user("b")]).cache.reason == "new text"
+    edited = Turn(Role.SYSTEM, system.text[:60] + "X" + system.text[61:])
+    report = answer(backend, [edited, user("hello")]).cache
+    assert report.reason == "edited system prompt"
+    assert "X" in report.now.partition("|")[2]
+    assert "X" not in report.was.partition("|")[2]

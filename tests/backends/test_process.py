@@ -190,3 +190,11 @@ def test_values_survive_the_wire() -> None:
     error = error_from_wire(error_to_wire(ContextOverflowError("a", "b")))
     assert (type(error), error.message, error.remedy) == (ContextOverflowError, "a", "b")
     assert "internal error" in error_from_wire(error_to_wire(ZeroDivisionError("x"))).message
+
+
+def test_warming_and_the_cache_view_cross_the_pipe(backend: ProcessBackend) -> None:
+    system = Turn(Role.SYSTEM, "the quick brown fox " * 20)
+    warmed = list(backend.warm([system]))
+    view = backend.cache([system, user("hello")])
+    assert view.rows[0].live == warmed[-1].total  # type: ignore[union-attr]
+    assert view.rows[1].live == 0
