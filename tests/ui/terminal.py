@@ -17,7 +17,7 @@ TIMEOUT_S = 15.0
 
 
 class Terminal:
-    """kvchat with the scripted backend in a terminal of a given size."""
+    """kvchat in a terminal of a given size, with the scripted backend unless another `module` is run."""
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class Terminal:
         columns: int = 100,
         rows: int = 24,
         environ: dict[str, str] | None = None,
+        module: str = "tests.scripted_cli",
     ) -> None:
         kept = {
             name: value
@@ -35,7 +36,7 @@ class Terminal:
         folders = {f"KVCHAT_{name}": str(folder / name) for name in ("MODELS", "CACHE_DIR", "DATA", "CONFIG")}
         self.child = pexpect.spawn(
             sys.executable,
-            ["-m", "tests.scripted_cli", *argv],
+            ["-m", module, *argv],
             env=kept | folders | {"TERM": "xterm-256color"} | (environ or {}),
             dimensions=(rows, columns),
             encoding=None,

@@ -1,0 +1,163 @@
+"""The dialogue with a real engine in a child process, behind a real pseudo-terminal; the model is tiny and random."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_folder
+from tests.ui.terminal import Terminal, figures
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=4096)
+
+
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def open_terminal(model: Path, tmp_path: Path) -> Iterator[Open]:
+    opened: list[Terminal] = []
+
+    def make(*argv: str, **more: object) -> Terminal:
+        flags = ["-m", str(model), "--dtype", "float32", "--max-tokens", "12", "--cache-disk", "200MB"]
+        opened.append(Terminal(tmp_path, *flags, *argv, module="kvchat", **more).ready())  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for terminal in opened:
+        terminal.child.close(force=True)
+
+
+def engine_of(terminal: Terminal) -> int:
+    """The engine's process id."""
+    for _ in range(200):
+        found = subprocess.run(
+            ["pgrep", "-P", str(terminal.child.pid)], capture_output=True, text=True
+        ).stdout.split()
+        if found:
+            return int(found[0])
+        time.sleep(0.05)
+    raise AssertionError("no engine")
+
+
+def has_ended(pid: int) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        state = subprocess.run(
+            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+        ).stdout.strip()
+        if not state or state.startswith("Z"):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_turns_compute_only_what_is_new(open_terminal: Open) -> None:
+    terminal = open_terminal()
+    for message in ("hello", "world", "and so on"):
+        terminal.enter(message)
+        terminal.settle()
+    lines = figures(terminal.rows)
+    cached, asked, prefilled = zip(
+        *(map(int, re.findall(r"(\d+)/(\d+) .*prefill (\d+)", line)[0]) for line in lines), strict=True
+    )
+    assert cached[0] == 0
+    for turn in (1, 2):
+        assert cached[turn] >= asked[turn - 1]
+        assert cached[turn] + prefilled[turn] == asked[turn]
+    engine = engine_of(terminal)
+    terminal.leave()
+    assert has_ended(engine)
+
+
+def test_an_answer_stopped_by_ctrl_c_is_held_and_the_conversation_goes_on(open_terminal: Open) -> None:
+    terminal = open_terminal("--max-tokens", "3000")
+    terminal.enter("hello")
+    terminal.until(lambda: b"hello" in terminal.raw and len(terminal.raw) > 3000, "some text")
+    terminal.type("\x03")
+    terminal.settle()
+    terminal.enter("/set max_tokens 4")
+    terminal.enter("go on")
+    terminal.settle()
+    first, second = figures(terminal.rows)
+    assert "stopped" in first
+    said = int(re.findall(r"(\d+) tok ", first)[0])
+    asked, cached = (int(re.findall(pattern, second)[0]) for pattern in (r"/(\d+) ", r"cached (\d+)"))
+    assert asked > cached >= said
+    terminal.leave()
+
+
+def test_an_engine_killed_in_mid_answer_costs_one_line_and_no_word(open_terminal: Open) -> None:
+    terminal = open_terminal("--max-tokens", "3000")
+    terminal.enter("hello")
+    terminal.until(lambda: len(terminal.raw) > 3000, "some text")
+    engine = engine_of(terminal)
+    os.kill(engine, signal.SIGKILL)
+    terminal.wait_for("was started again")
+    terminal.enter("/set max_tokens 4")
+    terminal.enter("go on")
+    terminal.until(lambda: "ctx" in terminal.rows[-2] or bool(figures(terminal.rows)), "the next answer")
+    assert sum("was started again" in row for row in terminal.rows) == 1
+    asked = int(re.findall(r"/(\d+) ", figures(terminal.rows)[-1])[0])
+    assert asked > 60, "what was said before is part of the next prompt"
+    terminal.leave()
+
+
+@pytest.mark.parametrize("way", ["ctrl-d", "SIGTERM", "SIGHUP", "SIGKILL", "hang up"])
+@pytest.mark.parametrize("answering", [False, True])
+def test_no_engine_is_left_behind(open_terminal: Open, way: str, answering: bool) -> None:
+    terminal = open_terminal("--max-tokens", "3000")
+    engine = engine_of(terminal)
+    if answering:
+        terminal.enter("hello")
+        terminal.until(lambda: len(terminal.raw) > 2500, "some text")
+        terminal.type("\x03" if way == "ctrl-d" else "")
+    if way == "ctrl-d":
+        if answering:
+            terminal.settle()
+        terminal.leave()
+    elif way == "hang up":
+        terminal.hang_up()
+    else:
+        terminal.kill(getattr(signal, way))
+    assert has_ended(engine)
+
+
+def test_a_sigint_to_the_foreground_group_kills_neither(open_terminal: Open) -> None:
+    terminal = open_terminal()
+    engine = engine_of(terminal)
+    terminal.enter("hello")
+    terminal.settle()
+    os.killpg(os.getpgid(terminal.child.pid), signal.SIGINT)
+    terminal.enter("still there")
+    terminal.settle()
+    assert engine_of(terminal) == engine
+    terminal.leave()
+
+
+def test_two_hundred_pasted_lines_are_one_message(open_terminal: Open) -> None:
+    terminal = open_terminal("--max-tokens", "2")
+    terminal.paste("\n".join(f"line {n}" for n in range(200)))
+    terminal.read()
+    assert not figures(terminal.rows)
+    terminal.type("\r")
+    terminal.settle()
+    (line,) = figures(terminal.rows)
+    assert int(re.findall(r"prefill (\d+)", line)[0]) > 600
+    terminal.leave()
+
+
+def test_a_model_that_is_not_there_ends_in_one_line_and_exit_code_three(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "-m", str(tmp_path / "nowhere"), module="kvchat")
+    assert terminal.end() == 3
+    assert any("nowhere" in row for row in terminal.rows)
