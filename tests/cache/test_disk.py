@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvchat.cache.disk import open_new
-from kvchat.cache.entry import NO_PARENT, EntryName
+from kvchat.cache.block import hash_chain
+from kvchat.cache.disk import DiskSettings, DiskTier, open_new
+from kvchat.cache.entry import NO_PARENT, EntryName, FolderMeta
 from kvchat.cache.folder import (
     StoredFile,
     default_disk_bytes,
@@ -21,7 +22,17 @@ from kvchat.cache.folder import (
 )
 from kvchat.cache.maintenance import verify_checksums
 from kvchat.cache.match import Ended
-from tests.cache.arena import TINY_BLOCK_BYTES, computed_arena, load, store, stored_files, tiny_cache
+from kvchat.cache.stats import StatsCounter
+from tests.cache.arena import (
+    BLOCK_SIZE,
+    TINY,
+    TINY_BLOCK_BYTES,
+    computed_arena,
+    load,
+    store,
+    stored_files,
+    tiny_cache,
+)
 
 TOKENS = list(range(100, 140))
 
@@ -178,6 +189,27 @@ def test_the_least_recently_used_file_goes_first(tmp_path):
     store(cache, [1] * 32)
     store(cache, [9] * 32)
     assert [cache.match([number] * 32).num_tokens for number in (1, 2, 3, 9)] == [32, 0, 32, 32]
+
+
+def test_a_file_is_never_evicted_for_its_own_child(tmp_path):
+    cache = disk_cache(tmp_path / "kv", disk_bytes=26 * TINY_BLOCK_BYTES)
+    store(cache, [1] * 32)
+    store(cache, [2] * 32)
+    store(cache, [1] * 64)
+    assert load(cache, [1] * 64).end == 64 and cache.match([2] * 32).num_tokens == 0
+
+
+def test_no_orphan_is_written(tmp_path):
+    meta = FolderMeta(TINY, "raw", BLOCK_SIZE, TINY_BLOCK_BYTES)
+    warnings: list[str] = []
+    disk = DiskTier(
+        DiskSettings(tmp_path / "kv", 2**20), b"d" * 16, meta, stats=StatsCounter(), warn=warnings.append
+    )
+    chain = hash_chain(TOKENS, BLOCK_SIZE, b"d" * 16)
+    payload = memoryview(bytes(5 * TINY_BLOCK_BYTES))
+    assert not disk.store(chain, 5, payload) and not stored_files(tmp_path / "kv") and not warnings
+    assert disk.store(chain.prefix(5), 0, payload) and disk.store(chain, 5, payload)
+    assert disk.num_covered(chain) == 10
 
 
 def test_a_higher_priority_stays_and_can_be_given_later(tmp_path):
