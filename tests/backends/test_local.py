@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvchat.backends.answering import effective_options
 from kvchat.backends.base import (
     Answer,
     Done,
@@ -19,7 +20,7 @@ from kvchat.backends.base import (
     Text,
     Turn,
 )
-from kvchat.backends.local import LocalBackend, effective_options
+from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
 from tests.tiny import tiny_folder

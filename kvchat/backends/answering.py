@@ -1,0 +1,185 @@
+"""One answer being made: prompt ids, the engine's tokens as text, stop strings, reasoning, and what it all cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from kvchat.backends import base
+from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Status, Turn
+from kvchat.backends.loading import Loaded
+from kvchat.backends.report import Asked, cache_report
+from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
+from kvchat.config import Config
+from kvchat.engine.engine import Finish, Finished, Progress, Request, Reuse, Token
+from kvchat.engine.sampling import SamplingParams
+from kvchat.errors import ContextOverflowError
+from kvchat.models.template import Message
+
+
+class Answering:
+    """One answer being made."""
+
+    def __init__(self, loaded: Loaded, turns: Sequence[Turn], options: Options, config: Config) -> None:
+        self.loaded = loaded
+        self.options = options
+        self.reuse = config.cache.mode != "off"
+        messages = [message_of(turn, loaded.tokenizer.id) for turn in turns]
+        self.turns = tuple(turns)
+        self.prompt = loaded.template.prompt(messages)
+        self.shared = loaded.template.shared_tokens(messages)
+        check_room(self.prompt, loaded)
+        self.stream = loaded.tokenizer.stream()
+        self.scanner = StopScanner(options.stop)
+        opened = loaded.template.opens_reasoning(messages)
+        self.splitter = ReasoningSplitter(loaded.template.reasoning_marks, is_open=opened)
+        self.unfinished = loaded.template.unfinished(messages)
+        self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)
+        self.splitter.feed(self.unfinished_text)
+        self.ids: list[int] = []
+        self.shown = ""  # text that the stop scanner let through, marks included
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.first_text_at: float | None = None
+
+    def events(
+        self, is_cancelled: Callable[[], bool], started: float, show: Callable[[Status], None]
+    ) -> Iterator[Event]:
+        """The answer's events; `started` is when the clock of the first token began."""
+        request = self._request()
+        engine_events = self.loaded.engine.generate(request, is_cancelled)
+        finished: Finished | None = None
+        decode_started = 0.0
+        for event in engine_events:
+            if isinstance(event, Progress):
+                show(Status(Phase.PREFILLING, "", event.done, event.total))
+                yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
+                reuse, decode_started = event.reuse, time.perf_counter()
+                prefill_s = decode_started - started
+            elif isinstance(event, Token):
+                if not self.ids:
+                    show(Status(Phase.DECODING))
+                yield from self._token(event.id)
+                if self.scanner.is_hit:
+                    decode_s = time.perf_counter() - decode_started
+                    prefilled = len(self.prompt) - reuse.num_tokens
+                    finished = Finished(Finish.STOP, reuse, prefilled, prefill_s, decode_s, len(self.ids))
+                    break
+            else:
+                finished = event
+        engine_events.close()  # type: ignore[attr-defined]
+        assert finished is not None
+        yield from self._rest()
+        yield base.Done(self._answer(finished, started))
+
+    def _request(self) -> Request:
+        chosen = effective_options(self.loaded.info.defaults, self.options)
+        sampling = SamplingParams(
+            temperature=chosen.temperature or 0.0,
+            top_k=chosen.top_k or 0,
+            top_p=1.0 if chosen.top_p is None else chosen.top_p,
+            min_p=chosen.min_p or 0.0,
+            repetition_penalty=chosen.repetition_penalty or 1.0,
+            seed=chosen.seed,
+        )
+        stop_ids = self.loaded.engine.loaded.eos_ids | set(self.loaded.template.closing_ids)
+        return Request(self.prompt, sampling, self.options.max_tokens, stop_ids, self.shared, self.reuse)
+
+    def _token(self, token: int) -> Iterator[Event]:
+        self.ids.append(token)
+        yield from self._show(self.scanner.feed(self.stream.push(token)))
+
+    def _rest(self) -> Iterator[Event]:
+        """What the stages still hold back at the end."""
+        if not self.scanner.is_hit:
+            yield from self._show(self.scanner.feed(self.stream.finish()))
+        yield from self._show(self.scanner.finish())
+        yield from self._emit(self.splitter.finish())
+
+    def _show(self, text: str) -> Iterator[Event]:
+        self.shown += text
+        yield from self._emit(self.splitter.feed(text) if text else [])
+
+    def _emit(self, pieces: Sequence[Piece]) -> Iterator[Event]:
+        for piece in pieces:
+            (self.reasoning if piece.is_reasoning else self.text).append(piece.text)
+            if self.first_text_at is None:
+                self.first_text_at = time.perf_counter()
+            yield base.Text(piece.text, piece.is_reasoning)
+
+    def _answer(self, finished: Finished, started: float) -> Answer:
+        completion = self._ids_of_shown() if self.scanner.is_hit else self.ids
+        reuse = finished.reuse
+        first_text_at = self.first_text_at or time.perf_counter()
+        timings = base.Timings(
+            load_ms=self.loaded.info.load_ms,
+            kv_load_ms=reuse.kv_load_s * 1e3,
+            cache_n=reuse.num_tokens,
+            prompt_n=len(self.prompt) - reuse.num_tokens,
+            prompt_ms=finished.prefill_s * 1e3,
+            predicted_n=finished.num_generated,
+            predicted_ms=finished.decode_s * 1e3,
+            ttft_ms=(first_text_at - started) * 1e3,
+        )
+        return Answer(
+            text="".join(self.text),
+            reasoning="".join(self.reasoning).strip(),
+            prompt=tuple(self.prompt),
+            completion=tuple(completion),
+            tokenizer=self.loaded.tokenizer.id,
+            finish_reason=FinishReason(finished.reason.value),
+            usage=base.Usage(len(self.prompt), len(completion), reuse.num_tokens),
+            timings=timings,
+            cache=self._cache_report(reuse),
+        )
+
+    def _cache_report(self, reuse: Reuse) -> base.CacheReport:
+        engine = self.loaded.engine
+        computing_s = reuse.num_tokens * engine.prefill_s_per_token
+        report = cache_report(
+            reuse,
+            Asked(self.turns, tuple(self.prompt)),
+            self.loaded.last,
+            decode=self.loaded.tokenizer.decode,
+            saved_s=max(0.0, computing_s - reuse.kv_load_s),
+        )
+        return replace(report, codec=engine.cache.codec) if engine.cache else report
+
+    def _ids_of_shown(self) -> list[int]:
+        """The generated ids up to the stop string; where it began inside a token, the rest of the text encoded."""
+        tokenizer = self.loaded.tokenizer
+        before, shown = self.unfinished, self.unfinished_text + self.shown
+        count = len(self.ids)
+        while count and not shown.startswith(tokenizer.decode([*before, *self.ids[:count]])):
+            count -= 1
+        rest = shown[len(tokenizer.decode([*before, *self.ids[:count]])) :]
+        return [*self.ids[:count], *(tokenizer.encode_as_text(rest) if rest else ())]
+
+
+def check_room(prompt: Sequence[int], loaded: Loaded) -> None:
+    context = loaded.engine.loaded.context
+    if len(prompt) >= context:
+        raise ContextOverflowError(
+            f"the conversation is {len(prompt)} tokens long, the context of {loaded.info.name} has {context}",
+            "start anew with /clear, or shorten the message",
+        )
+
+
+def effective_options(defaults: Options, given: Options) -> Options:
+    """What the user gave over what the model's settings say.
+
+    A temperature, or a wish for top-k, top-p or min-p, turns sampling on for a model whose settings are greedy.
+    """
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
+    values = {name: value for name in names if (value := getattr(given, name)) is not None}
+    chosen = replace(defaults, **values, stop=given.stop)
+    wants_sampling = any(name in values for name in ("top_k", "top_p", "min_p"))
+    if wants_sampling and given.temperature is None and not defaults.temperature:
+        return replace(chosen, temperature=1.0)
+    return chosen
+
+
+def message_of(turn: Turn, tokenizer_id: str) -> Message:
+    tokens = turn.tokens if turn.tokenizer == tokenizer_id else None
+    return Message(turn.role.value, turn.text, turn.reasoning, tokens)

@@ -1,0 +1,115 @@
+"""Settings -> a loaded model with its tokenizer, template and cache, ready to answer. Knows no conversation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvchat.backends.base import ModelInfo, Options, Phase, Status
+from kvchat.backends.report import Asked
+from kvchat.cache.match import CacheSettings
+from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.config import Config
+from kvchat.engine.engine import Engine
+from kvchat.errors import ModelUnavailableError
+from kvchat.models.catalog import Catalog, ModelFiles
+from kvchat.models.fingerprint import fingerprint
+from kvchat.models.loader import load_model
+from kvchat.models.template import ChatTemplate
+from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
+
+Show = Callable[[Status], None]
+"""Is told what is going on."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Everything that one model needs to answer; `last` is what it answered last."""
+
+    engine: Engine
+    tokenizer: ChatTokenizer
+    template: ChatTemplate
+    info: ModelInfo
+    ready_at: float
+    last: Asked | None = None
+
+
+def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
+    """Load the model of `config`; `warn` takes the cache's warnings. Raises KvchatError."""
+    started = time.perf_counter()
+    files = _find_files(config, show)
+    show(Status(Phase.LOADING, f"loading {files.name}"))
+    wanted = config.model
+    model = load_model(
+        files.folder,
+        name=files.name,
+        dtype=wanted.dtype,
+        device=wanted.device,
+        context=wanted.context,
+        trust_remote_code=wanted.trust_remote_code,
+    )
+    source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
+    if source is None:
+        raise ModelUnavailableError(
+            f"{files.name} has no chat template", "give one with --chat-template FILE"
+        )
+    tokenizer = load_tokenizer(files.folder, control_text=source)
+    template = ChatTemplate(source, tokenizer)
+    engine = Engine(model)
+    show(Status(Phase.LOADING, "warming up"))
+    engine.warm_up()
+    engine.cache = _open_cache(config, engine, files.folder, warn)
+    ready_at = time.perf_counter()
+    info = _describe(engine, tokenizer, load_ms=(ready_at - started) * 1e3)
+    return Loaded(engine, tokenizer, template, info, ready_at)
+
+
+def _find_files(config: Config, show: Show) -> ModelFiles:
+    wanted = config.model
+
+    def progress(stage: str, done: int, total: int) -> None:
+        show(Status(Phase.LOADING, stage, done, total))
+
+    show(Status(Phase.LOADING, f"looking for {wanted.name}"))
+    catalog = Catalog(config.paths.models, offline=wanted.offline, progress=progress)
+    return catalog.resolve(wanted.name, needs_template=wanted.chat_template is None)
+
+
+def _open_cache(
+    config: Config, engine: Engine, folder: Path, warn: Callable[[str], None]
+) -> PrefixCache | None:
+    layout, model = engine.kv_layout, engine.loaded
+    if layout is None or config.cache.mode == "off":
+        return None
+    settings = CacheSettings.from_config(config.cache, config.paths.cache if config.chat.save else None)
+    dtype = str(model.dtype).removeprefix("torch.")
+    regime = {"dtype": dtype, "device": model.device.type, "weights": "native"}
+    mark = fingerprint(folder, regime, memory=config.paths.models)
+    return PrefixCache(layout, mark, settings, meta={"model": model.name, "dtype": dtype}, warn=warn)
+
+
+def _describe(engine: Engine, tokenizer: ChatTokenizer, *, load_ms: float) -> ModelInfo:
+    loaded = engine.loaded
+    settings = loaded.generation_defaults
+    samples = bool(settings.get("do_sample"))
+    return ModelInfo(
+        name=loaded.name,
+        architecture=loaded.architecture,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        context=loaded.context,
+        num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        kv_bytes_per_token=engine.kv_bytes_per_token,
+        reuse=loaded.policy.value,
+        tokenizer=tokenizer.id,
+        load_ms=load_ms,
+        defaults=Options(
+            temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
+            top_k=int(settings.get("top_k", 50)) if samples else None,
+            top_p=float(settings.get("top_p", 1.0)) if samples else None,
+            min_p=float(settings.get("min_p", 0.0)) if samples else None,
+            repetition_penalty=float(settings.get("repetition_penalty", 1.0)),
+        ),
+    )
