@@ -1,157 +1,63 @@
-"""One conversation in memory: a tree of exchanges and a tip. Knows no torch, no terminal and no storage.
-
-An exchange is one user message and its answer. Each one names its parent, so moving the tip (undo, retry,
-fork) destroys nothing, and a store can keep the same rows below this class.
-"""
+"""One conversation with a backend: what is said, answered, answered anew and gone on with. Knows no torch, no terminal."""
 
 from __future__ import annotations
 
-import secrets
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import TracebackType
-from typing import cast
 
-from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Options, Role, Text, Turn
+from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Options, Text
+from kvchat.chat.conversation import Conversation
+from kvchat.chat.draft import Draft
+from kvchat.chat.store import Store
+from kvchat.chat.tree import Exchange, is_unfinished, joined, relinked
+from kvchat.chat.tree import is_empty as is_empty
+from kvchat.chat.tree import new_id as new_id
 from kvchat.config import Config
-from kvchat.errors import KvchatError
+from kvchat.errors import KvchatError, UsageError
+
+SUMMARY_REQUEST = "Summarise our conversation so far in at most 150 words. Keep names, numbers, decisions and open questions."
+"""What the model is asked to compact a conversation; the summary then stands behind this message."""
+
+Events = Generator[Event, None, None]
 
 
-def is_empty(answer: Answer) -> bool:
-    """Whether an answer was cancelled before anything was generated; its message is then taken back."""
-    said = answer.completion or answer.text or answer.reasoning
-    return answer.finish_reason is FinishReason.CANCELLED and not said
-
-
-def new_id() -> str:
-    """A short random name, eight hex digits."""
-    return secrets.token_hex(4)
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A node of the tree: what the user said and what came back; `answer` is None while it is being made."""
-
-    id: str
-    parent: str | None
-    user: Turn
-    answer: Answer | None = None
-
-    @property
-    def turns(self) -> tuple[Turn, ...]:
-        """The messages of this exchange, as a backend takes them."""
-        return (self.user,) if self.answer is None else (self.user, self.answer.turn())
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over all answers of a session, in tokens; `cached_tokens + prefilled_tokens` were asked for."""
-
-    answers: int = 0
-    cached_tokens: int = 0
-    prefilled_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the prompts' tokens that was not computed again, 0 to 1."""
-        asked = self.cached_tokens + self.prefilled_tokens
-        return self.cached_tokens / asked if asked else 0.0
-
-    def plus(self, answer: Answer) -> Totals:
-        """The totals with one more answer."""
-        usage = answer.usage
-        return Totals(
-            self.answers + 1,
-            self.cached_tokens + usage.cached_tokens,
-            self.prefilled_tokens + usage.prompt_tokens - usage.cached_tokens,
-            self.completion_tokens + usage.completion_tokens,
-        )
-
-
-class Session:
-    """A conversation with a backend. `options` may be replaced between two messages.
+class Session(Conversation):
+    """A conversation with a backend. `options` and `model` may be replaced between two messages.
 
     What stays of a message: an answer that ended, was cut by its length or was cancelled after its first token
     is kept with its message. After an error, or a cancel before the first token, the message is taken back, so
     that the conversation is what it was before and the same text can be sent again.
+
+    The message is saved before the backend is asked, the answer's text every second and at its end. All verbs
+    that ask return the backend's events, the last of them `Done`. Closing them early cancels the answer and keeps
+    what was generated. They raise KvchatError as `Backend.answer` does.
     """
 
-    def __init__(self, backend: Backend, options: Options | None = None, system: str | None = None) -> None:
-        self.id = new_id()
+    def __init__(
+        self,
+        backend: Backend,
+        options: Options | None = None,
+        system: str | None = None,
+        *,
+        store: Store | None = None,
+        model: str = "",
+    ) -> None:
+        super().__init__(options or Options(), system, store=store, model=model)
         self.backend = backend
-        self.options = options or Options()
-        self.totals = Totals()
-        self._system = system or None
-        self._exchanges: dict[str, Exchange] = {}
-        self._tip: str | None = None
 
     @classmethod
-    def from_config(cls, backend: Backend, config: Config) -> Session:
-        """A session with the sampling options and the system prompt of the settings."""
-        return cls(backend, Options(**asdict(config.sampling)), config.chat.system)
+    def from_config(cls, backend: Backend, config: Config, *, store: Store | None = None) -> Session:
+        """A session with the sampling options, the system prompt and the store of the settings."""
+        store = store or Store.from_config(config)
+        options = Options(**asdict(config.sampling))
+        return cls(backend, options, config.chat.system, store=store, model=config.model.name)
 
-    @property
-    def system(self) -> str | None:
-        """The system prompt."""
-        return self._system
-
-    @property
-    def path(self) -> tuple[Exchange, ...]:
-        """The exchanges from the root to the tip."""
-        path: list[Exchange] = []
-        step = self._tip
-        while step is not None:
-            path.append(self._exchanges[step])
-            step = path[-1].parent
-        return tuple(reversed(path))
-
-    @property
-    def history(self) -> tuple[Turn, ...]:
-        """All messages up to the tip, the system prompt first."""
-        head = () if self._system is None else (Turn(Role.SYSTEM, self._system),)
-        return head + tuple(turn for exchange in self.path for turn in exchange.turns)
-
-    @property
-    def last(self) -> Answer | None:
-        """The answer at the tip."""
-        tip = self.tip
-        return tip.answer if tip else None
-
-    @property
-    def tip(self) -> Exchange | None:
-        """The exchange that the next message follows."""
-        return None if self._tip is None else self._exchanges[self._tip]
-
-    def set_system(self, text: str | None) -> None:
-        """Replace the system prompt from the next message on; what was said stays."""
-        self._system = text or None
-
-    def clear(self) -> None:
-        """Move the tip before the first message; the tree and the system prompt stay."""
-        self._tip = None
-
-    def send(self, text: str) -> Generator[Event, None, None]:
-        """Say something and yield the backend's events; the last is `Done`.
-
-        Closing the iterator early cancels the answer and keeps what was generated. Raises KvchatError, as
-        `Backend.answer` does; the message is then taken back.
-        """
-        exchange = Exchange(new_id(), self._tip, Turn(Role.USER, text))
-        self._exchanges[exchange.id], self._tip = exchange, exchange.id
-        events = self.backend.answer(self.history, self.options)
-        try:
-            for event in events:
-                if isinstance(event, Done):
-                    self._keep(exchange, event.answer)
-                yield event
-        except GeneratorExit:
-            self._finish_cancelled(exchange, events)
-            raise
-        finally:
-            if self._exchanges[exchange.id].answer is None:
-                self._take_back(exchange)
+    def send(self, text: str) -> Events:
+        """Say something."""
+        yield from self._answered(self._new_exchange(text, self._tip))
 
     def stream(self, text: str) -> Iterator[str]:
         """Say something and yield the answer's text as it comes, without its reasoning."""
@@ -164,9 +70,46 @@ class Session:
         """Say something and return the whole answer, without its reasoning."""
         return "".join(self.stream(text))
 
+    def retry(self) -> Events:
+        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError."""
+        tip = self._needed_tip("answer")
+        if tip.answer is None:
+            return self._answered(tip)
+        return self._answered(self._new_exchange(tip.user.text, tip.parent))
+
+    def edit(self, number: int, text: str) -> Events:
+        """Say `text` instead of message `number` (from 1; -1 is the last), as a branch. Raises UsageError."""
+        path = self.path
+        if not 1 <= abs(number) <= len(path):
+            remedy = f"give a number from 1 to {len(path)}" if path else "say something first"
+            raise UsageError(f"there is no message {number}", remedy)
+        return self._answered(self._new_exchange(text, path[number - (number > 0)].parent))
+
+    def continue_answer(self) -> Events:
+        """Go on with the last answer where it stopped; `Done` has all of it. Raises UsageError if it is complete."""
+        tip = self._needed_tip("go on with")
+        if tip.answer is not None and not is_unfinished(tip.answer):
+            raise UsageError("the last answer is complete", "say something, or /retry for another answer")
+        if tip.answer is not None and self._tree.has_children(tip.id):
+            (tip,) = relinked([tip], tip.parent)  # what follows it was said to the shorter answer
+        return self._answered(tip)
+
+    def compact(self, keep: int = 2) -> Events:
+        """Let the model summarise all but the last `keep` exchanges and go on with that, as a branch.
+
+        A summary that is cancelled changes nothing. Raises UsageError unless there is something to summarise.
+        """
+        path = self.path
+        if not 0 <= keep < len(path):
+            raise UsageError(
+                f"nothing lies ahead of the last {keep} exchanges", "there is nothing to summarise"
+            )
+        return self._compacted(path[: len(path) - keep], path[len(path) - keep :])
+
     def close(self) -> None:
-        """End the backend; needed once for all sessions that share it."""
+        """End the backend, and close the store; needed once for all sessions that share them."""
         self.backend.close()
+        self.store.close()
 
     def __enter__(self) -> Session:
         return self
@@ -176,24 +119,104 @@ class Session:
     ) -> None:
         self.close()
 
-    def _keep(self, exchange: Exchange, answer: Answer) -> None:
-        if is_empty(answer):
-            return
-        self._exchanges[exchange.id] = replace(exchange, answer=answer)
-        self.totals = self.totals.plus(answer)
+    # How it is done
 
-    def _finish_cancelled(self, exchange: Exchange, events: Iterator[Event]) -> None:
+    def _needed_tip(self, verb: str) -> Exchange:
+        tip = self.tip
+        if tip is None:
+            raise UsageError(f"there is nothing to {verb}", "say something first")
+        return tip
+
+    def _answered(self, exchange: Exchange) -> Events:
+        """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""
+        draft = Draft(exchange, back_to=self._tip, is_new=exchange.id not in self._tree)
+        self._tree.put(replace(exchange, options=self.options, model=self.model))
+        self._move_to(exchange.id)
+        events: Iterator[Event] = iter(())
+        try:
+            yield from self._notices()
+            events = self.backend.answer(self.history, self.options)
+            yield from self._followed(events, draft)
+        except GeneratorExit:
+            self._finish_cancelled(events, draft)
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._keep(draft, draft.cancelled())
+            raise
+        finally:
+            if not draft.kept:
+                self._take_back(draft)
+
+    def _followed(self, events: Iterator[Event], draft: Draft) -> Events:
+        """The events as they come, saved on the way; `Done` gets the whole answer."""
+        for event in events:
+            if isinstance(event, Text) and draft.take(event, time.monotonic()):
+                self._journal.draft(draft.exchange.id, *draft.whole)
+            elif isinstance(event, Done):
+                event = Done(self._keep(draft, event.answer))
+                yield from self._notices()
+            yield event
+
+    def _keep(self, draft: Draft, new: Answer) -> Answer:
+        """Keep an answer unless it is empty; the whole answer, with what was there before."""
+        before = draft.exchange.answer
+        if is_empty(new):
+            return before or new
+        whole = joined(before, new) if before else new
+        self._tree.put(replace(self._tree[draft.exchange.id], answer=whole))
+        draft.kept = True
+        self.totals = self.totals.plus(new)
+        self._journal.answer(self._tree.path(draft.exchange.id))
+        self._journal.count(new)
+        return whole
+
+    def _finish_cancelled(self, events: Iterator[Event], draft: Draft) -> None:
         """Drain an abandoned answer to its end, for the exact ids of what was generated."""
-        if self._exchanges[exchange.id].answer is not None:
+        if draft.kept:
             return
         self.backend.cancel()
         try:
             for event in events:
-                if isinstance(event, Done):
-                    self._keep(exchange, event.answer)
+                if isinstance(event, Text):
+                    draft.take(event, 0.0)
+                elif isinstance(event, Done):
+                    self._keep(draft, event.answer)
         except KvchatError:
-            cast(Generator[Event, None, None], events).close()
+            self._keep(draft, draft.cancelled())
 
-    def _take_back(self, exchange: Exchange) -> None:
-        del self._exchanges[exchange.id]
-        self._tip = exchange.parent
+    def _take_back(self, draft: Draft) -> None:
+        """Undo what asking has changed."""
+        self._tip = draft.back_to
+        if draft.is_new:
+            self._tree.remove(draft.exchange.id)
+            self._journal.take_back(self.path, draft.exchange.id)
+        else:
+            self._tree.put(draft.exchange)
+            self._journal.move(self.path)
+            self._journal.answer(self._tree.path(draft.exchange.id))
+
+    def _compacted(self, older: tuple[Exchange, ...], recent: tuple[Exchange, ...]) -> Events:
+        head = self._new_exchange(SUMMARY_REQUEST, None)
+        turns = *self._head, *(turn for exchange in older for turn in exchange.turns), head.user
+        with closing(_closable(self.backend.answer(turns, self.options))) as events:
+            for event in events:
+                if isinstance(event, Done):
+                    self._keep_summary(replace(head, answer=event.answer), recent)
+                yield event
+
+    def _keep_summary(self, summary: Exchange, recent: tuple[Exchange, ...]) -> None:
+        answer = summary.answer
+        if answer is None or answer.finish_reason is FinishReason.CANCELLED:
+            return
+        if not answer.text.strip():
+            raise KvchatError("the model gave no summary", "try again, or drop the oldest messages")
+        self.totals = self.totals.plus(answer)
+        self._graft([summary, *recent])
+        self._journal.count(answer)
+
+    def _notices(self) -> Iterator[Event]:
+        return map(Notice, self._journal.take_notices())
+
+
+def _closable(events: Iterator[Event]) -> Events:
+    yield from events

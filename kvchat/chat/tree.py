@@ -39,7 +39,9 @@ def joined(before: Answer, after: Answer) -> Answer:
 
     Without ids when those of one part are unknown or belong to another tokenizer: the text is then the truth.
     """
-    is_known = before.completion and before.tokenizer == after.tokenizer and (after.completion or not after.text)
+    is_known = (
+        before.completion and before.tokenizer == after.tokenizer and (after.completion or not after.text)
+    )
     return replace(
         after,
         text=before.text + after.text,
@@ -91,6 +93,32 @@ class Branch:
     is_current: bool
     created: float
     sessions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all answers of a session, in tokens; `cached_tokens + prefilled_tokens` were asked for."""
+
+    answers: int = 0
+    cached_tokens: int = 0
+    prefilled_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompts' tokens that was not computed again, 0 to 1."""
+        asked = self.cached_tokens + self.prefilled_tokens
+        return self.cached_tokens / asked if asked else 0.0
+
+    def plus(self, answer: Answer) -> Totals:
+        """The totals with one more answer."""
+        usage = answer.usage
+        return Totals(
+            self.answers + 1,
+            self.cached_tokens + usage.cached_tokens,
+            self.prefilled_tokens + usage.prompt_tokens - usage.cached_tokens,
+            self.completion_tokens + usage.completion_tokens,
+        )
 
 
 class Tree:

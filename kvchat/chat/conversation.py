@@ -1,0 +1,200 @@
+"""A tip that moves through a tree of exchanges and is kept in a store as it goes. Knows no backend that answers.
+
+Moving the tip (undo, fork, switch, resume) destroys nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from kvchat.backends.base import Answer, Options, Role, Turn
+from kvchat.chat.journal import Journal, new_row
+from kvchat.chat.store import LATEST, Store
+from kvchat.chat.tree import Branch, Exchange, Totals, Tree, new_id, relinked
+from kvchat.errors import UsageError
+
+_MIN_PREFIX = 4
+
+
+class Conversation:
+    """What was said, where the next message goes, and the verbs that move that place.
+
+    `options` and `model` (its name) are what the next message is asked with. Without a `store` all is in memory.
+    """
+
+    _tip: str | None
+
+    def __init__(self, options: Options, system: str | None, *, store: Store | None, model: str) -> None:
+        self.options = options
+        self.model = model
+        self.store = store or Store()
+        self._begin(system)
+
+    # What there is
+
+    @property
+    def id(self) -> str:
+        """The session's id; a fork, a switch to another session and a new conversation change it."""
+        return self._journal.row.id
+
+    @property
+    def name(self) -> str | None:
+        """What the user called the session."""
+        return self._journal.row.name
+
+    @property
+    def title(self) -> str:
+        """The beginning of its first message."""
+        return self._journal.row.title
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self._system
+
+    @property
+    def path(self) -> tuple[Exchange, ...]:
+        """The exchanges from the root to the tip."""
+        return self._tree.path(self._tip)
+
+    @property
+    def history(self) -> tuple[Turn, ...]:
+        """All messages up to the tip, the system prompt first."""
+        return self._head + _turns(self.path)
+
+    @property
+    def tip(self) -> Exchange | None:
+        """The exchange that the next message follows."""
+        return None if self._tip is None else self._tree[self._tip]
+
+    @property
+    def last(self) -> Answer | None:
+        """The answer at the tip."""
+        return self.tip.answer if self.tip else None
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """All ways through the tree, the oldest first, and how much each shares with the current path."""
+        tips: dict[str, list[str]] = {}
+        for row in self.store.sessions_of(self._journal.row.tree):
+            if row.tip is not None and row.tip in self._tree:
+                tips.setdefault(row.tip, []).append(row.name or row.id)
+        return self._tree.branches(self._tip, tips)
+
+    # Moving
+
+    def undo(self, num_exchanges: int = 1) -> tuple[Exchange, ...]:
+        """Move the tip back; the exchanges that are left, the oldest first. Raises UsageError."""
+        path = self.path
+        if not path:
+            raise UsageError("there is nothing to undo", "say something first")
+        if not 1 <= num_exchanges <= len(path):
+            raise UsageError(f"can't undo {num_exchanges} messages", f"give a number from 1 to {len(path)}")
+        self._move_to(path[-num_exchanges].parent)
+        return path[-num_exchanges:]
+
+    def fork(self, name: str | None = None) -> str:
+        """Go on as another session from here, and leave this one where it is; the new id. Raises UsageError."""
+        self._check_name(name)
+        self._journal.fork(name, self.path)
+        return self.id
+
+    def switch(self, key: str) -> None:
+        """Move to another branch: the id of its tip, or the beginning of it, or a session. Raises UsageError."""
+        tips = [branch.tip for branch in self.branches]
+        found = [tip for tip in tips if len(key) >= _MIN_PREFIX and tip.startswith(key)]
+        if len(found) > 1:
+            raise UsageError(f"{key!r} is the beginning of {len(found)} branches' ids", "give more of it")
+        if found:
+            self._move_to(found[0])
+        else:
+            self.resume(key)
+
+    def resume(self, key: str = LATEST) -> None:
+        """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
+        row = self.store.session(key)
+        self._tree = Tree(self.store.exchanges(row.tree))
+        self._tip, self._system = row.tip, row.system
+        self._journal = Journal(self.store, row, is_stored=True)
+        self.totals = Totals()
+
+    def rename(self, name: str) -> None:
+        """Name the session. Raises UsageError if another one has the name."""
+        self._check_name(name)
+        self._journal.rename(name)
+
+    def new(self, name: str | None = None) -> str:
+        """Begin another conversation with the same system prompt; its id. Raises UsageError."""
+        self._check_name(name)
+        self._begin(self._system)
+        if name:
+            self._journal.rename(name)
+        return self.id
+
+    def clear(self) -> None:
+        """Begin another conversation; the one before and the system prompt stay."""
+        self.new()
+
+    def drop_oldest(self, num_exchanges: int) -> None:
+        """Go on without the oldest exchanges, as a branch; the whole conversation stays beside it.
+
+        Raises UsageError unless one at least is left.
+        """
+        path = self.path
+        if not 1 <= num_exchanges < len(path):
+            raise UsageError(
+                f"can't drop {num_exchanges} of {len(path)} exchanges", "one at least has to stay"
+            )
+        self._graft(path[num_exchanges:])
+
+    def set_system(self, text: str | None) -> None:
+        """Replace the system prompt from the next message on; what was said stays."""
+        self._system = text or None
+
+    # How it is done
+
+    @property
+    def _head(self) -> tuple[Turn, ...]:
+        return () if self._system is None else (Turn(Role.SYSTEM, self._system),)
+
+    def _begin(self, system: str | None) -> None:
+        self._system = system or None
+        self._tree = Tree()
+        self._tip = None
+        self._journal = Journal(self.store, new_row(self._system, self.model))
+        self.totals = Totals()
+
+    def _check_name(self, name: str | None) -> None:
+        """Raise UsageError for a name that can't be given."""
+        if name is None:
+            return
+        if not name.strip() or name == LATEST or name.startswith("-"):
+            raise UsageError(f"a session can't be called {name!r}", "choose another name")
+        if any(row.name == name and row.id != self.id for row in self.store.sessions()):
+            raise UsageError(f"another session is called {name!r}", "choose another name, or rename that one")
+
+    def _new_exchange(self, text: str, parent: str | None) -> Exchange:
+        return Exchange(new_id(), parent, Turn(Role.USER, text), None, self.options, self.model, time.time())
+
+    def _move_to(self, tip: str | None) -> None:
+        self._tip = tip
+        self._journal.change(system=self._system, model=self.model)
+        self._journal.move(self.path)
+
+    def _graft(self, exchanges: Sequence[Exchange]) -> None:
+        """Copy exchanges one below the other from the root on, and move the tip to the last."""
+        copies = list(relinked(exchanges, None))
+        for copy in copies:
+            self._tree.put(copy)
+        self._move_to(copies[-1].id)
+
+
+def _turns(path: Sequence[Exchange]) -> tuple[Turn, ...]:
+    """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate."""
+    turns: list[Turn] = []
+    for exchange in path:
+        if turns and turns[-1].role is Role.USER:
+            turns.append(Turn(Role.ASSISTANT, ""))
+        turns.extend(exchange.turns)
+    return tuple(turns)

@@ -1,0 +1,106 @@
+"""Writes a session's moves to the store as they happen, and branches when another terminal moved the session.
+
+What can't be written is said once and does not stop the conversation. Knows no backend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from kvchat.backends.base import Answer, CacheTotals
+from kvchat.chat.store import SessionRow, Store
+from kvchat.chat.tree import Exchange, new_id, title_of
+from kvchat.errors import KvchatError
+
+
+def new_row(system: str | None, model: str) -> SessionRow:
+    """A session in which nothing was said yet."""
+    return SessionRow(new_id(), new_id(), system=system, model=model, created=time.time())
+
+
+class Journal:
+    """One session's place in the store: its row, and the tip that the store was last told."""
+
+    def __init__(self, store: Store, row: SessionRow, *, is_stored: bool = False) -> None:
+        self.store = store
+        self.row = row
+        self.notices: list[str] = []
+        self._is_stored = is_stored
+        self._has_failed = False
+
+    def change(self, *, system: str | None, model: str) -> None:
+        """Note what the session's next messages are asked with; it is written with the next move."""
+        self.row = replace(self.row, system=system, model=model)
+
+    def move(self, path: Sequence[Exchange]) -> None:
+        """The tip is now at the end of `path`. If another terminal moved the session since, it becomes a branch."""
+        if not self._is_stored and not path:
+            return
+        expected, tip = self.row.tip, path[-1].id if path else None
+        if path and not self.row.title:
+            self.row = replace(self.row, title=title_of(path[0].user.text))
+        if self._attempt(lambda: self._moved(path, expected)):
+            self._is_stored = True
+        self.row = replace(self.row, tip=tip)
+
+    def fork(self, name: str | None, path: Sequence[Exchange]) -> None:
+        """Go on as another session with the same tip; the one before stays where it is."""
+        self.row = replace(self.row, id=new_id(), name=None, created=time.time())
+        self._is_stored = False
+        self.move(path)
+        if name:
+            self.rename(name)
+
+    def rename(self, name: str) -> None:
+        """Name the session. Raises UsageError if another one has the name."""
+        if self._is_stored:
+            self.store.rename(self.row.id, name)
+        self.row = replace(self.row, name=name)
+
+    def draft(self, exchange_id: str, text: str, reasoning: str) -> None:
+        """An answer as far as it is."""
+        self._attempt(lambda: self.store.save_draft(exchange_id, text, reasoning))
+
+    def answer(self, path: Sequence[Exchange]) -> None:
+        """The answer at the end of `path` is what it is now."""
+        self._attempt(lambda: self.store.save_answer(self.row, path))
+
+    def count(self, answer: Answer) -> None:
+        """Add an answer to the totals over all time."""
+        cache, asked = answer.cache, answer.usage.prompt_tokens
+        totals = CacheTotals(asked, cache.live, cache.ram, cache.disk, saved_s=cache.saved_s)
+        self._attempt(lambda: self.store.add_totals(totals))
+
+    def take_back(self, path: Sequence[Exchange], exchange_id: str) -> None:
+        """Move to the end of `path` and forget an exchange that followed it."""
+        self.move(path)
+        self._attempt(lambda: self.store.take_back(self.row, exchange_id))
+        if not path:
+            self.row = replace(self.row, title="")
+
+    def take_notices(self) -> list[str]:
+        """What the user should know and was not told yet."""
+        notices, self.notices = self.notices, []
+        return notices
+
+    def _moved(self, path: Sequence[Exchange], expected: str | None) -> None:
+        if self.store.move(self.row, path, expected):
+            return
+        self.row = replace(self.row, id=new_id(), name=None, created=time.time())
+        self.notices.append(
+            f"another terminal went on with this session; this one goes on as a branch, session {self.row.id}"
+        )
+        assert self.store.move(self.row, path, None)
+
+    def _attempt(self, work: Callable[[], object]) -> bool:
+        """Whether it could be written; if not, that is said once."""
+        try:
+            work()
+        except KvchatError as error:
+            if not self._has_failed:
+                self.notices.append(f"what is said is not saved: {error}")
+            self._has_failed = True
+            return False
+        return True

@@ -1,0 +1,79 @@
+"""Finding words in what was said: by the full-text index, or by looking at every text where there is none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kvchat.chat.database import Connection
+from kvchat.errors import UsageError
+
+_AROUND = 40
+"""Characters shown on either side of what was found."""
+
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Scripts without spaces between words, in which an index of words finds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An exchange that was found, with the text around the words in one line."""
+
+    tree: str
+    exchange: str
+    text: str
+    created: float
+
+
+def search(db: Connection, text: str, limit: int, *, is_indexed: bool) -> list[Hit]:
+    """Exchanges that contain all words of `text`, or words that begin with them; the newest first.
+
+    Raises UsageError when there is nothing to look for.
+    """
+    words = text.split()
+    if not any(letter.isalnum() for letter in text):
+        raise UsageError("nothing to look for", "give a word or more")
+    if is_indexed and not _UNSPACED.search(text):
+        rows = _indexed(db, words, limit)
+    else:
+        rows = _scanned(db, words, limit)
+    return [
+        Hit(tree, exchange, _around(user, answer, words), created)
+        for tree, exchange, user, answer, created in rows
+    ]
+
+
+_Row = tuple[str, str, str, str, float]
+_COLUMNS = "SELECT e.tree, e.id, e.user, e.answer, e.created FROM"
+
+
+def _indexed(db: Connection, words: list[str], limit: int) -> list[_Row]:
+    query = " ".join('"' + word.replace('"', '""') + '"*' for word in words if any(map(str.isalnum, word)))
+    return db.execute(
+        f"{_COLUMNS} exchange_text f JOIN exchange e ON e.number = f.rowid"
+        " WHERE exchange_text MATCH ? ORDER BY f.rowid DESC LIMIT ?",
+        (query, limit),
+    ).fetchall()
+
+
+def _scanned(db: Connection, words: list[str], limit: int) -> list[_Row]:
+    has_word = "(e.user LIKE ? ESCAPE '\\' OR e.answer LIKE ? ESCAPE '\\')"
+    patterns = ["%" + re.sub(r"([\\%_])", r"\\\1", word) + "%" for word in words]
+    return db.execute(
+        f"{_COLUMNS} exchange e WHERE {' AND '.join(has_word for _ in words)} ORDER BY e.number DESC LIMIT ?",
+        (*(pattern for pattern in patterns for _ in "ua"), limit),
+    ).fetchall()
+
+
+def _around(user: str, answer: str, words: list[str]) -> str:
+    """The text around the first word that can be seen in the message or in the answer."""
+    for text in (user, answer):
+        for word in words:
+            at = text.lower().find(word.lower())
+            if at >= 0:
+                start, end = max(0, at - _AROUND), at + len(word) + _AROUND
+                middle = " ".join(text[start:end].split())
+                return ("…" if start else "") + middle + ("…" if end < len(text) else "")
+    return " ".join(user[: 2 * _AROUND].split())
