@@ -13,7 +13,7 @@ from typing import Any
 from kvchat.backends.base import Answer, Done, Event, ModelInfo, Notice, Phase, Status
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
-from kvchat.errors import KvchatError
+from kvchat.errors import KvchatError, ModelUnavailableError
 from kvchat.ui import commands
 from kvchat.ui.answer import AnswerView, PlainBlocks
 from kvchat.ui.history import message_history
@@ -49,12 +49,19 @@ class Repl:
         self._frame_due = False
         self._hint = ("", 0.0)
         self._info: ModelInfo | None = None
+        self._hopeless: KvchatError | None = None
 
     # The dialogue's life
 
     def run(self) -> int:
-        """Hold the dialogue to its end; the exit code. Does not close the backend."""
-        return asyncio.run(self._run())
+        """Hold the dialogue to its end; the exit code. Does not close the backend.
+
+        Raises KvchatError when the model could not be loaded at all.
+        """
+        code = asyncio.run(self._run())
+        if self._hopeless is not None:
+            raise self._hopeless
+        return code
 
     async def _run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -100,7 +107,16 @@ class Repl:
             self._new_view()
             self._info = self.session.backend.info()
         except KvchatError as error:
-            self._turns.hand(self._say_error, error.message, error.remedy)
+            self._turns.hand(self._give_up, error)
+
+    def _give_up(self, error: KvchatError) -> None:
+        """The model can't be loaded: say so, or end if it never could; what was typed goes into the history."""
+        if self._info is not None:
+            self._say_error(error.message, error.remedy)
+        elif not self._screen.app.is_done:
+            self._hopeless = error
+            self._screen.buffer.append_to_history()
+            self._screen.leave(error.exit_code)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -215,6 +231,9 @@ class Repl:
     def on_failure(self, text: str, error: KvchatError) -> None:
         """Say it, and give back what could not be sent, with what waited behind it."""
         self._print_rest()
+        if isinstance(error, ModelUnavailableError) and self._info is None:
+            self._give_up(error)
+            return
         self._say_error(error.message, error.remedy)
         self._turns.waiting.appendleft(text)
         self._put_back(self._turns.take_back())

@@ -264,13 +264,16 @@ def test_an_engine_that_dies_between_two_messages_is_started_again(terminal: Ter
     terminal.leave()
 
 
-def test_a_model_that_can_not_be_had_is_one_line_and_the_input_is_kept(tmp_path: Path) -> None:
-    terminal = opened(tmp_path, "-m", "nobody")
-    terminal.enter("hello")
-    terminal.wait_for("! no model is called 'nobody': see kvchat models ls")
-    terminal.until(lambda: "> hello" in terminal.visible, "the message in the input")
-    terminal.type("\x03")
-    terminal.leave()
+def test_a_model_that_can_not_be_had_ends_the_dialogue_and_keeps_what_was_typed(tmp_path: Path) -> None:
+    terminal = opened(tmp_path, "-m", "nobody", environ={"KVCHAT_TEST_LOAD_S": "1"})
+    terminal.enter("sent early")
+    terminal.type("half a thought")
+    assert terminal.end() == 3
+    assert terminal.rows.count("kvchat: no model is called 'nobody': see kvchat models ls") == 1
+    assert terminal.is_cursor_shown
+    history = (tmp_path / "DATA" / "history").read_text()
+    assert "+sent early" in history
+    assert "+half a thought" in history
 
 
 def test_control_sequences_of_a_model_are_shown_not_obeyed(terminal: Terminal) -> None:
