@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from kvchat.config import Config, load_config
 from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError
-from kvchat.flags import EVERYWHERE, FLAGS, Flag
+from kvchat.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
 from kvchat.subcommands import COMMANDS, Command
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
         args = _parser(backends or Backends()).parse_args(argv)
         _end_on_signals()
         _forgive_encodings()
-        code = args.run(args, load_config(_settings(args)))
+        code = args.run(args, load_config(_settings(args), flag_names=FLAG_NAMES))
         sys.stdout.flush()
     except KvchatError as error:
         return _fail(error, argv)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import platformdirs
 
 from kvchat.errors import UsageError
+from kvchat.setting import ByteSize as ByteSize
+from kvchat.setting import Origin, checked
+from kvchat.setting import parse_bytes as parse_bytes
 
 DEFAULT_MODEL = "smollm2-135m"
 CACHE_MODES = ("rw", "ro", "off")
@@ -24,23 +28,6 @@ CODECS = ("raw", "int8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
-
-_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
-_UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30, "t": 10**12, "tb": 10**12, "tib": 2**40}
-
-
-class ByteSize(int):
-    """A number of bytes, written `4GiB`, `512 MB` or `1000000`."""
-
-
-def parse_bytes(text: str) -> ByteSize:
-    """Bytes from `4GiB`, `512MB`, `1.5 g` or a plain number. Raises ValueError."""
-    stripped = text.strip().lower().replace("_", "")
-    unit = stripped.lstrip("0123456789.")
-    number = stripped[: len(stripped) - len(unit)]
-    if not number or unit.strip() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size such as 512MB or 4GiB")
-    return ByteSize(float(number) * _UNITS[unit.strip()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +128,7 @@ class Config:
     def from_json(cls, sections: Mapping[str, Mapping[str, Any]]) -> Config:
         """The settings that `to_json` wrote."""
         flat = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
-        return _build({key: _Origin(value, "json") for key, value in flat.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    value: object
-    where: str
+        return _build({key: Origin(value, key) for key, value in flat.items()})
 
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -178,51 +159,92 @@ def setting_key(name: str) -> str:
     return homes[name]
 
 
-def load_config(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Config:
+def editor(environ: Mapping[str, str] | None = None) -> str:
+    """The command that opens a file to be edited: VISUAL, EDITOR, or vi."""
+    environ = os.environ if environ is None else environ
+    return environ.get("VISUAL") or environ.get("EDITOR") or "vi"
+
+
+def load_config(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    *,
+    flag_names: Mapping[str, str] | None = None,
+) -> Config:
     """The settings of this run. `flags` maps `section.key` to a value; None means the flag was not given.
 
-    Raises UsageError for an unknown key or a value out of range, naming where it stands.
+    Raises UsageError for an unknown key or a value out of range, naming where it stands; `flag_names` says what
+    the flags are called.
     """
+    return _build(origins(flags, environ, flag_names=flag_names))
+
+
+def origins(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    *,
+    flag_names: Mapping[str, str] | None = None,
+) -> dict[str, Origin]:
+    """What was given, and where, for each setting (`section.key`) that has not its default. Raises UsageError."""
     environ = os.environ if environ is None else environ
-    layers: dict[str, _Origin] = _read_toml(config_file(environ))
+    layers = _read_toml(config_file(environ))
     for section, cls in _SECTIONS.items():
         for item in fields(cls):
-            name = item.metadata.get("env", f"KVCHAT_{section}_{item.name}".upper())
+            name = variable_name(section, item)
             if environ.get(name):
-                layers[f"{section}.{item.name}"] = _Origin(environ[name], name)
+                layers[f"{section}.{item.name}"] = Origin(environ[name], name)
     for key, value in flags.items():
         if value is not None:
-            layers[key] = _Origin(value, "--" + key.partition(".")[2].replace("_", "-"))
-    return _build(layers)
+            layers[key] = Origin(value, (flag_names or {}).get(key, key))
+    return layers
 
 
-def _read_toml(path: Path) -> dict[str, _Origin]:
+def variable_name(section: str, item: Field[Any]) -> str:
+    """The environment's variable for a setting."""
+    return str(item.metadata.get("env", f"KVCHAT_{section}_{item.name}".upper()))
+
+
+def _read_toml(path: Path) -> dict[str, Origin]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"can't read {path}: {error}", "mend or remove it") from error
-    layers: dict[str, _Origin] = {}
+    layers: dict[str, Origin] = {}
     for section, values in table.items():
         if section not in _SECTIONS or not isinstance(values, dict):
-            _refuse_key(section, list(_SECTIONS), path)
+            raise _unknown(section, list(_SECTIONS), f"{path}:{_line_of(text, '', section)}")
         known = [item.name for item in fields(_SECTIONS[section])]
         for key, value in values.items():
+            where = f"{path}:{_line_of(text, section, key)}"
             if key not in known:
-                _refuse_key(key, known, path)
-            layers[f"{section}.{key}"] = _Origin(value, f"{path}, {section}.{key}")
+                raise _unknown(key, known, where)
+            layers[f"{section}.{key}"] = Origin(value, where)
     return layers
 
 
-def _refuse_key(key: str, known: list[str], path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    number = next((i for i, line in enumerate(lines, 1) if line.lstrip("[ ").startswith(key)), 1)
+def _unknown(key: str, known: list[str], where: str) -> UsageError:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    raise UsageError(f"{path}, line {number}: no setting is called {key!r}", f"did you mean {nearest[0]!r}?")
+    return UsageError(f"{where}: no setting is called {key!r}", f"did you mean {nearest[0]!r}?")
 
 
-def _build(layers: Mapping[str, _Origin]) -> Config:
+def _line_of(text: str, section: str, key: str) -> int:
+    """The line of TOML that gives `section.key`, counted from 1, or its inline table's; 1 when it can't be told."""
+    lines: dict[str, int] = {}
+    inside = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+            inside = header[1]
+            lines.setdefault(inside, number)
+        elif given := re.match(r"\s*([\w\-.\s\"']+?)\s*=", line):
+            name = re.sub(r"[\s\"']", "", given[1])
+            lines.setdefault(f"{inside}.{name}" if inside else name, number)
+    return lines.get(f"{section}.{key}".lstrip("."), lines.get(section, 1))
+
+
+def _build(layers: Mapping[str, Origin]) -> Config:
     sections: dict[str, Any] = {}
     for section, cls in _SECTIONS.items():
         hints = get_type_hints(cls)
@@ -230,58 +252,6 @@ def _build(layers: Mapping[str, _Origin]) -> Config:
         for item in fields(cls):
             origin = layers.get(f"{section}.{item.name}")
             if origin is not None:
-                given[item.name] = _checked(origin, hints[item.name], item.metadata)
+                given[item.name] = checked(origin, hints[item.name], item.metadata)
         sections[section] = cls(**given)
     return Config(**sections)
-
-
-def _checked(origin: _Origin, hint: Any, rules: Mapping[str, Any]) -> object:
-    value = origin.value
-    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
-    if value is None and type(None) in get_args(hint):
-        return None
-    try:
-        value = _convert(value, hint if hint == tuple[str, ...] else kinds[0])
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{origin.where}: {error}", "see kvchat --help") from error
-    choices = rules.get("choices")
-    if choices and value not in choices:
-        raise UsageError(f"{origin.where}: {value!r} is not one of {', '.join(choices)}")
-    low, high = rules.get("min"), rules.get("max")
-    if isinstance(value, int | float) and (
-        (low is not None and value < low) or (high is not None and value > high)
-    ):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise UsageError(f"{origin.where}: {value} must be {bounds}")
-    return value
-
-
-def _convert(value: object, kind: Any) -> object:
-    if kind == tuple[str, ...]:
-        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)  # type: ignore[attr-defined]
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        truth = {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }
-        if str(value).lower() not in truth:
-            raise ValueError(f"{value!r} is neither true nor false")
-        return truth[str(value).lower()]
-    if kind is ByteSize:
-        return parse_bytes(str(value))
-    if kind is Path:
-        return Path(str(value)).expanduser()
-    if isinstance(value, kind):
-        return value
-    try:
-        return kind(str(value))
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}") from error

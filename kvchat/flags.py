@@ -99,3 +99,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 
 EVERYWHERE = ("--json", "--offline", "-q", "-v")
 """Flags that may also follow a command's name."""
+
+FLAG_NAMES: dict[str, str] = {
+    flag.key: flag.names.split()[-1] for flags in FLAGS.values() for flag in flags if flag.key
+}
+"""What the flag for a setting is called."""

@@ -1,0 +1,87 @@
+"""One setting's value: where it came from, and how text becomes what the setting takes. Knows no setting by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from kvchat.errors import UsageError
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
+_UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30, "t": 10**12, "tb": 10**12, "tib": 2**40}
+_TRUTHS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+class ByteSize(int):
+    """A number of bytes, written `4GiB`, `512 MB` or `1000000`."""
+
+
+def parse_bytes(text: str) -> ByteSize:
+    """Bytes from `4GiB`, `512MB`, `1.5 g` or a plain number. Raises ValueError."""
+    stripped = text.strip().lower().replace("_", "")
+    unit = stripped.lstrip("0123456789.")
+    number = stripped[: len(stripped) - len(unit)]
+    if not number or unit.strip() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size such as 512MB or 4GiB")
+    return ByteSize(float(number) * _UNITS[unit.strip()])
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A value as it was given, and where: `FILE:LINE`, a variable's name or a flag."""
+
+    value: object
+    where: str
+
+
+def checked(origin: Origin, hint: Any, rules: Mapping[str, Any]) -> object:
+    """The value as type `hint`. Raises UsageError, naming its origin, when it is not one or breaks the rules.
+
+    `rules` may have `choices`, `min` and `max`.
+    """
+    value = origin.value
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if value is None and type(None) in get_args(hint):
+        return None
+    try:
+        value = _convert(value, hint if hint == tuple[str, ...] else kinds[0])
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{origin.where}: {error}", "see kvchat --help") from error
+    choices = rules.get("choices")
+    if choices and value not in choices:
+        raise UsageError(f"{origin.where}: {value!r} is not one of {', '.join(choices)}")
+    _check_bounds(origin.where, value, rules.get("min"), rules.get("max"))
+    return value
+
+
+def _check_bounds(where: str, value: object, low: float | None, high: float | None) -> None:
+    if not isinstance(value, int | float):
+        return
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UsageError(f"{where}: {value} must be {bounds}")
+
+
+def _convert(value: object, kind: Any) -> object:
+    if kind == tuple[str, ...]:
+        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)  # type: ignore[attr-defined]
+    if kind is bool:
+        return value if isinstance(value, bool) else _truth(value)
+    if kind is ByteSize:
+        return parse_bytes(str(value))
+    if kind is Path:
+        return Path(str(value)).expanduser()
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind(str(value))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}") from error
+
+
+def _truth(value: object) -> bool:
+    if str(value).lower() not in _TRUTHS:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return _TRUTHS[str(value).lower()]

@@ -1,0 +1,79 @@
+"""Where settings come from, and what is said of a bad one."""
+
+from pathlib import Path
+
+import pytest
+
+from kvchat.config import config_file, editor, load_config, origins
+from kvchat.errors import UsageError
+from kvchat.flags import FLAG_NAMES
+
+
+def written(tmp_path: Path, text: str) -> dict[str, str]:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    return {"KVCHAT_CONFIG": str(file)}
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path: Path) -> None:
+    environ = written(tmp_path, "[sampling]\ntop_k = 1\ntop_p = 0.1\nseed = 1\n")
+    environ |= {"KVCHAT_SAMPLING_TOP_K": "2", "KVCHAT_SAMPLING_TOP_P": "0.2"}
+    sampling = load_config({"sampling.top_k": 3}, environ).sampling
+    assert (sampling.top_k, sampling.top_p, sampling.seed, sampling.min_p) == (3, 0.2, 1, None)
+
+
+def test_an_origin_names_the_line_the_variable_or_the_flag(tmp_path: Path) -> None:
+    environ = written(tmp_path, '# mine\n[cache]\n\nram = "1GiB"\n[ui]\nvi = true\n') | {"KVCHAT_SYSTEM": "x"}
+    given = origins({"cache.mode": "ro"}, environ, flag_names=FLAG_NAMES)
+    assert {key: origin.where for key, origin in given.items()} == {
+        "cache.ram": f"{tmp_path}/config.toml:4",
+        "ui.vi": f"{tmp_path}/config.toml:6",
+        "chat.system": "KVCHAT_SYSTEM",
+        "cache.mode": "--cache",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "nearest"),
+    [
+        ("[sampling]\nseed = 1\ntemperatur = 0.5\n", 3, "temperature"),
+        ("[cache]\ncode = 'raw'\n", 2, "codec"),
+        ("\n\n[cach]\nram = 1\n", 3, "cache"),
+        ("model = 'x'\n", 1, "model"),
+        ("\nui.plian = true\n", 2, "plain"),
+        ("[ui]\nplain = true\n\n[sampling]\n'plain' = true\n", 5, "min_p"),
+    ],
+)
+def test_an_unknown_key_names_its_line_and_the_nearest(
+    tmp_path: Path, text: str, line: int, nearest: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config({}, written(tmp_path, text))
+    assert caught.value.message.startswith(f"{tmp_path}/config.toml:{line}: no setting is called")
+    assert caught.value.remedy == f"did you mean {nearest!r}?"
+
+
+def test_a_bad_value_names_where_it_stands(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"config\.toml:2: 7.0 must be between"):
+        load_config({}, written(tmp_path, "[sampling]\ntop_p = 7\n"))
+    with pytest.raises(UsageError, match="KVCHAT_CACHE: 'wr' is not one of rw"):
+        load_config({}, {"KVCHAT_CONFIG": "/dev/null", "KVCHAT_CACHE": "wr"})
+    with pytest.raises(UsageError, match="--cache-ram: .much. is not a size"):
+        load_config({"cache.ram": "much"}, {}, flag_names={"cache.ram": "--cache-ram"})
+
+
+def test_a_setting_without_a_flag_is_named_by_its_key() -> None:
+    with pytest.raises(UsageError, match=r"^sampling\.top_p: "):
+        load_config({"sampling.top_p": 7}, {"KVCHAT_CONFIG": "/dev/null"})
+
+
+def test_a_file_that_is_no_toml_says_where(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 2"):
+        load_config({}, written(tmp_path, "[cache]\nram = = 3\n"))
+
+
+def test_the_users_editor_is_known(tmp_path: Path) -> None:
+    assert editor({"VISUAL": "code -w", "EDITOR": "ed"}) == "code -w"
+    assert editor({"EDITOR": "ed"}) == "ed"
+    assert editor({}) == "vi"
+    assert config_file({"KVCHAT_CONFIG": str(tmp_path / "x")}) == tmp_path / "x"
