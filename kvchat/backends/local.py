@@ -8,9 +8,10 @@ from queue import SimpleQueue
 
 from kvchat.backends import base
 from kvchat.backends.answering import Answering, check_room, message_of
-from kvchat.backends.base import CacheView, Event, ModelInfo, Options, Phase, Role, Status, Turn
+from kvchat.backends.base import CacheView, Event, ModelInfo, Options, Phase, Role, Status, Turn, VerifySample
 from kvchat.backends.loading import Loaded, load
 from kvchat.backends.report import Asked
+from kvchat.backends.verify import verify_sample
 from kvchat.backends.view import cache_view
 from kvchat.config import Config
 from kvchat.engine.engine import PINNED_PRIORITY, SHARED_PRIORITY
@@ -85,6 +86,16 @@ class LocalBackend:
 
         (view,) = self._worker.run(job)
         return view
+
+    def verify(self, sample: int) -> VerifySample:
+        """Compute up to `sample` stored runs of this model again and compare; waits for the model and for a running
+        answer, whose live KV stays as it is. Nothing is compared where nothing is stored."""
+
+        def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[VerifySample]:
+            yield verify_sample(loaded.engine, self.config.paths.cache, sample, is_cancelled)
+
+        (verified,) = self._worker.run(job)
+        return verified
 
     def cancel(self) -> None:
         self._worker.cancel()

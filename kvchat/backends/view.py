@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from kvchat.backends.base import CacheRow, CacheTotals, CacheView, Role
 from kvchat.cache.match import Coverage
@@ -37,6 +39,9 @@ def cache_view(engine: Engine, template: ChatTemplate, messages: Sequence[Messag
         compute_s=(len(ids) - cached) * engine.prefill_s_per_token + loading_s,
         turn=_totals(cache.stats.turn if cache else CacheStats()),
         process=_totals(cache.stats.process if cache else CacheStats()),
+        disk_used=cache.disk_used_bytes if cache else 0,
+        weights_bytes=engine.loaded.num_bytes,
+        process_bytes=_resident_bytes(),
     )
 
 
@@ -75,3 +80,12 @@ def _rows(
 
 def _totals(stats: CacheStats) -> CacheTotals:
     return CacheTotals(**asdict(stats))
+
+
+def _resident_bytes() -> int:
+    """What this process has in memory; 0 where the system doesn't say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -18,6 +18,7 @@ from kvchat.cache.block import Chain, KVLayout, RecentDigests, hash_chain, xxh3_
 from kvchat.cache.codec import allocate, make_codec
 from kvchat.cache.disk import DiskSettings, DiskTier
 from kvchat.cache.entry import FORMAT_VERSION, FolderMeta
+from kvchat.cache.folder import scan_folder
 from kvchat.cache.loader import Loader
 from kvchat.cache.match import CacheSettings, Committed, Coverage, Ended, Lease, Loaded, Match
 from kvchat.cache.pool import Block, Pool, Run, spans
@@ -92,6 +93,12 @@ class PrefixCache:
     def disk_budget_bytes(self) -> int:
         """The disk budget of all models together; 0 without a disk tier."""
         return self._settings.disk_bytes if self._disk else 0
+
+    @property
+    def disk_used_bytes(self) -> int:
+        """Bytes that all models' files take on disk now; counts them anew each time."""
+        root = self._settings.disk_root
+        return scan_folder(root).num_bytes if self._disk and root else 0
 
     @property
     def ram_used_bytes(self) -> int:

@@ -48,6 +48,11 @@ class LoadedModel:
         return str(self.model.config.model_type)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(item.numel() * item.element_size() for item in self.model.parameters())
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids that the model can score."""
         return int(self.model.config.get_text_config().vocab_size)

@@ -1,0 +1,117 @@
+"""Whether what is stored on disk is the KV of its tokens: loaded, and computed again, and compared. Changes nothing stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kvchat.backends.base import VerifiedRun, VerifySample
+from kvchat.cache.entry import EntryError
+from kvchat.cache.folder import scan_folder
+from kvchat.cache.maintenance import read_tokens
+from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.engine.engine import CHUNK_TOKENS, Engine
+from kvchat.models.kv_state import KVState
+from kvchat.models.loader import LoadedModel
+
+FLOAT32_BOUND = 1e-4
+"""How far float32 logits may lie apart, whatever the batch shapes."""
+LOSSY_SHARE = 0.05
+"""What a lossy encoding may change, of the distance between the best and the average logit."""
+MAX_TOKENS = 4096
+"""Longer runs are left out: computing them takes too long."""
+
+
+def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callable[[], bool]) -> VerifySample:
+    """Compare up to `sample` runs that lie in the cache folder `root` for this model, those used last.
+
+    Each takes a prefill of its tokens, and outside float32 another one, to know the noise.
+    """
+    loaded, cache = engine.loaded, engine.cache
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    if cache is None:
+        return VerifySample(loaded.name, dtype, "raw", None, ())
+    is_exact = loaded.dtype == torch.float32 and cache.codec == "raw"
+    runs: list[VerifiedRun] = []
+    num_skipped = 0
+    for path, tokens in _newest(root / cache.root.hex()):
+        if len(runs) == sample or is_cancelled():
+            break
+        run = _verified(loaded, cache, path, tokens)
+        if run is None:
+            num_skipped += 1
+        else:
+            runs.append(run)
+    bound = FLOAT32_BOUND if is_exact else None
+    return VerifySample(loaded.name, dtype, cache.codec, bound, _judged(runs, is_exact), num_skipped)
+
+
+def _verified(loaded: LoadedModel, cache: PrefixCache, path: Path, tokens: list[int]) -> VerifiedRun | None:
+    """One run compared; None when it is too long or can't be restored whole."""
+    state = loaded.new_state()
+    if not 1 < len(tokens) <= min(loaded.context, MAX_TOKENS):
+        return None
+    if not _restore(loaded, cache, state, tokens):
+        return None
+    stored = loaded.forward(tokens[-1:], state)
+    cold = _cold(loaded, state, tokens, CHUNK_TOKENS)
+    other = _cold(loaded, state, tokens, CHUNK_TOKENS // 2 + 1)
+    best, second = cold.topk(2).values.tolist()
+    loss = LOSSY_SHARE * float(best - cold.mean()) if cache.codec != "raw" else 0.0
+    return VerifiedRun(
+        path=str(path),
+        tokens=len(tokens),
+        difference=float((stored - cold).abs().max()),
+        gap=best - second,
+        noise=max(loss, float((cold - other).abs().max())),
+        same_top=bool(stored.argmax() == cold.argmax()),
+        is_right=True,
+    )
+
+
+def _newest(folder: Path) -> Iterator[tuple[Path, list[int]]]:
+    """The readable files of a fingerprint with all their tokens, the most recently used first."""
+    files = [file for file in scan_folder(folder.parent).files if file.path.parent == folder]
+    for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True):
+        try:
+            yield file.path, list(read_tokens(file.path))
+        except (OSError, EntryError):
+            continue
+
+
+def _restore(loaded: LoadedModel, cache: PrefixCache, state: KVState, tokens: Sequence[int]) -> bool:
+    """Bring all tokens but the last into an empty state from what is stored; False when not all of them are."""
+    loaded.forward([0], state)  # the planes are there after the first forward
+    state.keep(0)
+    num_tokens = len(tokens) - 1
+    state.reserve(num_tokens)
+    match = cache.match(tokens)
+    if match.num_tokens < num_tokens:
+        return False
+    with cache.lease(match) as lease, torch.inference_mode():
+        end = cache.load(lease, state.planes, 0, num_tokens).end
+    state.advance(tokens[:end])
+    return end == num_tokens
+
+
+def _cold(loaded: LoadedModel, state: KVState, tokens: Sequence[int], chunk_tokens: int) -> torch.Tensor:
+    """The logits behind the last token, with nothing reused."""
+    state.keep(0)
+    for start in range(0, len(tokens) - 1, chunk_tokens):
+        loaded.forward(tokens[start : min(start + chunk_tokens, len(tokens) - 1)], state)
+    return loaded.forward(tokens[-1:], state)
+
+
+def _judged(runs: Sequence[VerifiedRun], is_exact: bool) -> tuple[VerifiedRun, ...]:
+    """The runs, each right or wrong; by the largest noise that was seen in any, for one sample of it is small."""
+    noise = max((run.noise for run in runs), default=0.0)
+    return tuple(replace(run, noise=noise, is_right=_is_right(run, noise, is_exact)) for run in runs)
+
+
+def _is_right(run: VerifiedRun, noise: float, is_exact: bool) -> bool:
+    if is_exact:
+        return run.difference <= FLOAT32_BOUND
+    return run.same_top or run.gap <= 2 * noise
