@@ -3,7 +3,7 @@
 `slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
 reasons first; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
 `break N` dies after N words; `expire` dies half a second after it answered; `wait` blocks before its first
-token; `notice` sends a notice; anything else is echoed with the number of messages in the history.
+token; `notice` sends a notice; anything else is echoed with the number of messages in the history. An unfinished answer is gone on with, word by word.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from kvchat.backends.base import (
     Answer,
@@ -55,6 +56,7 @@ class ScriptedBackend:
     def __init__(self, *, load_s: float = 0.0, missing: bool = False) -> None:
         self.load_s = load_s
         self.missing = missing
+        self.tokenizer = "words"
         self.closed = False
         self.histories: list[tuple[Turn, ...]] = []
         self.options: list[Options] = []
@@ -102,13 +104,14 @@ class ScriptedBackend:
         self._cancelled.set()
 
     def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
-        assert history[-1].role is Role.USER
+        unfinished = history[-1] if history[-1].role is Role.ASSISTANT else None
         self.histories.append(tuple(history))
         self.options.append(options)
         self._cancelled.clear()
         self._wait_for_load()
         begun = time.monotonic()
-        message = history[-1].text
+        message = history[-2].text if unfinished else history[-1].text
+        num_said = len(unfinished.tokens or unfinished.text.split()) if unfinished else 0
         verb, _, rest = message.partition(" ")
         if verb in ERRORS:
             raise ERRORS[verb]
@@ -120,7 +123,8 @@ class ScriptedBackend:
             self._phase = Phase.DECODING
             said: list[str] = []
             thought: list[str] = []
-            for piece in self._pieces(verb, rest, message, len(history)):
+            num_turns = len(history) - (unfinished is not None)
+            for piece in islice(self._pieces(verb, rest, message, num_turns), num_said, None):
                 if self._cancelled.is_set() or len(said) >= (options.max_tokens or 10**6):
                     break
                 if isinstance(piece, Text):
@@ -141,8 +145,8 @@ class ScriptedBackend:
                 "".join(said),
                 "".join(thought),
                 tuple(range(len(prompt_words))),
-                tuple(range(count)),
-                "words",
+                tuple(range(num_said, num_said + count)),
+                self.tokenizer,
                 reason,
                 Usage(len(prompt_words), count, cached),
                 Timings(

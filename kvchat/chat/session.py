@@ -12,7 +12,7 @@ from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Not
 from kvchat.chat.conversation import Conversation
 from kvchat.chat.draft import Draft
 from kvchat.chat.store import Store
-from kvchat.chat.tree import Exchange, is_unfinished, joined, relinked
+from kvchat.chat.tree import Exchange, is_unfinished, joined
 from kvchat.chat.tree import is_empty as is_empty
 from kvchat.chat.tree import new_id as new_id
 from kvchat.config import Config
@@ -91,7 +91,9 @@ class Session(Conversation):
         if tip.answer is not None and not is_unfinished(tip.answer):
             raise UsageError("the last answer is complete", "say something, or /retry for another answer")
         if tip.answer is not None and self._tree.has_children(tip.id):
-            (tip,) = relinked([tip], tip.parent)  # what follows it was said to the shorter answer
+            tip = replace(
+                tip, id=new_id(), created=time.time()
+            )  # what follows was said to the shorter answer
         return self._answered(tip)
 
     def compact(self, keep: int = 2) -> Events:
