@@ -23,6 +23,7 @@ from kvchat.subcommands import COMMANDS, Command
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
+    from kvchat.chat.opening import Opening
 
 EXIT_BROKEN_PIPE = 128 + 13
 
@@ -118,12 +119,11 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     asked = args.prompt is not None or args.turns is not None or args.json
     if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
         return _oneshot(backends, args, config)
-    backend = backends.dialogue(config)
+    start = _opening(args, config)
+    config, backend = start.config, backends.dialogue(start.config)
     try:
         backend.start()
-        from kvchat.chat.session import Session
-
-        session = Session.from_config(backend, config)
+        session = start.session(backend)
         if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
             from kvchat.ui.lines import LineDialogue
 
@@ -136,7 +136,6 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
-    from kvchat.chat.session import Session
     from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message, open_turns
 
     if args.turns is not None and args.prompt is not None:
@@ -147,10 +146,18 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
         prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
         messages = iter(one_message(prompt, _piped(sys.stdin)))
     manner = Manner(args.json, args.tokens, args.quiet, args.verbose, _is_coloured())
-    backend = backends.oneshot(config)
+    start = _opening(args, config)
+    backend = backends.oneshot(start.config)
     backend.start()
-    with Session.from_config(backend, config) as session:
+    with start.session(backend) as session:
         return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
+
+
+def _opening(args: argparse.Namespace, config: Config) -> Opening:
+    from kvchat.chat.opening import opening
+
+    given = {name for name, value in vars(args).items() if value is not None}
+    return opening(config, key=args.resume, is_fork=args.fork, flags=given)
 
 
 def _is_coloured() -> bool:

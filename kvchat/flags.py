@@ -38,11 +38,16 @@ def _number(kind: Callable[[str], float], metavar: str = "N") -> dict[str, Any]:
 
 _TRUE: dict[str, Any] = {"action": "store_const", "const": True}
 _SWITCH: dict[str, Any] = {"action": "store_true", "default": False}
+_LATEST: dict[str, Any] = {"dest": "resume", "action": "store_const", "const": "latest"}
+_RESUME: dict[str, Any] = {"nargs": "?", "const": "", "metavar": "SESSION"}
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "asking": (
         Flag("-p --prompt", "ask this and end", rest={"metavar": "PROMPT"}),
         Flag("-s --system", "the system prompt, or @FILE", "chat.system", {"metavar": "TEXT"}),
+        Flag("-c --continue", "go on with the latest session", rest=_LATEST),
+        Flag("-r --resume", "go on with a session: its name or id", rest=_RESUME),
+        Flag("--fork", "with -c or -r: go on beside that session, not in it", rest=_SWITCH),
         Flag("--turns", "ask each line of FILE (or - for stdin) in order", rest={"metavar": "FILE"}),
         Flag("--json", "one JSON object an answer; errors as an object on stderr", rest=_SWITCH),
         Flag("--tokens", "token ids in the JSON", rest=_SWITCH),

@@ -68,12 +68,75 @@ def _models_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield str(_catalog(config).path(args.name))
 
 
+def _sessions(verb: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
+    """A verb of `session_commands`, loaded when it is run."""
+
+    def run(args: argparse.Namespace, config: Config) -> Iterator[str]:
+        from kvchat import session_commands
+
+        lines: Iterator[str] = getattr(session_commands, verb)(args, config)
+        return lines
+
+    return run
+
+
 _MODELS = "models on this disk"
 _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}
+
+
+def _bench(what: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
+    def lines(args: argparse.Namespace, config: Config) -> Iterator[str]:
+        from kvchat.bench import commands
+
+        yield from getattr(commands, f"{what}_lines")(args, config)
+
+    return lines
+
+
+_BENCH = "measurements on this machine"
+_LENGTHS: dict[str, dict[str, Any]] = {
+    "--lengths": {"metavar": "N", "type": int, "nargs": "+", "help": "tokens of history"}
+}
+_REPEATS: dict[str, dict[str, Any]] = {
+    "--repeats": {"metavar": "N", "type": int, "default": 3, "help": "runs of each"}
+}
+_SESSIONS = "conversations that were saved"
+_SESSION: dict[str, dict[str, Any]] = {
+    "session": {
+        "metavar": "SESSION",
+        "nargs": "?",
+        "default": "latest",
+        "help": "its name or id, or the beginning of it; without, the latest",
+    }
+}
+_LIMIT: dict[str, dict[str, Any]] = {"--limit": {"type": int, "metavar": "N", "help": "not more than N"}}
+_EXPORT: dict[str, dict[str, Any]] = {
+    "--format": {"choices": ("md", "json", "html"), "default": "md", "help": "what to make; md if not given"},
+    "--output": {"metavar": "FILE", "help": "write to FILE, which only you can read"},
+}
+_WORDS: dict[str, dict[str, Any]] = {
+    "words": {"metavar": "WORD", "nargs": "+", "help": "all have to be there"}
+}
+_SEVERAL: dict[str, dict[str, Any]] = {
+    "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"}
+}
 
 COMMANDS: tuple[Command, ...] = (
     Command("models ls", _MODELS, "list the models on this disk", _models_ls),
     Command("models pull", _MODELS, "fetch a model ahead of use", _models_pull, _NAME),
     Command("models rm", _MODELS, "delete a model's files", _models_rm, _NAME),
     Command("models path", _MODELS, "print the folder of a model", _models_path, _NAME),
+    Command(
+        "bench ttft",
+        _BENCH,
+        "time to the first token, by where the history is",
+        _bench("ttft"),
+        _LENGTHS | _REPEATS,
+    ),
+    Command("bench codec", _BENCH, "what int8 costs in quality", _bench("codec"), _REPEATS),
+    Command("sessions ls", _SESSIONS, "list them, the latest first", _sessions("listed"), _LIMIT),
+    Command("sessions show", _SESSIONS, "print one", _sessions("shown"), _SESSION),
+    Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),
+    Command("sessions export", _SESSIONS, "write one", _sessions("exported_to_file"), _SESSION | _EXPORT),
+    Command("sessions rm", _SESSIONS, "delete some", _sessions("removed"), _SEVERAL),
 )

@@ -1,0 +1,129 @@
+"""A conversation as a document: Markdown, JSON or a page of HTML that needs nothing else. Knows no store."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from kvchat.backends.base import Role
+from kvchat.chat.store import SessionRow
+from kvchat.chat.tree import Exchange
+from kvchat.errors import UsageError
+
+_Message = dict[str, Any]
+
+
+def exported(row: SessionRow, path: Sequence[Exchange], kind: str) -> str:
+    """A session's path as `md`, `json` or `html`, without a newline at its end. Raises UsageError for another kind."""
+    if kind not in FORMATS:
+        raise UsageError(f"no format is called {kind!r}", f"give one of {', '.join(FORMATS)}")
+    return FORMATS[kind](row, _messages(row, path))
+
+
+def session_json(row: SessionRow) -> dict[str, Any]:
+    """A session as one row of a list."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "title": row.title,
+        "model": row.model,
+        "turns": row.num_exchanges,
+        "tokens": row.num_tokens,
+        "created": _iso(row.created),
+        "updated": _iso(row.updated),
+    }
+
+
+def local_time(seconds: float) -> str:
+    """Seconds since the epoch as a date and a time of day here."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def _messages(row: SessionRow, path: Sequence[Exchange]) -> list[_Message]:
+    messages: list[_Message] = []
+    if row.system:
+        messages.append({"role": str(Role.SYSTEM), "content": row.system})
+    for exchange in path:
+        created = _iso(exchange.created)
+        messages.append({"role": str(Role.USER), "content": exchange.user.text, "created": created})
+        if exchange.answer is not None:
+            messages.append(_answer(exchange))
+    return messages
+
+
+def _answer(exchange: Exchange) -> _Message:
+    answer = exchange.answer
+    assert answer is not None
+    return {
+        "role": str(Role.ASSISTANT),
+        "content": answer.text,
+        "reasoning": answer.reasoning,
+        "finish_reason": str(answer.finish_reason),
+        "model": exchange.model,
+        "usage": asdict(answer.usage),
+        "timings": asdict(answer.timings),
+    }
+
+
+def _json(row: SessionRow, messages: list[_Message]) -> str:
+    return json.dumps(session_json(row) | {"messages": messages}, ensure_ascii=False, indent=2)
+
+
+def _markdown(row: SessionRow, messages: list[_Message]) -> str:
+    parts = [f"# {row.label}"]
+    for message in messages:
+        parts.append(f"## {message['role'].capitalize()}")
+        if message.get("reasoning", "").strip():
+            parts.append(
+                "\n".join(f"> {line}".rstrip() for line in message["reasoning"].strip().splitlines())
+            )
+        parts.append(message["content"].strip())
+    return "\n\n".join(part for part in parts if part)
+
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }}
+section {{ margin: 1rem 0; padding: .5rem 1rem; border-left: .25rem solid #8888; overflow-wrap: anywhere; }}
+section.user {{ border-color: #4a90d9; }}
+section.system, details {{ opacity: .7; }}
+h2 {{ margin: 0; font-size: .8rem; text-transform: uppercase; letter-spacing: .05em; }}
+div {{ white-space: pre-wrap; }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>"""
+
+
+def _html(row: SessionRow, messages: list[_Message]) -> str:
+    body = "\n".join(_section(message) for message in messages)
+    return _PAGE.format(title=html.escape(row.label), body=body)
+
+
+def _section(message: Mapping[str, Any]) -> str:
+    role, content = message["role"], html.escape(message["content"].strip())
+    reasoning = html.escape(message.get("reasoning", "").strip())
+    thought = f"<details><summary>reasoning</summary><div>{reasoning}</div></details>" if reasoning else ""
+    return f'<section class="{role}"><h2>{role}</h2>{thought}<div>{content}</div></section>'
+
+
+FORMATS: Mapping[str, Callable[[SessionRow, list[_Message]], str]] = {
+    "md": _markdown,
+    "json": _json,
+    "html": _html,
+}
+"""Every kind of document by the end of its file's name."""

@@ -1,0 +1,51 @@
+"""Where a run's conversation begins: at nothing, or at a saved session with its own model and system prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from kvchat.backends.base import Backend
+from kvchat.chat.session import Session
+from kvchat.chat.store import LATEST, SessionRow, Store
+from kvchat.config import Config
+from kvchat.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The settings to start a backend with, and the session that it then answers."""
+
+    config: Config
+    store: Store
+    row: SessionRow | None = None
+    is_fork: bool = False
+
+    def session(self, backend: Backend) -> Session:
+        """The session, with the backend that was started from `config`."""
+        session = Session.from_config(backend, self.config, store=self.store)
+        if self.row is not None:
+            session.resume(self.row.id)
+            session.set_system(self.config.chat.system)
+        if self.is_fork:
+            session.fork()
+        return session
+
+
+def opening(config: Config, *, key: str | None, is_fork: bool, flags: Collection[str]) -> Opening:
+    """How to begin: with the session `key` (its name or id; empty for the latest), or a new one for None.
+
+    A session keeps its model and its system prompt, unless `flags` (settings given on the command line) have
+    another. Raises UsageError if there is no such session.
+    """
+    store = Store.from_config(config)
+    if key is None:
+        if is_fork:
+            raise UsageError("--fork of what?", "give -c or -r with it")
+        return Opening(config, store)
+    row = store.session(key or LATEST)
+    if row.model and "model.name" not in flags:
+        config = replace(config, model=replace(config.model, name=row.model))
+    if "chat.system" not in flags:
+        config = replace(config, chat=replace(config.chat, system=row.system))
+    return Opening(config, store, row, is_fork)

@@ -1,0 +1,98 @@
+"""What `kvchat sessions VERB` does: each function yields lines of stdout. Loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvchat.chat.store import SessionRow, Store
+from kvchat.chat.tree import Tree
+from kvchat.config import Config
+from kvchat.errors import UsageError
+
+
+def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """All sessions, the one changed last first."""
+    from kvchat.chat.export import session_json
+
+    for row in Store.from_config(config).sessions(-1 if args.limit is None else args.limit):
+        yield json.dumps(session_json(row), ensure_ascii=False) if args.json else _line(row)
+
+
+def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """One session as Markdown, or as JSON."""
+    yield _clean(_document(args.session, config, "json" if args.json else "md"))
+
+
+def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """What was said with these words in it, the newest first."""
+    from kvchat.chat.export import local_time, session_json
+
+    for row, hit in Store.from_config(config).search(" ".join(args.words), args.limit or 20):
+        if args.json:
+            yield json.dumps(
+                session_json(row) | {"exchange": hit.exchange, "text": hit.text}, ensure_ascii=False
+            )
+        else:
+            yield _clean(f"{row.id}  {local_time(hit.created)}  {hit.text}")
+
+
+def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """One session as a document, on stdout or in a file."""
+    document = _document(args.session, config, "json" if args.json else args.format)
+    if args.output is None:
+        yield document
+        return
+    try:
+        write_private(Path(args.output).expanduser(), document + "\n")
+    except OSError as error:
+        raise UsageError(f"can't write {args.output}: {error.strerror}", "give another file") from None
+    yield args.output
+
+
+def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Delete sessions; all of them are looked up first."""
+    store = Store.from_config(config)
+    rows = [store.session(key) for key in args.sessions]
+    for row in rows:
+        store.delete(row.id)
+        yield (
+            json.dumps({"id": row.id, "title": row.title})
+            if args.json
+            else _clean(f"removed {row.id}  {row.label}")
+        )
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _document(key: str, config: Config, kind: str) -> str:
+    from kvchat.chat.export import exported
+
+    store = Store.from_config(config)
+    row = store.session(key)
+    return exported(row, Tree(store.exchanges(row.tree)).path(row.tip), kind)
+
+
+def _line(row: SessionRow) -> str:
+    from kvchat.chat.export import local_time
+
+    turns = f"{row.num_exchanges:>4} turns {row.num_tokens:>7} tokens"
+    return _clean(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")
+
+
+def _clean(text: str) -> str:
+    """Text as a terminal may have it; files and pipes get it as it is."""
+    if not sys.stdout.isatty():
+        return text
+    from kvchat.ui.render import sanitize
+
+    return sanitize(text)
