@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from prompt_toolkit.utils import get_cwidth
 
 from kvchat.backends.base import Prefilling, Text
-from kvchat.ui.render import dim, sanitize
+from kvchat.ui.render import dim, progress_row, sanitize
 
 TAIL_ROWS = 6
 THOUGHT_ROWS = 3
@@ -16,43 +17,67 @@ _TAB = "    "
 
 
 class Blocks(Protocol):
-    """Cuts a growing text where nothing before can change any more, and renders what is finished."""
+    """A growing text, cut where nothing before can change any more."""
 
-    def split(self, text: str) -> tuple[str, str]:
-        """What is finished, and the rest."""
+    @property
+    def open(self) -> str:
+        """What was not handed out yet, as it came."""
 
-    def render(self, blocks: str, columns: int) -> str:
-        """What is finished, as lines for a terminal that many columns wide."""
+    def take(self, text: str) -> None:
+        """The text grew."""
+
+    def finished(self, columns: int, *, whole: bool = False) -> str:
+        """What is new and finished, as lines for a terminal; all the rest if the text is `whole`."""
 
 
 class PlainBlocks:
-    """Text as it is: a line is finished when the next one begins."""
+    """Text as it is: a line is finished when the next one begins. The terminal wraps, so that it is copied whole."""
 
-    def split(self, text: str) -> tuple[str, str]:
-        """Whole lines up to the last that is not empty, and the rest: the answer may end in empty lines."""
-        whole = text[: text.rfind("\n") + 1].rstrip("\n")
-        cut = len(whole) + 1 if whole else 0
-        return text[:cut], text[cut:]
+    def __init__(self) -> None:
+        self.open = ""
+        self._is_begun = False
 
-    def render(self, blocks: str, columns: int) -> str:
-        """The lines; the terminal wraps them, so that they are copied whole."""
-        return blocks.removesuffix("\n")
+    def take(self, text: str) -> None:
+        """The text grew."""
+        self.open += text
+
+    def finished(self, columns: int, *, whole: bool = False) -> str:
+        """Whole lines up to the last that is not empty: the answer may end in empty lines."""
+        text = self.open if whole else self.open[: self.open.rfind("\n") + 1]
+        lines = text.rstrip("\n")
+        self.open = "" if whole else self.open[len(lines) + 1 :] if lines else self.open
+        if not self._is_begun:
+            lines = lines.lstrip("\n")
+        self._is_begun = self._is_begun or bool(lines)
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The rows that are live now: of the answer, of the reasoning (`thought`) or of what is waited for."""
+
+    rows: list[str]
+    kind: str = "tail"
 
 
 class AnswerView:
-    """Takes an answer's events; gives finished text to print above and the rows of its live tail.
+    """Takes an answer's events; gives finished text to print above, and its live tail.
 
-    `gap` is what stands between two finished pieces: a blank line between rendered blocks, nothing between lines.
+    With `show_thought` False, reasoning is not shown while it comes, only that there was some.
     """
 
-    def __init__(self, blocks: Blocks, *, gap: str = "") -> None:
+    def __init__(self, blocks: Blocks, *, show_thought: bool = True) -> None:
         self._blocks = blocks
-        self._gap = gap
-        self._begun = False
-        self._open = ""
-        self._thought = ""
+        self._show_thought = show_thought
+        self._is_begun = False
+        self._thought: list[str] = []
         self._thought_since: float | None = None
         self._prefill: tuple[Prefilling, float, float] | None = None
+
+    @property
+    def thought(self) -> str:
+        """The reasoning so far, as it came."""
+        return "".join(self._thought)
 
     def take(self, event: Prefilling | Text) -> None:
         """Note what is new."""
@@ -62,45 +87,33 @@ class AnswerView:
             self._prefill = (event, since, now)
         elif event.reasoning:
             self._thought_since = self._thought_since or now
-            self._thought += sanitize(event.text)
+            self._thought.append(sanitize(event.text))
         else:
-            self._open += sanitize(event.text)
+            self._is_begun = True
+            self._blocks.take(sanitize(event.text))
 
     def finished(self, columns: int, *, whole: bool = False) -> str:
         """What may be printed now and has not been handed out before; `whole` at the answer's end."""
         printed = []
-        if self._thought_since is not None and (self._open or whole):
+        if self._thought_since is not None and (self._is_begun or whole):
             spent = time.monotonic() - self._thought_since
-            printed.append(dim(f"thought {spent:.1f} s"))
-            self._thought, self._thought_since = "", None
-        blocks, self._open = (self._open.rstrip("\n"), "") if whole else self._blocks.split(self._open)
-        if not self._begun:
-            blocks = blocks.lstrip("\n")
-        if blocks:
-            printed.append((self._gap if self._begun else "") + self._blocks.render(blocks, columns))
-            self._begun = True
-        return "\n".join(printed)
+            printed.append(dim(f"thought {spent:.1f} s, {len(self._thought)} tokens"))
+            self._thought_since = None
+        printed.append(self._blocks.finished(columns, whole=whole))
+        return "\n".join(piece for piece in printed if piece)
 
-    def tail(self, columns: int) -> list[str]:
+    def tail(self, columns: int) -> Tail:
         """The rows that are live now, cut to the screen's width."""
-        if self._open:
-            return last_rows(self._open.rstrip("\n"), columns, TAIL_ROWS)
+        if self._is_begun:
+            text = self._blocks.open.rstrip("\n")
+            return Tail(last_rows(text, columns, TAIL_ROWS) if text else [])
         if self._thought:
-            return last_rows(self._thought.rstrip("\n"), columns, THOUGHT_ROWS)
-        if self._prefill is not None and not self._begun:
-            return [_prefill_row(*self._prefill)[: max(1, columns - 1)]]
-        return []
-
-
-def _prefill_row(event: Prefilling, since: float, now: float) -> str:
-    """`prefill ████░░░░ 512/1800 · 830 tok/s · 1.6 s left`."""
-    share = event.done / event.total if event.total else 1.0
-    filled = round(12 * share)
-    row = f"prefill {'█' * filled}{'░' * (12 - filled)} {event.done}/{event.total}"
-    if event.done and now > since:
-        rate = event.done / (now - since)
-        row += f" · {rate:.0f} tok/s · {(event.total - event.done) / rate:.1f} s left"
-    return row
+            text = self.thought.rstrip("\n") if self._show_thought else "thinking…"
+            return Tail(last_rows(text, columns, THOUGHT_ROWS), "thought")
+        if self._prefill is not None:
+            event, since, now = self._prefill
+            return Tail([progress_row("prefill", event.done, event.total, now - since, columns)], "wait")
+        return Tail([])
 
 
 def last_rows(text: str, columns: int, num_rows: int) -> list[str]:

@@ -1,106 +1,184 @@
-"""Markdown as the terminal shows it: where a block ends, and a finished block as text with colours. Uses rich."""
+"""Markdown that grows: what can't change any more is handed out once, as text with colours. Writes nothing.
+
+The smallest thing handed out is a part: a top-level block, an item of a list, a few lines of code. How a part looks
+depends on what stands before it alone, so the sum is the same however the text came.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown
-from rich.syntax import Syntax
+from rich.console import Console
 from rich.text import Text
 
+from kvchat.ui.elements import ChatMarkdown, highlighted, markdown_parser
+
+CODE_LINES = 4
+"""Lines of code that are handed out together."""
+
+_CODE_CONTEXT = 200
+_LEAST_COLUMNS = 12
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
-_TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_TRAILING_BLANKS = re.compile(r"[ \t]+((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
-def _parser() -> MarkdownIt:
-    """CommonMark with tables; what a reader would lose (HTML, link definitions) stays text."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-    return parser.disable(["reference", "html_block", "html_inline"])
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A top-level block: its tokens, the lines of its source, and the line of the text that it begins at."""
+
+    tokens: list[Token]
+    lines: list[str]
+    line: int
+
+    def source(self, token: Token) -> str:
+        """The lines that a token was made of."""
+        first, last = token.map or [self.line, self.line + len(self.lines)]
+        return "".join(self.lines[first - self.line : last - self.line]).strip("\n")
 
 
-class _PlainCode(CodeBlock):
-    """Highlighted code without padding, background or wrapping, so that what is copied is the code."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Code to print or tokens to draw, the source of both, and the line of the block that begins behind it."""
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        syntax = Syntax("", self.lexer_name, theme="ansi_dark", background_color="default")
-        code = syntax.highlight(str(self.text).rstrip("\n"))
-        code.rstrip()
-        code.no_wrap, code.overflow = True, "ignore"
-        yield code
-
-
-class _PlainHeading(Heading):
-    """A bold line, at the left like everything else."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text.assemble(self.text, style="bold underline" if self.tag == "h1" else "bold")
-
-
-class _ChatMarkdown(Markdown):
-    """Markdown in which a line break that was written is a line break."""
-
-    elements = Markdown.elements | {
-        "fence": _PlainCode,
-        "code_block": _PlainCode,
-        "heading_open": _PlainHeading,
-    }
-
-    def __init__(self, markup: str) -> None:
-        super().__init__(markup, hyperlinks=False)
-        self.parsed = _parser().parse(markup)
-        for token in self.parsed:
-            for child in token.children or ():
-                child.type = "hardbreak" if child.type == "softbreak" else child.type
+    what: Text | Sequence[Token]
+    source: str
+    next_line: int
 
 
 class MarkdownBlocks:
-    """Cuts a growing text into finished top-level blocks and renders them."""
+    """One growing answer. `color`: with colours; `styled`: with bold and the like, or else bare text."""
 
-    def __init__(self, *, color: bool) -> None:
-        self._parser = _parser()
+    def __init__(self, *, color: bool, styled: bool = True) -> None:
+        self._parser = markdown_parser()
+        self._outline = markdown_parser()
+        self._outline.core.ruler.enableOnly(["normalize", "block"])
         self._color = color
+        self._styled = styled
+        self._source = ""  # from the beginning of the open block on
+        self._num_lines = 0  # complete lines in it when it was last looked at
+        self._num_given = 0  # parts of the open block that were handed out
+        self._next_line = 0  # of the open block, behind them
+        self._is_begun = False
+        self._is_block_begun = False
 
-    def split(self, text: str) -> tuple[str, str]:
-        """The blocks that can't change any more, and the rest: the last block is open until another begins.
+    def take(self, text: str) -> None:
+        """The answer grew."""
+        self._source += text
+
+    @property
+    def open(self) -> str:
+        """What was not handed out yet, as it came."""
+        return self._source.split("\n", self._next_line)[-1]
+
+    def finished(self, columns: int, *, whole: bool = False) -> str:
+        """What can't change any more and was not handed out before; all the rest if the text is `whole`.
 
         Only whole lines count: half of a line may look like another kind of block.
         """
-        blocks = self._top_level(text[: text.rfind("\n") + 1])
-        finished = "".join(blocks[:-1])
-        return finished, text[len(finished) :]
+        text = self._source if whole else self._source[: self._source.rfind("\n") + 1]
+        if text.count("\n") == self._num_lines and not whole:
+            return ""
+        blocks = self._blocks(text)
+        printed: list[str] = []
+        for number, block in enumerate(blocks, 1):
+            is_open = number == len(blocks) and not whole
+            printed += self._given(_parts(block, is_open=is_open, skip=self._num_given), columns)
+            if not is_open:
+                self._source = self._source[sum(map(len, block.lines)) :]
+                self._num_given, self._next_line, self._is_block_begun = 0, 0, False
+        self._num_lines = self._source.count("\n")
+        return "\n".join(printed)
 
-    def render(self, blocks: str, columns: int) -> str:
-        """Finished blocks as lines with SGR colours, a blank line between two; no line has blanks at its end."""
-        return "\n\n".join(self._render(block, columns) for block in self._top_level(blocks))
+    def _given(self, parts: Iterator[_Part], columns: int) -> Iterator[str]:
+        """Parts as lines for the terminal, a blank line ahead of a new block."""
+        for part in parts:
+            self._num_given += 1
+            self._next_line = part.next_line
+            drawn = self._drawn(part, max(columns, _LEAST_COLUMNS))
+            if drawn:
+                yield ("\n" if self._is_begun and not self._is_block_begun else "") + drawn
+                self._is_begun = self._is_block_begun = True
 
-    def _top_level(self, text: str) -> list[str]:
-        """The source of each top-level block."""
-        starts = [token.map[0] for token in self._parser.parse(text) if _is_top_level(token) and token.map]
-        lines = text.splitlines(keepends=True)
-        ends = [*starts[1:], len(lines)]
-        return ["".join(lines[start:end]) for start, end in zip([0, *starts[1:]], ends, strict=False)]
+    def _blocks(self, text: str) -> list[_Block]:
+        """The top-level blocks of a text; together their lines are all of its lines."""
+        tokens = self._outline.parse(text)
+        firsts = [i for i, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+        lines = _LINE.findall(text)
+        starts = [0, *((tokens[first].map or [0])[0] for first in firsts[1:])]
+        if not firsts:
+            return []
+        return [
+            _Block(tokens[first:after], lines[start:end], start)
+            for (first, after), (start, end) in zip(
+                pairwise([*firsts, len(tokens)]), pairwise([*starts, len(lines)]), strict=True
+            )
+        ]
 
-    def _render(self, block: str, columns: int) -> str:
+    def _drawn(self, part: _Part, columns: int) -> str:
+        """A part as lines with SGR colours; no line has blanks at its end."""
         file = StringIO()
-        settings: dict[str, Any] = {
-            "force_terminal": True,
-            "no_color": not self._color,
-            "legacy_windows": False,
-        }
-        console = Console(file=file, width=columns, highlight=False, **settings)
-        console.print(_ChatMarkdown(block), crop=False, end="")
-        lines = _TRAILING_BLANKS.sub(r"\1", file.getvalue()).split("\n")
-        while lines and not _SGR.sub("", lines[-1]):
-            lines.pop()
-        while lines and not _SGR.sub("", lines[0]):
-            lines.pop(0)
-        return "\n".join(lines)
+        settings: dict[str, Any] = {"force_terminal": True, "legacy_windows": False, "highlight": False}
+        console = Console(file=file, width=columns, no_color=not self._color, **settings)
+        if isinstance(part.what, Text):
+            console.print(part.what, crop=False, soft_wrap=True, end="")
+            return self._plain(file.getvalue())
+        if 2 * max(token.level for token in part.what) > columns - _LEAST_COLUMNS:
+            return part.source  # too deep to be drawn on so narrow a screen
+        console.print(ChatMarkdown(self._parser, part.what), crop=False, end="")
+        lines = self._plain(file.getvalue()).split("\n")
+        shown = [number for number, line in enumerate(lines) if _SGR.sub("", line)]
+        return "\n".join(lines[shown[0] : shown[-1] + 1]) if shown else ""
+
+    def _plain(self, text: str) -> str:
+        text = _TRAILING_BLANKS.sub(r"\1", text)
+        return text if self._styled else _SGR.sub("", text)
 
 
-def _is_top_level(token: Token) -> bool:
-    return token.level == 0 and token.nesting >= 0
+def _parts(block: _Block, *, is_open: bool, skip: int) -> Iterator[_Part]:
+    """The finished parts of a block, but for the first `skip`."""
+    kind = block.tokens[0].type
+    if kind == "fence":
+        yield from _code_parts(block, is_open=is_open, skip=skip)
+    elif kind in ("bullet_list_open", "ordered_list_open"):
+        yield from _items(block, is_open=is_open, skip=skip)
+    elif not is_open and not skip:
+        yield _Part(block.tokens, "".join(block.lines).strip("\n"), len(block.lines))
+
+
+def _items(block: _Block, *, is_open: bool, skip: int) -> Iterator[_Part]:
+    """A list's items, each as a list of its own that begins with its number."""
+    head, *inner, close = block.tokens
+    starts = [i for i, token in enumerate(inner) if token.type == "list_item_open" and token.level == 1]
+    for number, (start, end) in enumerate(pairwise([*starts, len(inner)])):
+        is_last = end == len(inner)
+        if number < skip or (is_last and is_open):
+            continue
+        attrs = {**head.attrs, "start": int(head.attrs.get("start", 1)) + number}
+        tokens = [head.copy(attrs=attrs), *inner[start:end], close]
+        last_line = len(block.lines) + block.line if is_last else (inner[end].map or [0])[0]
+        yield _Part(tokens, block.source(inner[start]), last_line - block.line)
+
+
+def _code_parts(block: _Block, *, is_open: bool, skip: int) -> Iterator[_Part]:
+    """Code in steps of CODE_LINES, each highlighted with what stands before it."""
+    fence = block.tokens[0]
+    first, last = fence.map or [0, 0]
+    code = fence.content.split("\n")[:-1]
+    is_open = is_open and last - first < len(code) + 2
+    num_shown = max((number for number, line in enumerate(code, 1) if line.strip()), default=0)
+    blank = next((number for number, line in enumerate(code) if line.strip()), 0)
+    for number, start in enumerate(range(blank, num_shown, CODE_LINES)):
+        end = start + CODE_LINES
+        if number < skip or (is_open and end >= num_shown):
+            continue
+        context = max(blank, start - _CODE_CONTEXT)
+        text = highlighted("\n".join(code[context : min(end, num_shown)]), fence.info.split(" ")[0] or "text")
+        lines = text.split("\n", allow_blank=True)[start - context : min(end, num_shown) - context]
+        yield _Part(Text("\n").join(lines), "", first - block.line + 1 + min(end, len(code)))

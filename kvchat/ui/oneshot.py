@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Phase, Prefilling, Text
 from kvchat.chat.session import Session, new_id
@@ -17,16 +18,26 @@ from kvchat.errors import EXIT_INTERRUPTED, UsageError
 from kvchat.ui.progress import WaitingBar
 from kvchat.ui.render import sanitize, stats_line
 
+if TYPE_CHECKING:
+    from kvchat.ui.markdown import MarkdownBlocks
+
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How answers are written: as JSON (with token ids), quietly, with more on stderr, with dim text."""
+    """How answers are written: as JSON (with token ids), quietly, with more on stderr, with colours.
+
+    `markdown`: rendered instead of as it is; `styled`: with bold and colours even where no terminal reads it;
+    `reasoning`: what the model thought is shown on stderr.
+    """
 
     json: bool = False
     tokens: bool = False
     quiet: bool = False
     verbose: bool = False
     color: bool = True
+    markdown: bool = False
+    styled: bool = False
+    reasoning: bool = True
 
 
 def one_message(prompt: str | None, piped: str) -> list[str]:
@@ -109,7 +120,7 @@ class OneShot:
         return 0
 
     def _ask(self, message: str) -> Answer:
-        printer = _AnswerPrinter(self._stdout, clean=self._stdout.isatty(), muted=self.manner.json)
+        printer = self._printer()
         answer = None
         with closing(self.session.send(message)) as events, self._bar:
             try:
@@ -123,6 +134,15 @@ class OneShot:
         self._report(answer)
         return answer
 
+    def _printer(self) -> _AnswerPrinter:
+        is_terminal = self._stdout.isatty()
+        if not self.manner.markdown or self.manner.json:
+            return _AnswerPrinter(self._stdout, clean=is_terminal, muted=self.manner.json)
+        from kvchat.ui.markdown import MarkdownBlocks
+
+        blocks = MarkdownBlocks(color=self.manner.color, styled=is_terminal or self.manner.styled)
+        return _MarkdownPrinter(self._stdout, blocks)
+
     def _show(self, event: Event, printer: _AnswerPrinter) -> None:
         if isinstance(event, Prefilling):
             self._bar.prefilling(event)
@@ -133,7 +153,9 @@ class OneShot:
             self._bar.stop()
             self._end_reasoning()
             printer.write(event.text)
-        elif isinstance(event, Text) and not self.manner.json and not self.manner.quiet:
+        elif (
+            isinstance(event, Text) and self.manner.reasoning and not (self.manner.json or self.manner.quiet)
+        ):
             self._bar.stop()
             self._note(event.text, dim=True)
             self._reasoning = True
@@ -202,3 +224,29 @@ class _AnswerPrinter:
         if not self._muted and (complete or self._begun):
             self._out.write("\n")
             self._out.flush()
+
+
+class _MarkdownPrinter(_AnswerPrinter):
+    """Writes an answer rendered, each block as soon as it is finished."""
+
+    def __init__(self, out: TextIO, blocks: MarkdownBlocks) -> None:
+        super().__init__(out, clean=True, muted=False)
+        self._blocks = blocks
+
+    def write(self, text: str) -> None:
+        """Take what is new, write what is finished."""
+        self._blocks.take(sanitize(text))
+        self._print(whole=False)
+
+    def end(self, *, complete: bool) -> None:
+        """Write the rest."""
+        self._print(whole=True)
+        if complete and not self._begun:
+            super().end(complete=True)
+
+    def _print(self, *, whole: bool) -> None:
+        lines = self._blocks.finished(shutil.get_terminal_size().columns, whole=whole)
+        if lines:
+            self._out.write(lines + "\n")
+            self._out.flush()
+            self._begun = True

@@ -56,6 +56,17 @@ def phase_text(status: Status) -> str:
     return f"{word} {status.done}/{status.total}"
 
 
+def progress_row(label: str, done: int, total: int, spent_s: float, columns: int) -> str:
+    """`prefill ████░░░░ 512/1800 · 830/s · 1.6 s left`, as much of it as fits."""
+    share = min(1.0, done / total) if total else 1.0
+    filled = round(12 * share)
+    parts = [f"{label} {'█' * filled}{'░' * (12 - filled)} {done}/{total}"]
+    if done and spent_s > 0:
+        rate = done / spent_s
+        parts += [f"{rate:.0f} tok/s", f"{(total - done) / rate:.1f} s left"]
+    return toolbar(parts, columns)
+
+
 def dim(text: str) -> str:
     """Text that steps back."""
     return f"\x1b[2m{text}\x1b[22m"

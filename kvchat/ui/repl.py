@@ -15,7 +15,7 @@ from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import KvchatError, ModelUnavailableError
 from kvchat.ui import commands
-from kvchat.ui.answer import AnswerView, PlainBlocks
+from kvchat.ui.answer import AnswerView, PlainBlocks, Tail
 from kvchat.ui.history import message_history
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.render import dim, error_line, phase_text, sanitize, stats_line, toolbar
@@ -278,7 +278,7 @@ class Repl:
             return AnswerView(PlainBlocks())
         from kvchat.ui.markdown import MarkdownBlocks
 
-        return AnswerView(MarkdownBlocks(color=self._color), gap="\n")
+        return AnswerView(MarkdownBlocks(color=self._color))
 
     # What is shown
 
@@ -308,8 +308,8 @@ class Repl:
     def _context(self) -> int:
         return self._info.context if self._info else self._config.model.context or 0
 
-    def _tail(self, columns: int) -> list[str]:
-        return self._view.tail(columns) if self._view else []
+    def _tail(self, columns: int) -> Tail:
+        return self._view.tail(columns) if self._view else Tail([])
 
     def _queued(self, columns: int) -> list[str]:
         waiting = self._turns.waiting

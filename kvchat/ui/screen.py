@@ -27,12 +27,16 @@ from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
+from kvchat.ui.answer import Tail
+
 PROMPT = "> "
 _INDENT = "  "
 _ROWS_KEPT = 4  # a row for what was said, two for the input, one for the toolbar
 _BEGIN_SYNC = "\x1b[?2026h"
 _END_SYNC = "\x1b[?2026l"
-_STYLE = Style.from_dict({"tail": "", "queued": "italic", "toolbar": "noreverse", "hint": "bold"})
+_STYLE = Style.from_dict(
+    {"tail": "", "thought": "dim", "wait": "dim", "queued": "italic", "toolbar": "noreverse", "hint": "bold"}
+)
 
 
 class FramedOutput(Vt100_Output):
@@ -78,7 +82,7 @@ def _terminal_size() -> Size:
 class Content:
     """What the screen shows, asked for at every redraw with the screen's columns."""
 
-    tail: Callable[[int], list[str]]
+    tail: Callable[[int], Tail]
     queued: Callable[[int], list[str]]
     toolbar: Callable[[int], str]
 
@@ -135,14 +139,16 @@ class Screen:
         if not self.app.is_done:
             self.app.exit(result=code)
 
-    def _tail(self) -> list[str]:
+    def _tail(self) -> StyleAndTextTuples:
         """The newest rows of the tail that leave room for the input."""
         room = self.output.get_size().rows - _ROWS_KEPT
-        return self._content.tail(self.columns)[-room:] if room > 0 else []
+        tail = self._content.tail(self.columns)
+        rows = tail.rows[-room:] if room > 0 else []
+        return _lines(rows, f"class:{tail.kind}") if rows else []
 
     def _root(self) -> HSplit:
         live = Window(
-            FormattedTextControl(lambda: _lines(self._tail(), "class:tail")),
+            FormattedTextControl(self._tail),
             dont_extend_height=True,
             wrap_lines=False,
         )

@@ -52,7 +52,7 @@ def fed(text: str, size: int, view: AnswerView) -> str:
 
 
 def markdown() -> AnswerView:
-    return AnswerView(MarkdownBlocks(color=False), gap="\n")
+    return AnswerView(MarkdownBlocks(color=False))
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
@@ -115,9 +115,9 @@ def test_the_tail_shows_prefill_then_text() -> None:
     view = AnswerView(PlainBlocks())
     view.take(Prefilling(0, 1800, 100))
     view.take(Prefilling(512, 1800, 100))
-    assert "512/1800" in view.tail(80)[0]
-    assert len(view.tail(20)[0]) < 20
+    assert "512/1800" in view.tail(80).rows[0]
+    assert len(view.tail(20).rows[0]) < 20
     view.take(Text("hello"))
-    assert view.tail(80) == ["hello"]
+    assert view.tail(80).rows == ["hello"]
     assert view.finished(80, whole=True) == "hello"
-    assert view.tail(80) == []
+    assert view.tail(80).rows == []
