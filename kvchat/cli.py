@@ -145,7 +145,16 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
     else:
         prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
         messages = iter(one_message(prompt, _piped(sys.stdin)))
-    manner = Manner(args.json, args.tokens, args.quiet, args.verbose, _is_coloured())
+    manner = Manner(
+        json=args.json,
+        tokens=args.tokens,
+        quiet=args.quiet,
+        verbose=args.verbose,
+        color=_is_coloured(),
+        markdown=config.ui.markdown == "always",
+        styled=bool(os.environ.get("FORCE_COLOR")),
+        reasoning=config.ui.reasoning,
+    )
     start = _opening(args, config)
     backend = backends.oneshot(start.config)
     backend.start()
@@ -218,6 +227,9 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     verbs: dict[str, Any] = {}
     for row in COMMANDS:
         group, _, verb = row.name.partition(" ")
+        if not verb:
+            _add_row(groups.add_parser(group, help=row.help, description=row.help, allow_abbrev=False), row)
+            continue
         if group not in verbs:
             names = "|".join(
                 other.name.partition(" ")[2] for other in COMMANDS if other.name.split()[0] == group
@@ -233,7 +245,7 @@ def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
     for name, rest in row.arguments.items():
         parser.add_argument(name, **rest)
     for flag in (flag for flags in FLAGS.values() for flag in flags):
-        if flag.names.split()[0] in EVERYWHERE:
+        if flag.names.split()[0] in (*EVERYWHERE, *row.flags):
             Flag(flag.names, flag.help, flag.key, flag.rest | {"default": argparse.SUPPRESS}).add_to(parser)
 
 

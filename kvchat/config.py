@@ -28,6 +28,7 @@ CODECS = ("raw", "int8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
+THINK = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class SamplingConfig:
     repetition_penalty: float | None = field(default=None, metadata={"min": 0.01})
     seed: int | None = field(default=None, metadata={"min": 0})
     stop: tuple[str, ...] = ()
+    think: bool | None = field(default=None, metadata={"env": "KVCHAT_THINK", "none": "auto"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class UiConfig:
     markdown: str = field(default="auto", metadata={"choices": MARKDOWN})
     vi: bool = False
     plain: bool = False
+    reasoning: bool = True
 
 
 @dataclass(frozen=True, slots=True)

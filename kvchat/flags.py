@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, parse_bytes
+from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, THINK, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Flag:
         parser.add_argument(*self.names.split(), help=self.help, **{"default": None} | dest | self.rest)
 
 
-def _size(text: str) -> int:
+def size_argument(text: str) -> int:
+    """A size in bytes, as argparse wants it: its complaint becomes the error's text."""
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -79,6 +80,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("--min-p", "drop tokens below this share of the best", "sampling.min_p", _number(float, "P")),
         Flag("--repetition-penalty", "1 is none", "sampling.repetition_penalty", _number(float, "R")),
+        Flag("--think", "whether models that can think do so", "sampling.think", {"choices": THINK}),
         Flag("--seed", "for the same answer again", "sampling.seed", _number(int)),
         Flag(
             "--stop",
@@ -90,12 +92,28 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "the cache": (
         Flag("--cache", "use and store, use only, or neither", "cache.mode", {"choices": CACHE_MODES}),
         Flag("--cache-dir", "where KV is stored", "paths.cache", {"metavar": "DIR"}),
-        Flag("--cache-ram", "budget in RAM, such as 2GiB", "cache.ram", {"type": _size, "metavar": "SIZE"}),
-        Flag("--cache-disk", "budget on disk", "cache.disk", {"type": _size, "metavar": "SIZE"}),
+        Flag(
+            "--cache-ram",
+            "budget in RAM, such as 2GiB",
+            "cache.ram",
+            {"type": size_argument, "metavar": "SIZE"},
+        ),
+        Flag("--cache-disk", "budget on disk", "cache.disk", {"type": size_argument, "metavar": "SIZE"}),
         Flag("--cache-codec", "how KV is kept; int8 is lossy", "cache.codec", {"choices": CODECS}),
     ),
     "the terminal": (
-        Flag("--markdown", "render answers", "ui.markdown", {"choices": MARKDOWN}),
+        Flag(
+            "--markdown",
+            "render answers: auto is in the chat, always also with -p",
+            "ui.markdown",
+            {"choices": MARKDOWN},
+        ),
+        Flag(
+            "-R --no-reasoning",
+            "hide what the model thinks before it answers",
+            "ui.reasoning",
+            {"action": "store_const", "const": False},
+        ),
         Flag("--plain", "line by line, for dumb terminals and screen readers", "ui.plain", _TRUE),
         Flag("-q --quiet", "nothing on stderr but errors and warnings", rest=_SWITCH),
         Flag("-v --verbose", "statistics and tracebacks on stderr", rest=_SWITCH),

@@ -39,11 +39,11 @@ class Origin:
 def checked(origin: Origin, hint: Any, rules: Mapping[str, Any]) -> object:
     """The value as type `hint`. Raises UsageError, naming its origin, when it is not one or breaks the rules.
 
-    `rules` may have `choices`, `min` and `max`.
+    `rules` may have `choices`, `min` and `max`, and the word for `none`.
     """
     value = origin.value
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
-    if value is None and type(None) in get_args(hint):
+    if (value is None or value == rules.get("none")) and type(None) in get_args(hint):
         return None
     try:
         value = _convert(value, hint if hint == tuple[str, ...] else kinds[0])

@@ -41,7 +41,7 @@ def test_an_origin_names_the_line_the_variable_or_the_flag(tmp_path: Path) -> No
         ("\n\n[cach]\nram = 1\n", 3, "cache"),
         ("model = 'x'\n", 1, "model"),
         ("\nui.plian = true\n", 2, "plain"),
-        ("[ui]\nplain = true\n\n[sampling]\n'plain' = true\n", 5, "min_p"),
+        ("[ui]\nplain = true\n\n[sampling]\n'plain' = true\n", 5, "think"),
     ],
 )
 def test_an_unknown_key_names_its_line_and_the_nearest(

@@ -59,7 +59,8 @@ class Turn:
 class Options:
     """How to answer; None leaves a value to the model's own generation_config.
 
-    `temperature` 0 is greedy. `max_tokens` None means up to the end of the context.
+    `temperature` 0 is greedy. `max_tokens` None means up to the end of the context. `think` is for models that can
+    think before they answer.
     """
 
     max_tokens: int | None = None
@@ -70,6 +71,7 @@ class Options:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    think: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
