@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvchat.config import Config
+from kvchat.flags import size_argument
 
 if TYPE_CHECKING:
     from kvchat.models.catalog import Catalog
@@ -17,13 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: `group verb`, what the group is about, its help, what it yields, its arguments for argparse."""
+    """One command: `group verb` or one word, what the group is about, its help, what it yields.
+
+    `arguments` are its own, for argparse; `flags` are those of the program that may also follow its name, beside
+    EVERYWHERE's.
+    """
 
     name: str
     about: str
     help: str
     lines: Callable[[argparse.Namespace, Config], Iterator[str]]
     arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 def _catalog(config: Config) -> Catalog:
@@ -68,16 +76,43 @@ def _models_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield str(_catalog(config).path(args.name))
 
 
-def _sessions(verb: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
-    """A verb of `session_commands`, loaded when it is run."""
+def _verb(module: str, name: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
+    """A function of another module, loaded when it is run."""
 
     def run(args: argparse.Namespace, config: Config) -> Iterator[str]:
-        from kvchat import session_commands
-
-        lines: Iterator[str] = getattr(session_commands, verb)(args, config)
+        lines: Iterator[str] = getattr(importlib.import_module(f"kvchat.{module}"), name)(args, config)
         return lines
 
     return run
+
+
+_sessions = partial(_verb, "session_commands")
+_prompts = partial(_verb, "prompt_commands")
+_cache = partial(_verb, "cache_commands")
+_config = partial(_verb, "config_commands")
+
+_CACHE = "stored KV"
+_DRY_RUN: dict[str, dict[str, Any]] = {
+    "--dry-run": {"action": "store_true", "help": "say what would be done, and do nothing"}
+}
+_PRUNE: dict[str, dict[str, Any]] = {
+    "--to": {"type": size_argument, "metavar": "SIZE", "help": "until no more than this is left"},
+    "--older-than": {"type": float, "metavar": "DAYS", "help": "what was not used for so long"},
+}
+_VERIFY: dict[str, dict[str, Any]] = {
+    "--no-recompute": {"action": "store_true", "help": "checksums alone; loads no model"},
+    "--sample": {"type": int, "default": 4, "metavar": "N", "help": "runs to compute again (4)"},
+    "--remove": {"action": "store_true", "help": "delete what can't be used"},
+}
+_CONFIG = "settings"
+_COMPLETION = "completion for your shell"
+_AT = ("--cache-dir",)
+_HOW = ("-m", "--dtype", "--device")
+
+
+def _cache(verb: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
+    """A verb of `cache_commands`, loaded when it is run."""
+    return _verb("cache_commands", f"cache_{verb}")
 
 
 _MODELS = "models on this disk"
@@ -100,6 +135,23 @@ _LENGTHS: dict[str, dict[str, Any]] = {
 _REPEATS: dict[str, dict[str, Any]] = {
     "--repeats": {"metavar": "N", "type": int, "default": 3, "help": "runs of each"}
 }
+_CACHE = "the stored KV"
+_DRY_RUN: dict[str, dict[str, Any]] = {
+    "--dry-run": {"action": "store_true", "help": "only say what would be done"}
+}
+_PRUNE: dict[str, dict[str, Any]] = {
+    "--to": {
+        "type": size_argument,
+        "metavar": "SIZE",
+        "help": "remove what was not used longest, down to SIZE",
+    },
+    "--older-than": {"type": float, "metavar": "DAYS", "help": "remove what was not used for so long"},
+}
+_VERIFY: dict[str, dict[str, Any]] = {
+    "--sample": {"type": int, "default": 3, "metavar": "N", "help": "compute so many again; 3 if not given"},
+    "--no-recompute": {"action": "store_true", "help": "check the checksums alone"},
+    "--remove": {"action": "store_true", "help": "delete what can't be used"},
+}
 _SESSIONS = "conversations that were saved"
 _SESSION: dict[str, dict[str, Any]] = {
     "session": {
@@ -120,12 +172,53 @@ _WORDS: dict[str, dict[str, Any]] = {
 _SEVERAL: dict[str, dict[str, Any]] = {
     "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"}
 }
+_PROMPTS = "saved system prompts"
+_VAR: dict[str, dict[str, Any]] = {
+    "--var": {
+        "action": "append",
+        "metavar": "NAME=VALUE",
+        "help": "a variable of the prompt; may be repeated",
+    }
+}
+_PROMPT: dict[str, dict[str, Any]] = {"name": {"metavar": "PROMPT", "help": "a prompt, as after -t"}}
+_ANY_PROMPT: dict[str, dict[str, Any]] = {
+    "name": {"metavar": "PROMPT", "nargs": "?", "help": "a prompt, as after -t; without, your folder"}
+}
+_SOME_PROMPTS: dict[str, dict[str, Any]] = {
+    "names": {"metavar": "PROMPT", "nargs": "*", "help": "prompts, as after -t; without, all"}
+}
 
 COMMANDS: tuple[Command, ...] = (
     Command("models ls", _MODELS, "list the models on this disk", _models_ls),
     Command("models pull", _MODELS, "fetch a model ahead of use", _models_pull, _NAME),
     Command("models rm", _MODELS, "delete a model's files", _models_rm, _NAME),
     Command("models path", _MODELS, "print the folder of a model", _models_path, _NAME),
+    Command("cache ls", _CACHE, "list the stored runs", _cache("cache_ls"), flags=_AT),
+    Command(
+        "cache stat",
+        _CACHE,
+        "what is stored for each model, and what that saved",
+        _cache("cache_stat"),
+        flags=_AT,
+    ),
+    Command(
+        "cache verify",
+        _CACHE,
+        "check every checksum, and compute a sample again",
+        _cache("cache_verify"),
+        _VERIFY | _DRY_RUN,
+        (*_AT, *_HOW, "--cache-codec"),
+    ),
+    Command(
+        "cache prune",
+        _CACHE,
+        "remove what is old or over the budget",
+        _cache("cache_prune"),
+        _PRUNE | _DRY_RUN,
+        _AT,
+    ),
+    Command("cache clear", _CACHE, "remove all stored KV", _cache("cache_clear"), _DRY_RUN, _AT),
+    Command("cache path", _CACHE, "print the folder that KV is stored in", _cache("cache_path"), flags=_AT),
     Command(
         "bench ttft",
         _BENCH,
@@ -139,4 +232,21 @@ COMMANDS: tuple[Command, ...] = (
     Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),
     Command("sessions export", _SESSIONS, "write one", _sessions("exported_to_file"), _SESSION | _EXPORT),
     Command("sessions rm", _SESSIONS, "delete some", _sessions("removed"), _SEVERAL),
+    Command("prompts ls", _PROMPTS, "list them", _prompts("listed")),
+    Command("prompts show", _PROMPTS, "print one; with --var, its text", _prompts("shown"), _PROMPT | _VAR),
+    Command("prompts new", _PROMPTS, "begin one of your own", _prompts("created"), _PROMPT),
+    Command("prompts edit", _PROMPTS, "open one in an editor", _prompts("edited"), _PROMPT),
+    Command("prompts lint", _PROMPTS, "name what defeats the cache", _prompts("linted"), _SOME_PROMPTS),
+    Command("prompts warm", _PROMPTS, "compute its KV ahead of use", _prompts("warmed"), _PROMPT | _VAR),
+    Command("prompts rm", _PROMPTS, "delete one of your own", _prompts("removed"), _PROMPT),
+    Command("prompts path", _PROMPTS, "print where one lies", _prompts("placed"), _ANY_PROMPT),
+    Command("config path", _CONFIG, "print where config.toml is looked for", _config("config_path")),
+    Command("config show", _CONFIG, "all settings, and where each comes from", _config("config_show")),
+    Command("config edit", _CONFIG, "open config.toml in your editor", _config("config_edit")),
+    Command("completion bash", _COMPLETION, "a script for bash", _verb("completion", "bash")),
+    Command("completion zsh", _COMPLETION, "a script for zsh", _verb("completion", "zsh")),
+    Command("completion fish", _COMPLETION, "a script for fish", _verb("completion", "fish")),
+    Command(
+        "doctor", "", "check this machine, its folders and the model", _verb("doctor", "report"), flags=_HOW
+    ),
 )

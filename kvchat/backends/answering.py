@@ -27,12 +27,12 @@ class Answering:
         self.reuse = config.cache.mode != "off"
         messages = [message_of(turn, loaded.tokenizer.id) for turn in turns]
         self.turns = tuple(turns)
-        self.prompt = loaded.template.prompt(messages)
+        self.prompt = loaded.template.prompt(messages, think=options.think)
         self.shared = loaded.template.shared_tokens(messages)
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
         self.scanner = StopScanner(options.stop)
-        opened = loaded.template.opens_reasoning(messages)
+        opened = loaded.template.opens_reasoning(messages, think=options.think)
         self.splitter = ReasoningSplitter(loaded.template.reasoning_marks, is_open=opened)
         self.unfinished = loaded.template.unfinished(messages)
         self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)

@@ -47,6 +47,7 @@ class Message:
 class _Draft:
     """Rendered messages whose placeholders are numbered by `known`."""
 
+    options: dict[str, bool]
     known: list[tuple[int, ...]] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
     thoughts: list[tuple[int, int, tuple[int, ...]]] = field(
@@ -79,15 +80,16 @@ class ChatTemplate:
         self._lead = self._find_lead()
         self.closing_ids = self._find_closing()
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
         """The ids of a conversation up to where the model answers; behind an unfinished answer, up to where it goes on.
 
         For messages without forged control tokens and without generated ids they are the ids of the rendered text.
+        `think` asks for reasoning or for none, of templates that can; None leaves it to the template.
         """
         if messages[-1].role == "assistant":
-            return self.prompt(messages[:-1]) + self.unfinished(messages)
-        draft = self._draft(messages)
-        rendered = self._restore_reasoning(draft, self._render(draft.messages))
+            return self.prompt(messages[:-1], think=think) + self.unfinished(messages)
+        draft = self._draft(messages, think)
+        rendered = self._restore_reasoning(draft, self._render(draft))
         if self._lead:
             rendered = rendered.replace(self._lead + _OPEN + _ANSWER, _OPEN + _ANSWER)
         return self._encode(rendered, draft)
@@ -108,17 +110,17 @@ class ChatTemplate:
             return 0
         return common_prefix(*probes)
 
-    def opens_reasoning(self, messages: Sequence[Message]) -> bool:
+    def opens_reasoning(self, messages: Sequence[Message], *, think: bool | None = None) -> bool:
         """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""
         if self.reasoning_marks is None:
             return False
         asked = messages[:-1] if messages[-1].role == "assistant" else messages
-        rendered = self._render(self._draft(asked).messages)
+        rendered = self._render(self._draft(asked, think))
         start, end = self.reasoning_marks
         return rendered.rstrip().endswith(start) and not rendered.rstrip().endswith(end)
 
-    def _draft(self, messages: Sequence[Message]) -> _Draft:
-        draft = _Draft()
+    def _draft(self, messages: Sequence[Message], think: bool | None = None) -> _Draft:
+        draft = _Draft({} if think is None else {"enable_thinking": think})
         for index, message in enumerate(messages):
             if message.tokens is None:
                 content = self._protect(message.text, draft)
@@ -160,20 +162,23 @@ class ChatTemplate:
             lambda found: draft.hide(self.tokenizer.encode_as_text(found[0])), brackets
         )
 
-    def _render(self, messages: list[dict[str, str]], *, answering: bool = True) -> str:
+    def _render(self, draft: _Draft, *, count: int | None = None, answering: bool = True) -> str:
+        """The text of the first `count` messages, with the generation prompt if `answering`."""
+        messages = draft.messages[:count]
         try:
-            return self._render_as_is(messages, answering)
+            return self._render_as_is(messages, draft.options, answering)
         except jinja2.TemplateError as error:
             if len(messages) > 1 and messages[0]["role"] == "system":
-                return self._render(_fold_system(messages), answering=answering)
+                folded = _Draft(draft.options, messages=_fold_system(messages))
+                return self._render(folded, answering=answering)
             raise ModelUnavailableError(
                 f"the chat template refuses this conversation: {error}", "try --chat-template"
             ) from error
         except Exception as error:  # whatever a template's own expressions run into
             raise ModelUnavailableError(f"the chat template fails: {error}", "try --chat-template") from error
 
-    def _render_as_is(self, messages: list[dict[str, str]], answering: bool) -> str:
-        names: dict[str, Any] = dict(self.tokenizer.names)
+    def _render_as_is(self, messages: list[dict[str, str]], options: dict[str, bool], answering: bool) -> str:
+        names: dict[str, Any] = self.tokenizer.names | options
         return self._template.render(
             messages=messages, add_generation_prompt=answering, tools=None, documents=None, **names
         )
@@ -184,7 +189,7 @@ class ChatTemplate:
             mark, end = f"{_OPEN}{thought}{_CLOSE}", f"{_OPEN}{thought + 1}{_CLOSE}"
             if mark not in rendered or end not in rendered:
                 continue
-            header = self._render(draft.messages[:index])
+            header = self._render(draft, count=index)
             start = len(_shared(header, rendered))
             if start <= rendered.index(mark):
                 rendered = rendered[:start] + draft.hide(ids) + rendered[rendered.index(end) + len(end) :]
@@ -209,7 +214,7 @@ class ChatTemplate:
             [Message("user", "a"), Message("assistant", "b", tokens=()), Message("user", "c")]
         )
         try:
-            header, rendered = self._render(draft.messages[:1]), self._render(draft.messages)
+            header, rendered = self._render(draft, count=1), self._render(draft)
         except ModelUnavailableError:
             return ""
         found = _PLACEHOLDER.search(rendered)
@@ -219,7 +224,7 @@ class ChatTemplate:
         """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
         draft = self._draft([Message("user", "a"), Message("assistant", "b", tokens=())])
         try:
-            behind = _PLACEHOLDER.split(self._render(draft.messages, answering=False))[-1]
+            behind = _PLACEHOLDER.split(self._render(draft, answering=False))[-1]
         except ModelUnavailableError:
             return ()
         ids = self.tokenizer.encode(behind.lstrip())[:1]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.template import ChatTemplate, Message
+from kvchat.models.template import ChatTemplate, Message, _Draft
 from kvchat.models.tokenizer import ChatTokenizer
 from tests.tiny import CHATML, byte_level_tokenizer
 
@@ -39,7 +39,7 @@ def make(source: str, *added: str) -> ChatTemplate:
 
 def canonical(template: ChatTemplate, messages: list[Message]) -> list[int]:
     """The rendered text encoded in one go, as transformers does it."""
-    rendered = template._render([{"role": m.role, "content": m.text} for m in messages])
+    rendered = template._render(_Draft({}, messages=[{"role": m.role, "content": m.text} for m in messages]))
     return byte_level_tokenizer().encode(rendered, add_special_tokens=False).ids
 
 
@@ -187,3 +187,13 @@ def test_a_prompt_that_ends_inside_reasoning_is_noticed() -> None:
     )  # its marks need the closing one in the template
     closing = opened + "{# </think> #}"
     assert make(closing, "<think>", "</think>").opens_reasoning([Message("user", "a")])
+
+
+def test_thinking_is_asked_for_or_not_where_the_template_can() -> None:
+    source = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    template = make(source, "<think>", "</think>")
+    plain = template.prompt([Message("user", "a")])
+    assert template.prompt([Message("user", "a")], think=True) == plain
+    silent = template.prompt([Message("user", "a")], think=False)
+    assert silent[: len(plain)] == plain
+    assert silent[-1] == template.tokenizer.control["</think>"]

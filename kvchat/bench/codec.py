@@ -1,0 +1,102 @@
+"""What the int8 encoding at rest costs in quality: its next-token distributions against those over exact KV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from kvchat.backends.loading import Loaded, load
+from kvchat.bench.measure import english, table
+from kvchat.cache.match import CacheSettings
+from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.config import Config
+
+PREFIX_TOKENS = 1024
+NUM_POSITIONS = 128
+NUM_TEXTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CodecRow:
+    """One text: `kl` in nats and `top1` agreement over `positions` tokens behind `prefix` restored ones."""
+
+    prefix: int
+    positions: int
+    kl: float
+    kl_max: float
+    top1: float
+    bytes_raw: int
+    bytes_int8: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self)
+
+
+def measure(config: Config, *, texts: int = NUM_TEXTS) -> Iterator[CodecRow]:
+    """A row a text: the prefix is restored from either encoding, the text behind it read token by token."""
+    loaded = load(config, lambda _: None, lambda _: None)
+    for number in range(texts):
+        text = english(PREFIX_TOKENS + NUM_POSITIONS + 8, loaded.tokenizer.count, skip=number * 7)
+        tokens = list(loaded.tokenizer.encode(text))[: PREFIX_TOKENS + NUM_POSITIONS]
+        yield _row(loaded, tokens)
+
+
+def report(rows: list[CodecRow]) -> list[str]:
+    """The rows as a table."""
+    header = ["prefix", "positions", "KL (nats)", "largest KL", "top-1 agreement", "int8 / raw bytes"]
+    cells = [
+        [
+            str(row.prefix),
+            str(row.positions),
+            f"{row.kl:.2e}",
+            f"{row.kl_max:.2e}",
+            f"{row.top1:.3f}",
+            f"{row.bytes_int8 / row.bytes_raw:.2f}",
+        ]
+        for row in rows
+    ]
+    return table(header, cells)
+
+
+def _row(loaded: Loaded, tokens: list[int]) -> CodecRow:
+    model = loaded.engine.loaded
+    state = model.new_state()
+    for start in range(0, PREFIX_TOKENS, 256):
+        model.forward(tokens[start : start + 256], state)
+    layout = loaded.engine.kv_layout
+    assert layout is not None, "this model's KV can't be cut into blocks"
+    logs: dict[str, torch.Tensor] = {}
+    sizes: dict[str, int] = {}
+    for codec in ("raw", "int8"):
+        cache = PrefixCache(layout, b"bench", CacheSettings(ram_bytes=2**31, codec=codec))
+        with torch.inference_mode():
+            cache.commit(tokens, state.planes, PREFIX_TOKENS)
+        sizes[codec] = cache.ram_used_bytes
+        logs[codec] = _log_probabilities(loaded, cache, tokens)
+    divergence = (logs["raw"].exp() * (logs["raw"] - logs["int8"])).sum(-1)
+    agree = (logs["raw"].argmax(-1) == logs["int8"].argmax(-1)).float().mean()
+    return CodecRow(
+        PREFIX_TOKENS,
+        NUM_POSITIONS,
+        float(divergence.mean()),
+        float(divergence.max()),
+        float(agree),
+        sizes["raw"],
+        sizes["int8"],
+    )
+
+
+def _log_probabilities(loaded: Loaded, cache: PrefixCache, tokens: list[int]) -> torch.Tensor:
+    """[positions, vocab]: what follows each token behind the restored prefix."""
+    model = loaded.engine.loaded
+    state = model.new_state()
+    model.forward(tokens[:1], state)  # lets the arena allocate its buffers
+    with cache.lease(cache.match(tokens[:PREFIX_TOKENS])) as lease, torch.inference_mode():
+        restored = cache.load(lease, state.planes, 0, PREFIX_TOKENS)
+    assert restored.end == PREFIX_TOKENS
+    state.advance(tokens[1:PREFIX_TOKENS])
+    return torch.stack([model.forward([token], state).log_softmax(-1) for token in tokens[PREFIX_TOKENS:]])
