@@ -165,7 +165,7 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
 def _opening(args: argparse.Namespace, config: Config) -> Opening:
     from kvchat.chat.opening import opening
 
-    given = {name for name, value in vars(args).items() if value is not None}
+    given = {name for name, value in _settings(args).items() if value is not None}
     return opening(config, key=args.resume, is_fork=args.fork, flags=given)
 
 
@@ -223,7 +223,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
 
 
 def _add_commands(parser: argparse.ArgumentParser) -> None:
-    groups = parser.add_subparsers(title="commands", metavar="COMMAND")
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND", prog="kvchat")
     verbs: dict[str, Any] = {}
     for row in COMMANDS:
         group, _, verb = row.name.partition(" ")
@@ -266,14 +266,24 @@ def _without_verb(group: str, verbs: str) -> Callable[[argparse.Namespace, Confi
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    """What the flags set, as `load_config` takes it. Raises UsageError for an unreadable system prompt."""
-    settings = {name: value for name, value in vars(args).items() if "." in name}
-    system = settings.get("chat.system")
+    """What the flags set, as `load_config` takes it; a saved prompt stands below them. Raises UsageError."""
+    given = {name: value for name, value in vars(args).items() if "." in name and value is not None}
+    system = given.get("chat.system")
     if isinstance(system, str) and system.startswith("@"):
-        try:
-            settings["chat.system"] = Path(system[1:]).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"can't read the system prompt in {system[1:]}: {error}", "check the path"
-            ) from None
-    return settings
+        given["chat.system"] = _text_of(system[1:])
+    if args.template is None:
+        if args.var:
+            raise UsageError("--var belongs to a saved prompt", "give -t PROMPT with it")
+        return given
+    if "chat.system" in given:
+        raise UsageError("-s and -t are two system prompts", "give one of them")
+    from kvchat.prompt_commands import settings_of
+
+    return settings_of(args.template, args.var) | given
+
+
+def _text_of(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the system prompt in {name}: {error}", "check the path") from None

@@ -39,6 +39,7 @@ def _number(kind: Callable[[str], float], metavar: str = "N") -> dict[str, Any]:
 
 _TRUE: dict[str, Any] = {"action": "store_const", "const": True}
 _SWITCH: dict[str, Any] = {"action": "store_true", "default": False}
+_VARIABLE: dict[str, Any] = {"action": "append", "metavar": "NAME=VALUE"}
 _LATEST: dict[str, Any] = {"dest": "resume", "action": "store_const", "const": "latest"}
 _RESUME: dict[str, Any] = {"nargs": "?", "const": "", "metavar": "SESSION"}
 
@@ -49,6 +50,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("-c --continue", "go on with the latest session", rest=_LATEST),
         Flag("-r --resume", "go on with a session: its name or id", rest=_RESUME),
         Flag("--fork", "with -c or -r: go on beside that session, not in it", rest=_SWITCH),
+        Flag("-t --template", "begin with a saved system prompt", rest={"metavar": "PROMPT"}),
+        Flag("--var", "a variable of that prompt; may be repeated", rest=_VARIABLE),
         Flag("--turns", "ask each line of FILE (or - for stdin) in order", rest={"metavar": "FILE"}),
         Flag("--json", "one JSON object an answer; errors as an object on stderr", rest=_SWITCH),
         Flag("--tokens", "token ids in the JSON", rest=_SWITCH),

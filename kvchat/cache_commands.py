@@ -1,0 +1,244 @@
+"""`kvchat cache ...`: the stored KV from outside, as lines of text or JSON. Loads torch only to compute again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from kvchat.backends.base import CacheTotals, VerifySample
+from kvchat.cache.folder import StoredFile, default_disk_bytes, scan_folder
+from kvchat.cache.maintenance import (
+    BadFile,
+    FolderInfo,
+    Freed,
+    VerifyReport,
+    clear,
+    list_folders,
+    prune,
+    remove_bad,
+    verify_checksums,
+)
+from kvchat.config import Config
+from kvchat.errors import KvchatError
+from kvchat.ui.figures import age_text, percent_text, seconds_text, size_text
+
+_DAY_S = 86400.0
+_PRIORITIES = {0: "", 1: "shared", 2: "pinned"}
+
+
+def cache_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The folder that KV is stored in; nothing else lies below it."""
+    path = str(config.paths.cache)
+    yield json.dumps({"path": path}) if args.json else path
+
+
+def cache_ls(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """One line a stored run, the one used last first."""
+    folders = {info.path: info for info in list_folders(config.paths.cache)}
+    files = sorted(scan_folder(config.paths.cache).files, key=lambda file: -file.mtime_ns)
+    for file in files:
+        row = _run_json(file, folders.get(file.path.parent))
+        yield json.dumps(row, ensure_ascii=False) if args.json else _run_text(row)
+
+
+def _run_json(file: StoredFile, info: FolderInfo | None) -> dict[str, Any]:
+    meta = info.meta if info else None
+    size = meta.block_size if meta else 0
+    return {
+        "path": str(file.path),
+        "model": _name(info),
+        "start": file.name.start * size,
+        "end": file.name.end * size,
+        "bytes": file.num_bytes,
+        "codec": meta.codec if meta else "",
+        "priority": file.name.priority,
+        "used": file.mtime_ns / 1e9,
+    }
+
+
+def _run_text(row: dict[str, Any]) -> str:
+    tokens = f"tokens {row['start']}-{row['end']}"
+    age = age_text(max(0.0, time.time() - row["used"]))
+    kept = _PRIORITIES.get(row["priority"], f"priority {row['priority']}")
+    line = f"{row['model']:<32} {tokens:<20} {size_text(row['bytes']):>9}  {age:>6}  {kept}"
+    return line.rstrip()
+
+
+def cache_stat(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """What is stored for each model, the budget, and what the cache did over all time."""
+    folders = list_folders(config.paths.cache)
+    totals = all_time_totals(config)
+    num_bytes = sum(info.num_bytes for info in folders)
+    budget = _disk_budget(config)
+    if args.json:
+        stored = [{"name": _name(info), **info.to_json()} for info in folders]
+        report = {"path": str(config.paths.cache), "bytes": num_bytes, "budget_bytes": budget}
+        yield json.dumps(report | {"models": stored, "all_time": totals_json(totals)}, ensure_ascii=False)
+        return
+    for info in folders:
+        yield _folder_text(info)
+    yield f"in all {size_text(num_bytes)} of {size_text(budget)} in {config.paths.cache}"
+    yield from totals_lines(totals)
+
+
+def _folder_text(info: FolderInfo) -> str:
+    codec = info.meta.codec if info.meta else "?"
+    files = f"{info.num_files} file{'' if info.num_files == 1 else 's'}"
+    counts = f"{files:>10}  {info.num_tokens:>9} tokens  {size_text(info.num_bytes):>9}"
+    return f"{_name(info):<32} {counts}  {codec}{' (lossy)' if codec == 'int8' else ''}"
+
+
+def all_time_totals(config: Config) -> CacheTotals:
+    """What the cache did for all answers that were saved; nothing is created."""
+    from kvchat.chat.store import FILE_NAME, Store
+
+    if not (config.paths.data / FILE_NAME).exists():
+        return CacheTotals()
+    store = Store(config.paths.data / FILE_NAME)
+    try:
+        return store.totals()
+    finally:
+        store.close()
+
+
+def totals_json(totals: CacheTotals) -> dict[str, Any]:
+    """The totals with what follows from them."""
+    hits = totals.live_tokens + totals.ram_tokens + totals.disk_tokens
+    net_s = totals.saved_s - totals.load_s - totals.store_s
+    return {**asdict(totals), "hit_tokens": hits, "net_saved_s": net_s}
+
+
+def totals_lines(totals: CacheTotals) -> Iterator[str]:
+    """The totals in two lines."""
+    hits = totals.live_tokens + totals.ram_tokens + totals.disk_tokens
+    if not totals.asked_tokens:
+        yield "all time: nothing was asked yet"
+        return
+    share = percent_text(hits / totals.asked_tokens)
+    yield f"all time: asked {totals.asked_tokens} tokens, hit {hits} ({share}): " + ", ".join(
+        f"{name} {count}"
+        for name, count in (
+            ("live", totals.live_tokens),
+            ("RAM", totals.ram_tokens),
+            ("disk", totals.disk_tokens),
+        )
+    )
+    net_s = totals.saved_s - totals.load_s - totals.store_s
+    yield f"          stored {size_text(totals.stored_bytes)}, saved {seconds_text(net_s)} net"
+
+
+def cache_prune(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Remove what is over the budget or too old, orphans and left-overs in any case."""
+    is_plain = args.to is None and args.older_than is None
+    freed = prune(
+        config.paths.cache,
+        budget_bytes=_disk_budget(config) if is_plain else args.to,
+        older_than_s=None if args.older_than is None else args.older_than * _DAY_S,
+        dry_run=args.dry_run,
+    )
+    yield _freed_line(freed, args.json)
+
+
+def cache_clear(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Remove all stored KV of all models."""
+    yield _freed_line(clear(config.paths.cache, dry_run=args.dry_run), args.json)
+
+
+def _freed_line(freed: Freed, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(freed.to_json())
+    verb = "would free" if freed.is_dry_run else "freed"
+    return (
+        f"{verb} {size_text(freed.num_bytes)} in {freed.num_files} file{'' if freed.num_files == 1 else 's'}"
+    )
+
+
+def cache_verify(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Check every checksum, and a sample against a cold computation. Raises KvchatError when something is wrong."""
+    report = verify_checksums(config.paths.cache)
+    sample, why_not = (None, "") if args.no_recompute else _sample(config, args.sample)
+    wrong = [BadFile(path, "its KV is not that of its tokens") for path in _wrong_paths(report, sample)]
+    bad = replace(report, bad=(*report.bad, *wrong))
+    freed = remove_bad(config.paths.cache, bad, dry_run=args.dry_run) if args.remove and bad.bad else None
+    if args.json:
+        extra = {"sample": asdict(sample) if sample else None, "freed": freed.to_json() if freed else None}
+        yield json.dumps({**bad.to_json(), **extra}, ensure_ascii=False)
+    else:
+        yield from _verify_lines(bad, sample, why_not)
+        if freed:
+            yield _freed_line(freed, False)
+    if bad.bad and (freed is None or freed.is_dry_run):
+        raise KvchatError(
+            f"{len(bad.bad)} of {report.num_files} files can't be used",
+            "kvchat cache verify --remove deletes them",
+        )
+
+
+def _wrong_paths(report: VerifyReport, sample: VerifySample | None) -> list[Any]:
+    from pathlib import Path
+
+    known = {file.path for file in report.bad}
+    return [Path(run.path) for run in (sample.wrong if sample else ()) if Path(run.path) not in known]
+
+
+def _verify_lines(report: VerifyReport, sample: VerifySample | None, why_not: str) -> Iterator[str]:
+    for file in report.bad:
+        yield f"{file.path}: {file.reason}"
+    bad = f"{len(report.bad)} bad" if report.bad else "all sound"
+    yield f"{report.num_files} files, {report.num_blocks} blocks, {size_text(report.num_bytes)}: {bad}"
+    if report.temporary:
+        yield f"{len(report.temporary)} left-overs of writers that died; kvchat cache prune removes them"
+    if sample is None:
+        yield from ([why_not] if why_not else [])
+        return
+    largest = max((run.difference for run in sample.runs), default=0.0)
+    bound = f"at most {sample.bound:g}" if sample.bound else "the best token decides"
+    yield (
+        f"computed {len(sample.runs)} of them again with {sample.model} in {sample.dtype} ({sample.codec}): "
+        f"{len(sample.wrong)} wrong, largest difference {largest:.2g} ({bound})"
+    )
+
+
+def _sample(config: Config, num_runs: int) -> tuple[VerifySample | None, str]:
+    """What computing a sample again showed, or why that was not done. Fetches nothing and writes no KV."""
+    from kvchat.models.catalog import Catalog
+
+    name = config.model.name
+    files = Catalog(config.paths.models, offline=True).find(name)
+    if files is None:
+        return None, f"nothing was computed again: {name} is not on this disk (kvchat models pull {name})"
+    described = [info.meta.described.get("model") for info in list_folders(config.paths.cache) if info.meta]
+    if files.name not in described:
+        return None, f"nothing was computed again: nothing is stored for {files.name}"
+    from kvchat.backends.local import LocalBackend
+
+    wanted = replace(
+        config,
+        model=replace(config.model, offline=True),
+        cache=replace(config.cache, mode="ro"),
+        chat=replace(config.chat, save=True),
+    )
+    backend = LocalBackend(wanted)
+    try:
+        return backend.verify(num_runs), ""
+    finally:
+        backend.close()
+
+
+def _disk_budget(config: Config) -> int:
+    given = config.cache.disk
+    return default_disk_bytes(config.paths.cache) if given is None else given
+
+
+def _name(info: FolderInfo | None) -> str:
+    """The model and dtype that a folder belongs to, or the folder's own name."""
+    if info is None:
+        return "?"
+    described = info.meta.described if info.meta else {}
+    if "model" not in described:
+        return info.path.name
+    return f"{described['model']} {described.get('dtype', '')}".rstrip()
