@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
         args = _parser(backends or Backends()).parse_args(argv)
         _end_on_signals()
         _forgive_encodings()
-        code = args.run(args, load_config(_settings(args), flag_names=FLAG_NAMES))
+        settings = _settings(args)
+        args.given = {name for name, value in settings.items() if value is not None}
+        code = args.run(args, load_config(settings, flag_names=FLAG_NAMES))
         sys.stdout.flush()
     except KvchatError as error:
         return _fail(error, argv)
@@ -165,8 +167,7 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
 def _opening(args: argparse.Namespace, config: Config) -> Opening:
     from kvchat.chat.opening import opening
 
-    given = {name for name, value in _settings(args).items() if value is not None}
-    return opening(config, key=args.resume, is_fork=args.fork, flags=given)
+    return opening(config, key=args.resume, is_fork=args.fork, flags=args.given)
 
 
 def _is_coloured() -> bool:

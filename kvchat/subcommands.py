@@ -109,12 +109,6 @@ _COMPLETION = "completion for your shell"
 _AT = ("--cache-dir",)
 _HOW = ("-m", "--dtype", "--device")
 
-
-def _cache(verb: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
-    """A verb of `cache_commands`, loaded when it is run."""
-    return _verb("cache_commands", f"cache_{verb}")
-
-
 _MODELS = "models on this disk"
 _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}
 
@@ -134,23 +128,6 @@ _LENGTHS: dict[str, dict[str, Any]] = {
 }
 _REPEATS: dict[str, dict[str, Any]] = {
     "--repeats": {"metavar": "N", "type": int, "default": 3, "help": "runs of each"}
-}
-_CACHE = "the stored KV"
-_DRY_RUN: dict[str, dict[str, Any]] = {
-    "--dry-run": {"action": "store_true", "help": "only say what would be done"}
-}
-_PRUNE: dict[str, dict[str, Any]] = {
-    "--to": {
-        "type": size_argument,
-        "metavar": "SIZE",
-        "help": "remove what was not used longest, down to SIZE",
-    },
-    "--older-than": {"type": float, "metavar": "DAYS", "help": "remove what was not used for so long"},
-}
-_VERIFY: dict[str, dict[str, Any]] = {
-    "--sample": {"type": int, "default": 3, "metavar": "N", "help": "compute so many again; 3 if not given"},
-    "--no-recompute": {"action": "store_true", "help": "check the checksums alone"},
-    "--remove": {"action": "store_true", "help": "delete what can't be used"},
 }
 _SESSIONS = "conversations that were saved"
 _SESSION: dict[str, dict[str, Any]] = {
@@ -176,6 +153,7 @@ _PROMPTS = "saved system prompts"
 _VAR: dict[str, dict[str, Any]] = {
     "--var": {
         "action": "append",
+        "dest": "values",
         "metavar": "NAME=VALUE",
         "help": "a variable of the prompt; may be repeated",
     }
