@@ -1,7 +1,7 @@
 """A backend that follows a script instead of a model: it echoes, streams slowly or fails as the message says.
 
 `slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
-reasons first; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
+reasons first; `file PATH` streams what a file contains; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
 `break N` dies after N words; `expire` dies half a second after it answered; `wait` blocks before its first
 token; `notice` sends a notice; anything else is echoed with the number of messages in the history. An unfinished answer is gone on with, word by word.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from itertools import islice
 
 from kvchat.backends.base import (
@@ -201,6 +202,11 @@ class ScriptedBackend:
             for n in range(int(rest)):
                 self._cancelled.wait(0.002)
                 yield Text(f"line number {n}\n")
+        elif verb == "file":
+            said = Path(rest).read_text(encoding="utf-8", errors="replace")
+            for start in range(0, len(said), 7):
+                self._cancelled.wait(0.001)
+                yield Text(said[start : start + 7])
         elif verb == "say":
             said = rest.encode("latin-1", "backslashreplace").decode("unicode_escape")
             yield from (Text(said[start : start + 5]) for start in range(0, len(said), 5))

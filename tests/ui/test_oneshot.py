@@ -122,6 +122,22 @@ def test_reasoning_goes_to_stderr_and_not_at_all_when_quiet() -> None:
     assert asked("think", manner=Manner(quiet=True)) == (0, "[1] you said: think\n", "")
 
 
+def test_reasoning_can_be_hidden() -> None:
+    assert asked("think", manner=Manner(reasoning=False)) == (0, "[1] you said: think\n", "")
+    report = json.loads(asked("think", manner=Manner(json=True, reasoning=False))[1])
+    assert report["reasoning"] == "hm 0 hm 1 hm 2 "
+
+
+def test_markdown_is_rendered_when_asked_for_and_without_styles_in_a_pipe() -> None:
+    message = "say # Title\\n\\n- **bold**\\n\\n\\n"
+    assert asked(message)[1] == "# Title\n\n- **bold**\n"
+    assert asked(message, manner=Manner(markdown=True))[1] == "Title\n\n • bold\n"
+    assert "\x1b[1mbold" in asked(message, manner=Manner(markdown=True, styled=True))[1]
+    assert "\x1b[1mbold" in asked(message, manner=Manner(markdown=True), stdout=Terminal())[1]
+    report = json.loads(asked(message, manner=Manner(markdown=True, json=True))[1])
+    assert report["response"] == "# Title\n\n- **bold**\n\n\n"
+
+
 def test_statistics_go_to_a_terminal_dim_and_to_a_pipe_only_when_asked() -> None:
     _, _, seen = asked("hello", stderr=Terminal())
     assert seen.startswith("\x1b[2mcached 0/1 (0%) · prefill 1 in")
