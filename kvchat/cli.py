@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
         _forgive_encodings()
         settings = _settings(args)
         args.given = {name for name, value in settings.items() if value is not None}
-        code = args.run(args, load_config(settings, flag_names=FLAG_NAMES))
+        config = load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
+        code = args.run(args, config)
         sys.stdout.flush()
     except KvchatError as error:
         return _fail(error, argv)
@@ -213,7 +214,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=partial(_chat, backends))
+    parser.set_defaults(run=partial(_chat, backends), reads_settings=True)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -242,7 +243,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
-    parser.set_defaults(run=_printing(row))
+    parser.set_defaults(run=_printing(row), reads_settings=row.reads_settings)
     for name, rest in row.arguments.items():
         parser.add_argument(name, **rest)
     for flag in (flag for flags in FLAGS.values() for flag in flags):

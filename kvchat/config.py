@@ -134,7 +134,7 @@ class Config:
         return _build({key: Origin(value, key) for key, value in flat.items()})
 
 
-_SECTIONS: dict[str, type[Any]] = {
+SECTIONS: dict[str, type[Any]] = {
     "model": ModelConfig,
     "sampling": SamplingConfig,
     "cache": CacheConfig,
@@ -153,9 +153,7 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
 
 def setting_key(name: str) -> str:
     """`section.key` of a setting that is named without its section. Raises UsageError, naming the nearest."""
-    homes = {
-        item.name: f"{section}.{item.name}" for section, cls in _SECTIONS.items() for item in fields(cls)
-    }
+    homes = {item.name: f"{section}.{item.name}" for section, cls in SECTIONS.items() for item in fields(cls)}
     if name not in homes:
         nearest = difflib.get_close_matches(name, homes, n=1, cutoff=0.0)
         raise UsageError(f"no setting is called {name!r}", f"did you mean {nearest[0]!r}?")
@@ -191,7 +189,7 @@ def origins(
     """What was given, and where, for each setting (`section.key`) that has not its default. Raises UsageError."""
     environ = os.environ if environ is None else environ
     layers = _read_toml(config_file(environ))
-    for section, cls in _SECTIONS.items():
+    for section, cls in SECTIONS.items():
         for item in fields(cls):
             name = variable_name(section, item)
             if environ.get(name):
@@ -217,9 +215,9 @@ def _read_toml(path: Path) -> dict[str, Origin]:
         raise UsageError(f"can't read {path}: {error}", "mend or remove it") from error
     layers: dict[str, Origin] = {}
     for section, values in table.items():
-        if section not in _SECTIONS or not isinstance(values, dict):
-            raise _unknown(section, list(_SECTIONS), f"{path}:{_line_of(text, '', section)}")
-        known = [item.name for item in fields(_SECTIONS[section])]
+        if section not in SECTIONS or not isinstance(values, dict):
+            raise _unknown(section, list(SECTIONS), f"{path}:{_line_of(text, '', section)}")
+        known = [item.name for item in fields(SECTIONS[section])]
         for key, value in values.items():
             where = f"{path}:{_line_of(text, section, key)}"
             if key not in known:
@@ -249,7 +247,7 @@ def _line_of(text: str, section: str, key: str) -> int:
 
 def _build(layers: Mapping[str, Origin]) -> Config:
     sections: dict[str, Any] = {}
-    for section, cls in _SECTIONS.items():
+    for section, cls in SECTIONS.items():
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
         for item in fields(cls):

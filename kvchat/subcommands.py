@@ -23,7 +23,7 @@ class Command:
     """One command: `group verb` or one word, what the group is about, its help, what it yields.
 
     `arguments` are its own, for argparse; `flags` are those of the program that may also follow its name, beside
-    EVERYWHERE's.
+    EVERYWHERE's. One that does not read the settings is run even if they are wrong, and gets the defaults.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Command:
     lines: Callable[[argparse.Namespace, Config], Iterator[str]]
     arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    reads_settings: bool = True
 
 
 def _catalog(config: Config) -> Catalog:
@@ -218,13 +219,36 @@ COMMANDS: tuple[Command, ...] = (
     Command("prompts warm", _PROMPTS, "compute its KV ahead of use", _prompts("warmed"), _PROMPT | _VAR),
     Command("prompts rm", _PROMPTS, "delete one of your own", _prompts("removed"), _PROMPT),
     Command("prompts path", _PROMPTS, "print where one lies", _prompts("placed"), _ANY_PROMPT),
-    Command("config path", _CONFIG, "print where config.toml is looked for", _config("config_path")),
-    Command("config show", _CONFIG, "all settings, and where each comes from", _config("config_show")),
-    Command("config edit", _CONFIG, "open config.toml in your editor", _config("config_edit")),
-    Command("completion bash", _COMPLETION, "a script for bash", _verb("completion", "bash")),
-    Command("completion zsh", _COMPLETION, "a script for zsh", _verb("completion", "zsh")),
-    Command("completion fish", _COMPLETION, "a script for fish", _verb("completion", "fish")),
     Command(
-        "doctor", "", "check this machine, its folders and the model", _verb("doctor", "report"), flags=_HOW
+        "config path",
+        _CONFIG,
+        "print where config.toml is looked for",
+        _config("config_path"),
+        reads_settings=False,
+    ),
+    Command("config show", _CONFIG, "all settings, and where each comes from", _config("config_show")),
+    Command(
+        "config edit",
+        _CONFIG,
+        "open config.toml in your editor",
+        _config("config_edit"),
+        reads_settings=False,
+    ),
+    Command(
+        "completion bash", _COMPLETION, "a script for bash", _verb("completion", "bash"), reads_settings=False
+    ),
+    Command(
+        "completion zsh", _COMPLETION, "a script for zsh", _verb("completion", "zsh"), reads_settings=False
+    ),
+    Command(
+        "completion fish", _COMPLETION, "a script for fish", _verb("completion", "fish"), reads_settings=False
+    ),
+    Command(
+        "doctor",
+        "",
+        "check this machine, its folders and the model",
+        _verb("doctor", "report"),
+        flags=_HOW,
+        reads_settings=False,
     ),
 )

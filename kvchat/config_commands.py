@@ -1,0 +1,138 @@
+"""`kvchat config ...`: which settings there are, where each value comes from, and the file to edit. Loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from kvchat.config import SECTIONS, Config, config_file, editor, load_config, origins, variable_name
+from kvchat.errors import UsageError
+from kvchat.flags import FLAG_NAMES, FLAGS
+from kvchat.setting import ByteSize
+
+_ABOUT = {
+    "cache.block_size": "tokens of one block; another size finds nothing that was stored before",
+    "ui.vi": "vi keys in the input",
+    "paths.models": "models that were fetched or imported",
+    "paths.data": "conversations and the input's history",
+    "chat.save": "false leaves nothing on disk",
+    "ui.reasoning": "false hides what the model thinks before it answers",
+}
+"""What settings are that no flag describes, or describes the other way round."""
+
+_WIDEST = 40
+
+_EXAMPLES: dict[str, object] = {
+    "model.context": 8192,
+    "model.chat_template": "template.jinja",
+    "sampling.max_tokens": 512,
+    "sampling.temperature": 0.7,
+    "sampling.top_k": 40,
+    "sampling.top_p": 0.95,
+    "sampling.min_p": 0.05,
+    "sampling.repetition_penalty": 1.1,
+    "sampling.seed": 42,
+    "sampling.stop": ["END"],
+    "cache.ram": "2GiB",
+    "cache.disk": "4GiB",
+    "chat.system": "You are a helpful assistant.",
+}
+"""What to write for settings whose default is to have no value."""
+
+
+def config_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Where config.toml is looked for."""
+    path = config_file()
+    yield json.dumps({"path": str(path), "exists": path.exists()}) if args.json else str(path)
+
+
+def config_show(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Every setting with its value and where it comes from."""
+    given = origins(given_flags(args), flag_names=FLAG_NAMES)
+    flat = {f"{name}.{key}": value for name, row in config.to_json().items() for key, value in row.items()}
+    where = {key: given[key].where if key in given else "default" for key in flat}
+    if args.json:
+        rows = {key: {"value": value, "from": where[key]} for key, value in flat.items()}
+        yield json.dumps(rows, ensure_ascii=False)
+        return
+    width = max(len(key) for key in flat)
+    shown = {key: _shown(value) for key, value in flat.items()}
+    widest = min(_WIDEST, max(len(text) for text in shown.values()))
+    for key, text in shown.items():
+        yield f"{key:<{width}}  {text:<{widest}}  {where[key]}"
+
+
+def given_flags(args: argparse.Namespace) -> dict[str, object]:
+    """The settings among the arguments, which are called `section.key`."""
+    return {name: value for name, value in vars(args).items() if "." in name}
+
+
+def _shown(value: object) -> str:
+    if value is None or value == () or value == []:
+        return "-"
+    return _toml(value)
+
+
+def config_edit(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Open config.toml in the user's editor, with all settings as comments when it is new.
+
+    Raises UsageError when the editor can't be run, or for what is wrong in the file afterwards.
+    """
+    path = config_file()
+    _create(path)
+    command = editor()
+    try:
+        code = subprocess.run([*shlex.split(command), str(path)]).returncode
+    except (OSError, ValueError) as error:
+        raise UsageError(f"can't run the editor {command!r}: {error}", "set VISUAL or EDITOR") from None
+    if code:
+        raise UsageError(f"the editor {command!r} ended with {code}", "set VISUAL or EDITOR to another")
+    load_config({})
+    yield json.dumps({"path": str(path)}) if args.json else str(path)
+
+
+def _create(path: Path) -> None:
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+        path.write_text(template(), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't write {path}: {error.strerror}", "check its folder's permissions") from None
+
+
+def template() -> str:
+    """A config.toml in which every setting stands as a comment, with its default or an example."""
+    about = {flag.key: flag.help for flags in FLAGS.values() for flag in flags if flag.key} | _ABOUT
+    lines = [
+        "# Settings of kvchat. Remove the # in front of a setting to change it.",
+        "# The environment's variables go before this file, and flags before both.",
+    ]
+    for section, values in asdict(Config()).items():
+        lines += ["", f"[{section}]"]
+        for item in fields(SECTIONS[section]):
+            key = f"{section}.{item.name}"
+            choices = item.metadata.get("choices")
+            rest = f" ({', '.join(choices)})" if choices else ""
+            lines.append(f"# {about[key]}{rest}; {variable_name(section, item)}")
+            example = _EXAMPLES.get(key, item.metadata.get("none", values[item.name]))
+            lines.append(f"# {item.name} = {_toml(example)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, ByteSize | int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False)
