@@ -11,12 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from itertools import islice
+from pathlib import Path
 
 from kvchat.backends.base import (
     Answer,
     CacheReport,
+    CacheRow,
+    CacheTotals,
+    CacheView,
     Done,
     Event,
     FinishReason,
@@ -162,6 +165,46 @@ class ScriptedBackend:
                 ),
                 CacheReport(cached, 0, 0, cached, "new text"),
             )
+        )
+
+    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+        self._wait_for_load()
+        total = sum(len(turn.text.split()) for turn in history)
+        yield Prefilling(0, total, 0)
+        yield Prefilling(total, total, 0)
+
+    def cache(self, history: Sequence[Turn]) -> CacheView:
+        """What was asked before is held: live if it was asked last, on disk otherwise; 100 bytes and 10 ms a word."""
+        self._wait_for_load()
+        last = set(self.histories[-1]) if self.histories else set()
+        before = {turn for turns in self.histories for turn in turns}
+        rows = tuple(self._cache_row(turn, turn in last, turn in before) for turn in history)
+        num_tokens, num_held = sum(row.tokens for row in rows), sum(max(row.live, row.disk) for row in rows)
+        asked = sum(len(turn.text.split()) for turns in self.histories for turn in turns)
+        process = CacheTotals(asked_tokens=asked, stored_blocks=len(self.histories), stored_bytes=100 * asked)
+        return CacheView(
+            mode="rw",
+            codec="raw",
+            block_size=16,
+            ram_used=0,
+            ram_budget=10**6,
+            disk_budget=10**7,
+            arena_used=100 * num_held,
+            rows=rows,
+            prompt_tokens=num_tokens,
+            cached_tokens=num_held,
+            compute_s=0.01 * (num_tokens - num_held),
+            turn=CacheTotals(asked_tokens=asked),
+            process=process,
+            disk_used=100 * asked,
+            weights_bytes=10**6,
+        )
+
+    def _cache_row(self, turn: Turn, is_live: bool, is_known: bool) -> CacheRow:
+        words = len(turn.text.split())
+        held = words if is_known else 0
+        return CacheRow(
+            turn.role, turn.text[:80], words, words if is_live else 0, 0, held, 100 * words, 0.01 * held
         )
 
     def _wait_for_load(self) -> None:

@@ -1,0 +1,183 @@
+"""What the cache holds of a conversation, why the last prompt was not reused further, and who fills the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvchat.backends.base import Answer, CacheRow, CacheTotals, CacheView, Role
+from kvchat.ui.figures import bar, percent_text, seconds_text, size_text
+from kvchat.ui.tables import Cell, Look, Meter, Segments, Styled, joined, table
+
+_TIERS = ("live", "RAM", "disk", "cold")
+_SIGNS = "█▓▒░"
+_STYLES = ("green", "cyan", "blue", "dim")
+_NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "answer"}
+_WIDE = 90
+_NUM_LARGEST = 5
+
+
+def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
+    """The conversation as a map, a row a message; then the budgets, and what the cache did."""
+    if view.mode == "off":
+        head = "the cache is off; only the live conversation is reused"
+    else:
+        head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
+    legend = "  ".join(f"{sign} {name}" for sign, name in zip(_SIGNS, _TIERS, strict=True))
+    pieces = [head, "" if look.plain or not view.rows else legend, map_table(view.rows, look)]
+    if view.rows:
+        pieces.append(
+            f"held {view.cached_tokens} of {view.prompt_tokens} tokens; the rest takes {seconds_text(view.compute_s)}"
+        )
+    return joined([*pieces, budgets_text(view, look), totals_table(view, all_time, look)])
+
+
+def map_table(rows: Sequence[CacheRow], look: Look) -> Styled:
+    """One row a message: tokens, where they are held, bytes, seconds that are saved."""
+    return table([_map_row(row, look) for row in rows], look, left=(0, 5)) if rows else Styled("")
+
+
+def _map_row(row: CacheRow, look: Look) -> list[Cell]:
+    counts = segments(row)
+    size, saved = size_text(row.num_bytes), seconds_text(row.saves_s)
+    if look.plain:
+        held = [f"{name} {count}" for name, count in zip(_TIERS, counts, strict=True) if count]
+        return [_NAMES[row.role], f"{row.tokens} tokens", *held, size, f"saves {saved}"]
+    cells: list[Cell] = [_NAMES[row.role], str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
+    return [*cells, row.text[: look.columns - 65]] if look.columns >= _WIDE else cells
+
+
+def segments(row: CacheRow) -> tuple[int, int, int, int]:
+    """A message's tokens by the fastest tier that holds them: live, RAM, disk, cold."""
+    ram = max(0, row.ram - row.live)
+    disk = max(0, row.disk - max(row.live, row.ram))
+    return row.live, ram, disk, row.tokens - row.live - ram - disk
+
+
+def budgets_text(view: CacheView, look: Look) -> str:
+    """How much of each budget is used; the arena lies beside them."""
+    rows: list[list[Cell]] = []
+    for name, used, budget in (
+        ("RAM", view.ram_used, view.ram_budget),
+        ("disk", view.disk_used, view.disk_budget),
+    ):
+        share = used / budget if budget else 0.0
+        meter: list[Cell] = [] if look.plain else [Meter(share)]
+        rows.append([name, f"{size_text(used)} of {size_text(budget)}", *meter, percent_text(share)])
+    return joined([table(rows, look), f"arena {size_text(view.arena_used)}"])
+
+
+def totals_table(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
+    """What was asked, hit, stored and saved in the last turn, by this engine, and over all time."""
+    columns = {"turn": view.turn, "process": view.process} | ({"all time": all_time} if all_time else {})
+    rows: list[list[Cell]] = [
+        [name, *(_figure(name, totals) for totals in columns.values())] for name in _FIGURES
+    ]
+    return table(rows, look, heading=("", *columns))
+
+
+_FIGURES = {
+    "asked": "asked_tokens",
+    "live": "live_tokens",
+    "RAM": "ram_tokens",
+    "disk": "disk_tokens",
+    "stored": "stored_bytes",
+    "evicted": "evicted_blocks",
+    "saved": "saved_s",
+}
+
+
+def _figure(name: str, totals: CacheTotals) -> str:
+    value = getattr(totals, _FIGURES[name])
+    if name == "stored":
+        return size_text(value)
+    if name == "saved":
+        return seconds_text(totals.saved_s - totals.load_s - totals.store_s)
+    return str(value)
+
+
+def why_text(answer: Answer, look: Look) -> Styled:
+    """Why the last prompt was reused as far as it was, and what the rest of it cost."""
+    report, usage, timings = answer.cache, answer.usage, answer.timings
+    held = ", ".join(
+        f"{name} {count}"
+        for name, count in (("live", report.live), ("RAM", report.ram), ("disk", report.disk))
+        if count
+    )
+    lines = [
+        f"from token {report.diverged_at} of {usage.prompt_tokens} on: {report.reason}",
+        _around("was", report.was, look),
+        _around("now", report.now, look),
+        f"computed {timings.prompt_n} tokens in {seconds_text(timings.prompt_ms / 1e3)}",
+        f"reused {usage.cached_tokens}{f' ({held})' if held else ''}, which saved {seconds_text(report.saved_s)}",
+    ]
+    return joined(lines)
+
+
+def _around(name: str, text: str, look: Look) -> str:
+    """The text around the first token that differs, which stands behind a bar; cut on both sides to fit."""
+    if not text:
+        return ""
+    before, _, after = text.replace("\n", "⏎").partition("|")
+    room = max(8, (look.columns - len(name) - 6) // 2)
+    return f"{name}  {before[-room:]}│{after[:room]}"
+
+
+def context_text(view: CacheView, context: int, look: Look) -> Styled:
+    """Who takes how many tokens of the context, and which messages take most."""
+    used = sum(row.tokens for row in view.rows)
+    counts = {name: [row.tokens for row in view.rows if row.role is role] for role, name in _NAMES.items()}
+    rows = [
+        _share_row(name, sum(tokens), context, look, f"{len(tokens)}×")
+        for name, tokens in counts.items()
+        if tokens
+    ]
+    rows.append(_share_row("free", max(0, context - used), context, look, ""))
+    share = used / context if context else 0.0
+    meter = "" if look.plain else f" {bar(share, 10)}"
+    head = f"context {used} of {context} tokens{meter} {percent_text(share)}"
+    largest = sorted(view.rows, key=lambda row: -row.tokens)[:_NUM_LARGEST]
+    names: list[list[Cell]] = [[_NAMES[row.role], f"{row.tokens} tokens", row.text] for row in largest]
+    tail = ["largest:", table(names, look, left=(0, 2))] if len(view.rows) > 1 else []
+    return joined([head, table(rows, look), *tail])
+
+
+def _share_row(name: str, tokens: int, context: int, look: Look, count: str) -> list[Cell]:
+    share = tokens / context if context else 0.0
+    meter: list[Cell] = [] if look.plain else [Meter(share)]
+    return [name, count, f"{tokens} tokens", *meter, percent_text(share)]
+
+
+def history_table(answers: Sequence[Answer], look: Look, *, num_rows: int = 10) -> Styled:
+    """Time to the first token and hit rate of the last answers, a row each."""
+    first = max(0, len(answers) - num_rows)
+    shown = answers[first:]
+    slowest = max((answer.timings.ttft_ms for answer in shown), default=0.0) or 1.0
+    rows: list[list[Cell]] = []
+    for number, answer in enumerate(shown, first + 1):
+        share = answer.usage.cached_tokens / answer.usage.prompt_tokens if answer.usage.prompt_tokens else 0.0
+        ttft = seconds_text(answer.timings.ttft_ms / 1e3)
+        if look.plain:
+            rows.append([f"turn {number}", f"ttft {ttft}", f"hit {percent_text(share)}"])
+        else:
+            rows.append(
+                [
+                    str(number),
+                    ttft,
+                    Meter(answer.timings.ttft_ms / slowest),
+                    percent_text(share),
+                    Meter(share),
+                ]
+            )
+    heading = () if look.plain else ("turn", "ttft", "", "hit", "")
+    return table(rows, look, heading=heading) if rows else Styled("")
+
+
+def memory_text(view: CacheView) -> str:
+    """What the engine has in memory, as far as it is known."""
+    known = {
+        "weights": view.weights_bytes,
+        "arena": view.arena_used,
+        "cache": view.ram_used,
+        "process": view.process_bytes,
+    }
+    return "memory: " + ", ".join(f"{name} {size_text(size)}" for name, size in known.items() if size)
