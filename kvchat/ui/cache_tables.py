@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kvchat.backends.base import Answer, CacheRow, CacheTotals, CacheView, Role
 from kvchat.ui.figures import bar, percent_text, seconds_text, size_text
+from kvchat.ui.render import sanitize
 from kvchat.ui.tables import Cell, Look, Meter, Segments, Styled, joined, table
 
 _TIERS = ("live", "RAM", "disk", "cold")
@@ -28,7 +29,7 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
         pieces.append(
             f"held {view.cached_tokens} of {view.prompt_tokens} tokens; the rest takes {seconds_text(view.compute_s)}"
         )
-    return joined([*pieces, budgets_text(view, look), totals_table(view, all_time, look)])
+    return joined([*pieces, budgets_text(view, look), totals_table(view, all_time, look)], look.columns - 1)
 
 
 def map_table(rows: Sequence[CacheRow], look: Look) -> Styled:
@@ -105,21 +106,27 @@ def why_text(answer: Answer, look: Look) -> Styled:
     )
     lines = [
         f"from token {report.diverged_at} of {usage.prompt_tokens} on: {report.reason}",
-        _around("was", report.was, look),
-        _around("now", report.now, look),
+        Styled(_around("was", report.was, look)),
+        Styled(_around("now", report.now, look)),
         f"computed {timings.prompt_n} tokens in {seconds_text(timings.prompt_ms / 1e3)}",
         f"reused {usage.cached_tokens}{f' ({held})' if held else ''}, which saved {seconds_text(report.saved_s)}",
     ]
-    return joined(lines)
+    return joined(lines, look.columns - 1)
 
 
 def _around(name: str, text: str, look: Look) -> str:
     """The text around the first token that differs, which stands behind a bar; cut on both sides to fit."""
+    from rich.cells import cell_len
+
     if not text:
         return ""
-    before, _, after = text.replace("\n", "⏎").partition("|")
+    before, _, after = sanitize(text).replace("\n", "⏎").partition("|")
     room = max(8, (look.columns - len(name) - 6) // 2)
-    return f"{name}  {before[-room:]}│{after[:room]}"
+    while cell_len(before) > room:
+        before = before[1:]
+    while cell_len(after) > room:
+        after = after[:-1]
+    return f"{name}  {before}│{after}"
 
 
 def context_text(view: CacheView, context: int, look: Look) -> Styled:
@@ -138,7 +145,7 @@ def context_text(view: CacheView, context: int, look: Look) -> Styled:
     largest = sorted(view.rows, key=lambda row: -row.tokens)[:_NUM_LARGEST]
     names: list[list[Cell]] = [[_NAMES[row.role], f"{row.tokens} tokens", row.text] for row in largest]
     tail = ["largest:", table(names, look, left=(0, 2))] if len(view.rows) > 1 else []
-    return joined([head, table(rows, look), *tail])
+    return joined([head, table(rows, look), *tail], look.columns - 1)
 
 
 def _share_row(name: str, tokens: int, context: int, look: Look, count: str) -> list[Cell]:

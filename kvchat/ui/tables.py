@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -30,11 +31,16 @@ class Styled(str):
     __slots__ = ()
 
 
-def joined(pieces: Iterable[str]) -> Styled:
-    """Several pieces below each other; those that are not styled are cleaned."""
-    return Styled(
-        "\n".join(piece if isinstance(piece, Styled) else sanitize(piece) for piece in pieces if piece)
-    )
+def joined(pieces: Iterable[str], columns: int = 0) -> Styled:
+    """Several pieces below each other; those that are not styled are cleaned, and wrapped to `columns` unless 0."""
+    return Styled("\n".join(line for piece in pieces if piece for line in _lines(piece, columns)))
+
+
+def _lines(piece: str, columns: int) -> list[str]:
+    if isinstance(piece, Styled):
+        return [piece]
+    lines = sanitize(piece).split("\n")
+    return [part for line in lines for part in textwrap.wrap(line, columns)] if columns else lines
 
 
 @dataclass(frozen=True, slots=True)
