@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 NAME = "kvchat"
+_SPECIAL = ("position_bias", "softcap", "s_aux")  # what changes scores or their sum
 _HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 
 
@@ -45,13 +46,16 @@ def arena_attention(
 ) -> tuple[torch.Tensor, None]:
     """`query` [1, heads, new, dim] over `key` and `value` [1, kv_heads, old + new, dim] -> [1, new, heads, dim]."""
     new, total = query.shape[2], key.shape[2]
-    if mask is not None or new == 1 or new == total:
+    if mask is not None or new == total:
         return _stock(module, query, key, value, mask, **kwargs)
     if not _mergeable(query, key, value, kwargs):
         mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)[None, None]
         return _stock(module, query, key, value, mask, **kwargs)
-    old = total - new
     scale = kwargs.get("scaling")
+    if new == 1:
+        packed, _ = _flash(query.reshape(1, key.shape[1], -1, query.shape[3]), key, value, scale=scale)
+        return packed.reshape(1, 1, query.shape[1], query.shape[3]), None
+    old = total - new
     groups = query.shape[1] // key.shape[1]
     packed = query.reshape(1, key.shape[1], groups * new, query.shape[3])
     past, past_lse = _flash(packed, key[:, :, :old], value[:, :, :old], scale=scale)
@@ -77,8 +81,7 @@ def _mergeable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kwar
         query.shape[0] == 1
         and key.shape[3] == value.shape[3]
         and kwargs.get("is_causal") is not False
-        and kwargs.get("position_bias") is None
-        and kwargs.get("softcap") is None
+        and all(kwargs.get(name) is None for name in _SPECIAL)
     )
 
 
