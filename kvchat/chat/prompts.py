@@ -153,7 +153,7 @@ def _split(text: str, path: Path) -> tuple[str, str, int]:
     for number, line in enumerate(lines[1:], 1):
         if line.rstrip() == "---":
             start = number + 1
-            while start < len(lines) and not lines[start].strip():
+            while start + 1 < len(lines) and not lines[start].strip():
                 start += 1
             return "\n".join(lines[1:number]), "\n".join(lines[start:]).rstrip(), start + 1
     raise UsageError(f"{path}, line 1: the head has no end", "close it with a line of ---")
@@ -222,7 +222,7 @@ class _Head:
                 config = load_config({f"sampling.{name}": value}, environ={"KVCHAT_CONFIG": os.devnull})
                 checked[str(name)] = _setting(config, key)
             except UsageError as error:
-                self.refuse(name, error.message, error.remedy)
+                self.refuse(name, error.message, error.remedy or "see kvchat --help")
         return checked
 
     def variables(self) -> dict[str, str | None]:

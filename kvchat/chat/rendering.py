@@ -19,13 +19,13 @@ def environment(folder: Path, now: datetime, mark: str = "") -> ImmutableSandbox
     """Where a body is rendered: no undefined names, no way out, includes from `folder` alone.
 
     Without `mark` the clock shows `now`. With it everything that changes from one use to the next (the clock, chance,
-    included files) gives `mark` in front of what it is, or in place of it.
+    included files) gives `mark` in its place.
     """
     env = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(lambda name: mark + included(folder, name)),
+        loader=FunctionLoader(lambda name: mark or included(folder, name)),
     )
     env.globals = {name: env.globals[name] for name in ("range", "dict", "namespace", "cycler", "joiner")}
 

@@ -1,0 +1,168 @@
+"""Saved conversations and prompts from the command line, in one process. A model is scripted."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvchat.cli import Backends, main
+from kvchat.config import Config
+from tests.scripted import ScriptedBackend
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs kvchat in an empty folder: its exit code, stdout and stderr. Without input, and without a terminal."""
+    for name in [name for name in os.environ if name.startswith("KVCHAT_")]:
+        monkeypatch.delenv(name)
+    for name in ("MODELS", "CACHE_DIR", "DATA"):
+        monkeypatch.setenv(f"KVCHAT_{name}", str(tmp_path / name))
+    monkeypatch.setenv("KVCHAT_CONFIG", str(tmp_path / "config" / "config.toml"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def backend(config: Config) -> ScriptedBackend:
+        return ScriptedBackend(missing=config.model.name == "nobody")
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", Path(os.devnull).open())  # noqa: SIM115
+        code = main(argv, backends=Backends(backend, backend))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def rows(run: Run, *argv: str) -> list[dict[str, Any]]:
+    code, out, _ = run(*argv, "--json")
+    assert code == 0
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_c_goes_on_with_the_latest_session(run: Run) -> None:
+    run("-p", "one")
+    assert run("-c", "-p", "two")[1] == "[3] you said: two\n"
+    (row,) = rows(run, "sessions", "ls")
+    assert (row["title"], row["turns"]) == ("one", 2)
+
+
+def test_r_goes_on_with_a_session_by_the_beginning_of_its_id(run: Run) -> None:
+    run("-p", "one")
+    run("-p", "other")
+    first = rows(run, "sessions", "ls")[1]
+    assert run("-r", first["id"][:5], "-p", "two")[1] == "[3] you said: two\n"
+    assert [row["title"] for row in rows(run, "sessions", "ls")] == ["one", "other"]
+
+
+def test_fork_leaves_the_session_as_it_was(run: Run) -> None:
+    run("-p", "one")
+    run("-c", "--fork", "-p", "two")
+    assert [row["turns"] for row in rows(run, "sessions", "ls")] == [2, 1]
+
+
+def test_a_resumed_session_keeps_its_model_and_system_prompt_unless_told_otherwise(run: Run) -> None:
+    run("-m", "nobody", "-p", "x")
+    run("-m", "first", "-s", "be brief", "-p", "one")
+    assert run("-c", "-p", "two")[1] == "[4] you said: two\n"
+    assert rows(run, "sessions", "ls")[0]["model"] == "first"
+    run("-c", "-m", "second", "-s", "be long", "-p", "three")
+    shown = json.loads(run("sessions", "show", "--json")[1])
+    assert (shown["model"], shown["messages"][0]["content"]) == ("second", "be long")
+    assert [m["model"] for m in shown["messages"] if "model" in m] == ["first", "first", "second"]
+
+
+@pytest.mark.parametrize("argv", [("-c", "-p", "x"), ("-r", "none", "-p", "x"), ("--fork", "-p", "x")])
+def test_what_can_not_be_resumed_is_one_line(run: Run, argv: tuple[str, ...]) -> None:
+    code, out, err = run(*argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_no_save_writes_nothing(run: Run, tmp_path: Path) -> None:
+    run("--no-save", "-p", "one")
+    assert not (tmp_path / "DATA").exists()
+    run("-p", "one")
+    assert run("--no-save", "-c", "-p", "two")[1] == "[3] you said: two\n"
+    assert [row["turns"] for row in rows(run, "sessions", "ls")] == [1]
+
+
+def test_sessions_are_searched_shown_and_removed(run: Run) -> None:
+    run("-p", "the quick fox")
+    run("-p", "something else")
+    (hit,) = rows(run, "sessions", "search", "QUICK", "fox")
+    assert (hit["title"], hit["text"]) == ("the quick fox", "the quick fox")
+    assert "# something else\n\n## User" in run("sessions", "show")[1]
+    assert run("sessions", "rm", "nothing", hit["id"])[0] == 2
+    assert run("sessions", "rm", hit["id"])[1] == f"removed {hit['id']}  the quick fox\n"
+    assert [row["title"] for row in rows(run, "sessions", "ls")] == ["something else"]
+
+
+def test_an_export_is_private_and_its_html_is_escaped(run: Run, tmp_path: Path) -> None:
+    run("-p", "<script>alert(1)</script>")
+    page = tmp_path / "page.html"
+    assert run("sessions", "export", "--format", "html", "--output", str(page))[0] == 0
+    assert "&lt;script&gt;" in page.read_text()
+    assert "<script" not in page.read_text()
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert run("sessions", "export", "--output", str(tmp_path / "no" / "file"))[0] == 2
+
+
+def test_a_saved_prompt_begins_a_conversation(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "work" / "prompts").mkdir()
+    text = "---\ndescription: x\noptions: {max_tokens: 2}\nvars: {who: }\n---\nYou are {{ who }}."
+    (tmp_path / "work" / "prompts" / "pirate.md").write_text(text)
+    assert run("-t", "pirate", "--var", "who=Ann", "-p", "slow 5")[1] == "word0 word1 \n"
+    assert (
+        run("-t", "pirate", "--var", "who=Ann", "--max-tokens", "3", "-p", "slow 5")[1].split()[-1] == "word2"
+    )
+    shown = json.loads(run("sessions", "show", "--json")[1])
+    assert shown["messages"][0]["content"] == "You are Ann."
+    for argv in (("-t", "pirate"), ("-t", "pirat"), ("-t", "pirate", "-s", "x"), ("--var", "a=b")):
+        assert run(*argv, "-p", "x")[0] == 2
+
+
+def test_prompts_are_made_listed_linted_and_removed(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "config" / "prompts" / "mine.md"
+    assert run("prompts", "new", "mine")[1] == f"{own}\n"
+    assert run("prompts", "new", "mine")[0] == 2
+    assert run("prompts", "path", "mine")[1] == f"{own}\n"
+    own.write_text("---\ndescription: Mine\n---\n{{ today() }} and so on")
+    assert {"name": "mine", "shelf": "yours", "path": str(own), "description": "Mine", "error": None} in rows(
+        run, "prompts", "ls"
+    )
+    code, out, _ = run("prompts", "lint", "mine")
+    assert (code, out.startswith(f"{own}:4: the clock today()")) == (1, True)
+    assert run("prompts", "rm", "mine")[0] == 0
+    assert run("prompts", "show", "mine")[0] == 2
+    assert "is not among yours" in run("prompts", "rm", "git")[2]
+
+
+def test_a_broken_prompt_is_listed_with_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "work" / "prompts").mkdir()
+    (tmp_path / "work" / "prompts" / "broken.md").write_text("---\nno end")
+    (row,) = [row for row in rows(run, "prompts", "ls") if row["name"] == "broken"]
+    assert "line 1: the head has no end" in row["error"]
+
+
+def test_a_shipped_prompt_is_edited_as_a_copy(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "config" / "prompts" / "git.md"
+    assert run("prompts", "edit", "git")[1] == f"{own}\n"
+    assert "handbook" in own.read_text()
+
+
+@pytest.mark.parametrize("argv", [("sessions", "ls"), ("prompts", "ls"), ("sessions", "search", "x")])
+def test_listings_load_neither_torch_nor_a_terminal(argv: tuple[str, ...], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom kvchat.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'transformers', 'prompt_toolkit'} & set(sys.modules)"
+    )
+    environ = os.environ | {"KVCHAT_DATA": str(tmp_path), "KVCHAT_CONFIG": str(tmp_path / "c.toml")}
+    subprocess.run(
+        [sys.executable, "-c", code, *argv], env=environ, check=True, capture_output=True, timeout=60
+    )
