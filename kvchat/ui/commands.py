@@ -4,43 +4,60 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
-from kvchat.backends.base import Options
+from kvchat.backends.base import Options, Phase
 from kvchat.chat.session import Session
 from kvchat.config import load_config
 from kvchat.errors import UsageError
+from kvchat.ui.clipboard import selection, write_new
 from kvchat.ui.render import stats_line
+from kvchat.ui.tables import Look, joined
 
 KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),
     ("Ctrl-C, Esc", "stop an answer, what was said stays; Ctrl-C clears the input, twice leaves"),
-    ("Up, Down", "earlier messages; Up takes a queued message back"),
-    ("Tab, Ctrl-L", "complete a command; redraw the screen"),
+    ("Esc Esc", "go back to an earlier message"),
+    ("Up, Ctrl-R", "earlier messages, one by one or searched; Up takes a queued message back"),
+    ("Tab", "complete a command, its argument, or a file behind an @"),
+    ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does so too"),
+    ("Ctrl-O, Ctrl-L", "show what the model thought; redraw the screen"),
+    ("!COMMAND", "run a shell command; its output can go along with the next message"),
     ("Ctrl-D", "leave"),
 )
 
 
 class Desk(Protocol):
-    """What a command may touch: the session, and the way out."""
+    """What a command may touch: the session, how things are shown, and the way out."""
 
     session: Session
+
+    @property
+    def look(self) -> Look:
+        """How what a command says is shown."""
 
     def leave(self) -> None:
         """End the program."""
 
+    def copy(self, text: str) -> None:
+        """Put a text on the terminal's clipboard. Raises KvchatError."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlashCommand:
-    """One command. `run` takes what follows the name and returns what to show; `anytime` also during an answer."""
+    """One command. `run` takes what follows the name and returns what to show; `anytime` also during an answer.
+
+    `choices` are what Tab offers for the argument.
+    """
 
     name: str
     arguments: str
     help: str
     run: Callable[[Desk, str], str]
     anytime: bool = False
+    choices: Callable[[Desk], Iterable[str]] = lambda desk: ()
 
 
 def is_command(text: str) -> bool:
@@ -117,19 +134,50 @@ def _shown(value: object) -> str:
 
 
 def _stats(desk: Desk, argument: str) -> str:
+    from kvchat.ui.cache_tables import history_table
+
     totals, last = desk.session.totals, desk.session.last
     if last is None:
         return "nothing was answered yet"
     asked = totals.cached_tokens + totals.prefilled_tokens
-    return "\n".join(
+    return joined(
         (
             f"answers {totals.answers} · generated {totals.completion_tokens} tokens",
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
             f" · prefilled {totals.prefilled_tokens}",
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
-        )
+            history_table([each.answer for each in desk.session.path if each.answer], desk.look),
+            _memory(desk),
+        ),
+        desk.look.columns - 1,
     )
+
+
+def _memory(desk: Desk) -> str:
+    """What the engine has in memory; not asked while it is busy, for that would wait."""
+    from kvchat.ui.cache_tables import memory_text
+
+    backend = desk.session.backend
+    return memory_text(backend.cache(())) if backend.status().phase is Phase.READY else ""
+
+
+def _cache(desk: Desk, argument: str) -> str:
+    from kvchat.ui.cache_tables import cache_text, why_text
+
+    if argument not in ("", "why"):
+        raise UsageError(f"/cache {argument} is not known", "say /cache or /cache why")
+    session = desk.session
+    if argument:
+        return why_text(session.last, desk.look) if session.last else "nothing was answered yet"
+    return cache_text(session.backend.cache(session.history), session.store.totals(), desk.look)
+
+
+def _context(desk: Desk, argument: str) -> str:
+    from kvchat.ui.cache_tables import context_text
+
+    backend = desk.session.backend
+    return context_text(backend.cache(desk.session.history), backend.info().context, desk.look)
 
 
 def _tokens(desk: Desk, argument: str) -> str:
@@ -138,6 +186,23 @@ def _tokens(desk: Desk, argument: str) -> str:
         return f"{desk.session.backend.count(argument)} tokens"
     used = desk.session.last.usage.total_tokens if desk.session.last else 0
     return f"the conversation has {used} tokens of {context}"
+
+
+def _copy(desk: Desk, argument: str) -> str:
+    if desk.session.last is None:
+        raise UsageError("nothing was answered yet", "there is nothing to copy")
+    which, arrow, name = argument.partition(">")
+    text = selection(desk.session.last.text, which.strip())
+    num_lines = len(text.splitlines())
+    lines = "1 line" if num_lines == 1 else f"{num_lines} lines"
+    if arrow:
+        return f"{lines} written to {write_new(name.strip(), text)}"
+    desk.copy(text)
+    return f"{lines} went to the terminal's clipboard; if it has none: /copy > FILE"
+
+
+def _option_names(desk: Desk) -> list[str]:
+    return [item.name for item in fields(Options)]
 
 
 def _exit(desk: Desk, argument: str) -> str:
@@ -149,8 +214,20 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("/help", "", "this list", _help, anytime=True),
     SlashCommand("/clear", "", "begin a new conversation", _clear),
     SlashCommand("/system", "[TEXT|-]", "show, replace or remove the system prompt", _system),
-    SlashCommand("/set", "[KEY [VALUE]]", "show or change how answers are sampled", _set),
+    SlashCommand(
+        "/set", "[KEY [VALUE]]", "show or change how answers are sampled", _set, choices=_option_names
+    ),
     SlashCommand("/stats", "", "what the cache saved", _stats, anytime=True),
+    SlashCommand("/cache", "[why]", "what is cached of the conversation; why the rest was computed", _cache),
+    SlashCommand("/context", "", "who takes how many tokens of the context", _context),
     SlashCommand("/tokens", "[TEXT]", "count the tokens of a text, or of the conversation", _tokens),
+    SlashCommand(
+        "/copy",
+        "[code [N]] [> FILE]",
+        "copy the last answer, or a block of code",
+        _copy,
+        anytime=True,
+        choices=lambda desk: ("code",),
+    ),
     SlashCommand("/exit", "", "leave", _exit, anytime=True),
 )

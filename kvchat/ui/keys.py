@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, Filter, is_searching, vi_insert_mode, vi_mode
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.key_processor import KeyPressEvent
+from prompt_toolkit.keys import Keys
+
+_ENTER_WITH_A_MODIFIER = tuple(
+    form % code for code in (2, 3, 4, 5, 6) for form in ("\x1b[13;%du", "\x1b[27;%d;13~")
+)
 
 
 class Dialogue(Protocol):
@@ -15,6 +22,14 @@ class Dialogue(Protocol):
     @property
     def is_answering(self) -> bool:
         """Whether an answer is being made."""
+
+    @property
+    def is_picking(self) -> bool:
+        """Whether a list to choose from is shown."""
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question waits for y or n."""
 
     def submit(self) -> None:
         """Send what is in the input."""
@@ -31,8 +46,32 @@ class Dialogue(Protocol):
     def recall(self) -> None:
         """Up: the queued message, the line above, or an earlier message."""
 
+    def search(self) -> None:
+        """Search earlier messages as they are typed."""
+
     def complete(self) -> None:
-        """Complete the command that is being typed."""
+        """Complete what is being typed."""
+
+    def edit(self) -> None:
+        """Open the input in an editor."""
+
+    def rewind(self) -> None:
+        """List the user's messages, to go back to one."""
+
+    def move(self, step: int) -> None:
+        """Go up (-1) or down (1) in the list."""
+
+    def choose(self) -> None:
+        """Take what the list stands at."""
+
+    def drop(self) -> None:
+        """Leave the list."""
+
+    def reply(self, is_yes: bool) -> None:
+        """Answer the question."""
+
+    def show_thought(self) -> None:
+        """Show what the model thought before its last answer."""
 
     def redraw_all(self) -> None:
         """Clear the screen and draw anew."""
@@ -41,27 +80,75 @@ class Dialogue(Protocol):
         """Give the terminal back to the shell."""
 
 
-def key_bindings(dialogue: Dialogue, *, vi: bool = False) -> KeyBindings:
+def key_bindings(dialogue: Dialogue) -> KeyBindings:
     """All keys of a dialogue; what is not here is prompt_toolkit's own editing."""
+    for sequence in _ENTER_WITH_A_MODIFIER:
+        ANSI_SEQUENCES[sequence] = (Keys.Escape, Keys.ControlM)
+    picking = Condition(lambda: dialogue.is_picking)
+    asking = Condition(lambda: dialogue.is_asking) & ~picking
+    free = ~picking & ~asking & ~is_searching
     keys = KeyBindings()
-    rows = {
+    _bind_input(keys, dialogue, free)
+    _bind_list(keys, dialogue, picking)
+    _bind_question(keys, dialogue, asking)
+    return keys
+
+
+def _bind_input(keys: KeyBindings, dialogue: Dialogue, free: Filter) -> None:
+    rows: dict[str, Callable[[], None]] = {
         "enter": dialogue.submit,
         "c-c": dialogue.interrupt,
         "<sigint>": dialogue.interrupt,
         "c-d": dialogue.end_of_input,
         "up": dialogue.recall,
+        "c-r": dialogue.search,
         "tab": dialogue.complete,
+        "c-g": dialogue.edit,
+        "c-x c-e": dialogue.edit,
+        "c-o": dialogue.show_thought,
         "c-l": dialogue.redraw_all,
         "c-z": dialogue.suspend,
     }
     for key, verb in rows.items():
-        keys.add(key)(lambda event, verb=verb: verb())
-    keys.add("escape", filter=Condition(lambda: dialogue.is_answering and not vi))(
-        lambda event: dialogue.stop()
-    )
-    keys.add("c-j")(_new_line)
-    keys.add("escape", "enter")(_new_line)
-    return keys
+        keys.add(*key.split(), filter=free)(_calling(verb))
+    answering = Condition(lambda: dialogue.is_answering)
+    commanding = free & ~(vi_mode & vi_insert_mode)  # in vi's insert mode, Esc belongs to vi
+    keys.add("escape", filter=commanding & answering)(_calling(dialogue.stop))
+    keys.add("escape", "escape", filter=commanding & ~answering)(_calling(dialogue.rewind))
+    keys.add("c-j", filter=free)(_new_line)
+    keys.add("escape", "enter", filter=free)(_new_line)
+
+
+def _bind_list(keys: KeyBindings, dialogue: Dialogue, picking: Filter) -> None:
+    rows: dict[str, Callable[[], None]] = {
+        "up": lambda: dialogue.move(-1),
+        "c-p": lambda: dialogue.move(-1),
+        "down": lambda: dialogue.move(1),
+        "c-n": lambda: dialogue.move(1),
+        "enter": dialogue.choose,
+        "escape": dialogue.drop,
+        "c-c": dialogue.drop,
+        "<sigint>": dialogue.drop,
+        "<any>": lambda: None,
+    }
+    for key, verb in rows.items():
+        keys.add(key, filter=picking)(_calling(verb))
+
+
+def _bind_question(keys: KeyBindings, dialogue: Dialogue, asking: Filter) -> None:
+    for key in ("y", "Y"):
+        keys.add(key, filter=asking)(_calling(lambda: dialogue.reply(True)))
+    for key in ("n", "N", "enter", "escape", "c-c", "<sigint>"):
+        keys.add(key, filter=asking)(_calling(lambda: dialogue.reply(False)))
+
+    @keys.add("<any>", filter=asking)
+    def go_on_typing(event: KeyPressEvent) -> None:
+        dialogue.reply(False)
+        event.current_buffer.insert_text(event.data)
+
+
+def _calling(verb: Callable[[], None]) -> Callable[[KeyPressEvent], None]:
+    return lambda event: verb()
 
 
 def _new_line(event: KeyPressEvent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from typing import TextIO
 
@@ -9,8 +10,11 @@ from kvchat.backends.base import Done, Notice, Text
 from kvchat.chat.session import Session, is_empty
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.cache_watch import CacheWatch
+from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.oneshot import interruptible
 from kvchat.ui.render import error_line, sanitize, stats_line
+from kvchat.ui.tables import Look
 
 
 class LineDialogue:
@@ -20,10 +24,20 @@ class LineDialogue:
         self.session = session
         self._out = stdout
         self._leaving = False
+        self._watch = CacheWatch(session)
+
+    @property
+    def look(self) -> Look:
+        """Plain words, as wide as the terminal is."""
+        return Look(shutil.get_terminal_size().columns, plain=True)
 
     def leave(self) -> None:
         """End the dialogue after the command that asks for it."""
         self._leaving = True
+
+    def copy(self, text: str) -> None:
+        """Put a text on the terminal's clipboard."""
+        self._write(clipboard_sequence(text))
 
     def run(self) -> int:
         """Hold the dialogue until the input ends; the exit code."""
@@ -68,6 +82,7 @@ class LineDialogue:
                     self._write("\n" + stats_line(event.answer, backend.info().context) + "\n")
                     if is_empty(event.answer):
                         self._write("the message was taken back\n")
+        self._watch.look()
 
     def _write(self, text: str) -> None:
         self._out.write(text)

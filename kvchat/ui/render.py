@@ -57,14 +57,31 @@ def phase_text(status: Status) -> str:
 
 
 def progress_row(label: str, done: int, total: int, spent_s: float, columns: int) -> str:
-    """`prefill ████░░░░ 512/1800 · 830/s · 1.6 s left`, as much of it as fits."""
-    share = min(1.0, done / total) if total else 1.0
-    filled = round(12 * share)
-    parts = [f"{label} {'█' * filled}{'░' * (12 - filled)} {done}/{total}"]
+    """`prefill ████░░░░ 512/1800 · 830 tok/s · 1.6 s left`, as much of it as fits."""
+    parts = [f"{label} {_bar(done, total)} {done}/{total}"]
     if done and spent_s > 0:
         rate = done / spent_s
         parts += [f"{rate:.0f} tok/s", f"{(total - done) / rate:.1f} s left"]
     return toolbar(parts, columns)
+
+
+def loading_row(status: Status, spent_s: float, columns: int) -> str:
+    """`downloading ████░░░░ 43% · 40/93 MB · 12 MB/s · 4 s left`; without a total how long it took so far."""
+    label, done, total = status.detail or str(status.phase), status.done, status.total
+    if not total:
+        return toolbar([sanitize(label), f"{spent_s:.0f} s"], columns)
+    parts = [f"{sanitize(label)} {_bar(done, total)} {100 * done // total}%"]
+    if total >= 10**6:
+        parts.append(f"{done / 1e6:.0f}/{total / 1e6:.0f} MB")
+        parts += [f"{done / 1e6 / spent_s:.0f} MB/s"] if spent_s > 0 else []
+    if done and spent_s > 0:
+        parts.append(f"{(total - done) / done * spent_s:.0f} s left")
+    return toolbar(parts, columns)
+
+
+def _bar(done: int, total: int) -> str:
+    filled = round(12 * min(1.0, done / total)) if total else 12
+    return "█" * filled + "░" * (12 - filled)
 
 
 def dim(text: str) -> str:

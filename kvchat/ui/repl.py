@@ -14,19 +14,21 @@ from kvchat.backends.base import Answer, Done, Event, ModelInfo, Notice, Phase, 
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import KvchatError, ModelUnavailableError
-from kvchat.ui import commands
 from kvchat.ui.answer import AnswerView, PlainBlocks, Tail
+from kvchat.ui.cache_watch import CacheWatch, cache_part
+from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.history import message_history
+from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
-from kvchat.ui.render import dim, error_line, phase_text, sanitize, stats_line, toolbar
+from kvchat.ui.render import dim, error_line, loading_row, phase_text, sanitize, stats_line, toolbar
 from kvchat.ui.screen import PROMPT, Content, Screen
+from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns
 
 FRAME_S = 0.05
 """Time between two redraws that an answer causes."""
 
 _POLL_S = 0.1
-_HINT_S = 2.0
 _LEAVE_S = 2.0
 _QUEUED_ROWS = 3
 
@@ -39,15 +41,17 @@ class Repl:
         self._config = config
         self._color = color
         self._turns = Turns(session, self, self)
+        self._cache = CacheWatch(session)
         self._screen = Screen(
             Content(self._tail, self._queued, self._toolbar),
-            key_bindings(self, vi=config.ui.vi),
             message_history(config.paths.data / "history", save=config.chat.save),
             vi=config.ui.vi,
         )
+        self._keyboard = Keyboard(self, self._screen, self._turns)
+        self._screen.listen(key_bindings(self._keyboard))
         self._view: AnswerView | None = None
         self._frame_due = False
-        self._hint = ("", 0.0)
+        self._stage = ("", time.monotonic())  # of loading, and since when
         self._info: ModelInfo | None = None
         self._hopeless: KvchatError | None = None
 
@@ -68,7 +72,7 @@ class Repl:
         self._loop.set_exception_handler(self._on_loop_error)
         for signum in (signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(signum, self._screen.leave, 128 + signum)
-        self._loop.add_signal_handler(signal.SIGTSTP, self.suspend)
+        self._loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
         log = _LogLines(lambda message: self._turns.hand(self._say_error, message))
         logging.getLogger("kvchat").addHandler(log)
         tasks = [asyncio.create_task(work) for work in (self._turns.work(), self._greet(), self._watch())]
@@ -118,103 +122,55 @@ class Repl:
             self._screen.buffer.append_to_history()
             self._screen.leave(error.exit_code)
 
+    def _look_at_cache(self) -> None:
+        """In a thread, for it waits: see what the cache has stored."""
+        self._cache.look()
+        self._turns.hand(self._screen.app.invalidate)
+
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         self._say_error(f"internal error: {type(error).__name__}: {error}" if error else context["message"])
 
-    # What keys mean
+    # What commands and keys ask for
 
     @property
-    def is_answering(self) -> bool:
-        """Whether an answer is being made."""
-        return self._turns.running is not None
+    def look(self) -> Look:
+        """How what a command says is shown."""
+        return Look(self._screen.columns, color=self._color)
 
-    def submit(self) -> None:
-        """Send the input, unless it ends in a backslash: that is a new line."""
-        buffer = self._screen.buffer
-        if buffer.document.is_cursor_at_the_end and buffer.text.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-            return
-        text = buffer.text.strip()
-        if not text:
-            return
-        buffer.reset(append_to_history=True)
-        if commands.is_command(text):
-            self._submit_command(text)
-        else:
-            self._turns.add(text)
-
-    def _submit_command(self, text: str) -> None:
-        try:
-            command, _ = commands.find(text)
-        except KvchatError as error:
-            self.on_result(text, "", error)
-            return
-        if command.anytime:
-            self._turns.run_now(text)
-        else:
-            self._turns.add(text)
-
-    def interrupt(self) -> None:
-        """Ctrl-C: stop the answer, or take back what waits, or clear the input, or leave at the second time."""
-        buffer = self._screen.buffer
-        if self.is_answering:
-            self.stop()
-        elif self._turns.waiting:
-            self._put_back(self._turns.take_back())
-        elif buffer.text:
-            buffer.reset()
-        elif self._hint[1] > time.monotonic():
-            self.leave()
-        else:
-            self._show_hint("Ctrl-C again leaves")
-
-    def stop(self) -> None:
-        """Stop the answer; what was said stays."""
-        self.session.backend.cancel()
-
-    def end_of_input(self) -> None:
-        """Leave if the input is empty."""
-        if self._screen.buffer.text:
-            self._screen.buffer.delete()
-        else:
-            self.leave()
+    @property
+    def thought(self) -> str:
+        """What the model thinks now, or thought before its last answer."""
+        if self._view is not None and self._view.thought:
+            return self._view.thought
+        return sanitize(self.session.last.reasoning) if self.session.last else ""
 
     def leave(self) -> None:
         """End the dialogue; may be called from any thread."""
         self._turns.hand(self._screen.leave, 0)
 
-    def recall(self) -> None:
-        """The message that waits last if there is one, else the line above, else an earlier message."""
-        if self._turns.waiting and not self._screen.buffer.text:
-            self._set_input(self._turns.waiting.pop())
-        else:
-            self._screen.buffer.auto_up()
+    def copy(self, text: str) -> None:
+        """Put a text on the terminal's clipboard; may be called from any thread."""
+        self._turns.hand(self._screen.write, clipboard_sequence(text))
 
-    def complete(self) -> None:
-        """Complete a command as far as it is clear, and name what it may become."""
-        names = commands.completions(self._screen.buffer.text)
-        if len(names) == 1:
-            self._set_input(names[0] + " ")
-        elif names:
-            self._set_input(commands.common_start(names))
-            self._show_hint("  ".join(names))
+    def show(self, text: str) -> None:
+        """Print dim lines above the input."""
+        self._screen.print_above(dim(sanitize(text)))
 
-    def redraw_all(self) -> None:
-        """Clear the screen and draw anew."""
-        self._screen.clear()
+    def echo(self, text: str) -> None:
+        """Print what was entered above the input."""
+        self._screen.print_above(f"\x1b[1m{PROMPT}\x1b[22m" + sanitize(text).replace("\n", "\n  "))
 
-    def suspend(self) -> None:
-        """Give the terminal back to the shell."""
-        self._screen.suspend()
+    def show_error(self, error: KvchatError) -> None:
+        """Print an error above the input."""
+        self._say_error(error.message, error.remedy)
 
     # What becomes of messages
 
     def on_turn(self, text: str) -> None:
         """A message is sent now."""
         self._view = self._new_view()
-        self._echo(text)
+        self.echo(text)
 
     def on_event(self, event: Event) -> None:
         """Note what is new and see to it that it is drawn, at most once in FRAME_S."""
@@ -236,7 +192,7 @@ class Repl:
             return
         self._say_error(error.message, error.remedy)
         self._turns.waiting.appendleft(text)
-        self._put_back(self._turns.take_back())
+        self._keyboard.put_back(self._turns.take_back())
 
     def on_turn_end(self) -> None:
         """The next message may come."""
@@ -245,16 +201,17 @@ class Repl:
 
     def on_result(self, text: str, shown: str, error: KvchatError | None) -> None:
         """Show what a command gave."""
-        self._echo(text)
+        self.echo(text)
         if shown:
-            self._screen.print_above(dim(sanitize(shown)))
+            self._screen.print_above(shown if isinstance(shown, Styled) else dim(sanitize(shown)))
         if error:
             self._say_error(error.message, error.remedy)
 
     def _on_done(self, answer: Answer) -> None:
         self._print_rest(then=dim(stats_line(answer, self._context())) + "\n")
+        self._turns.start(self._look_at_cache)
         if is_empty(answer) and self._turns.running:
-            self._put_back(self._turns.running)
+            self._keyboard.put_back(self._turns.running)
 
     def _frame(self) -> None:
         """Print what became finished and draw the rest."""
@@ -275,32 +232,16 @@ class Repl:
 
     def _new_view(self) -> AnswerView:
         if self._config.ui.markdown == "never":
-            return AnswerView(PlainBlocks())
+            return AnswerView(PlainBlocks(), show_thought=self._config.ui.reasoning)
         from kvchat.ui.markdown import MarkdownBlocks
 
-        return AnswerView(MarkdownBlocks(color=self._color))
+        return AnswerView(MarkdownBlocks(color=self._color), show_thought=self._config.ui.reasoning)
 
     # What is shown
-
-    def _echo(self, text: str) -> None:
-        self._screen.print_above(f"\x1b[1m{PROMPT}\x1b[22m" + sanitize(text).replace("\n", "\n  "))
 
     def _say_error(self, message: str, remedy: str = "") -> None:
         line = error_line(message, remedy)
         self._screen.print_above(f"\x1b[31m{line}\x1b[39m" if self._color else line)
-
-    def _show_hint(self, text: str) -> None:
-        self._hint = (text, time.monotonic() + _HINT_S)
-        self._loop.call_later(_HINT_S + 0.01, self._screen.app.invalidate)
-
-    def _set_input(self, text: str) -> None:
-        self._screen.buffer.text = text
-        self._screen.buffer.cursor_position = len(text)
-
-    def _put_back(self, text: str) -> None:
-        """Give back to the input what was not sent, ahead of what was typed since."""
-        typed = self._screen.buffer.text
-        self._set_input(f"{text}\n{typed}" if typed else text)
 
     def _name(self) -> str:
         return sanitize(Path(self._info.name if self._info else self._config.model.name).name)
@@ -309,23 +250,31 @@ class Repl:
         return self._info.context if self._info else self._config.model.context or 0
 
     def _tail(self, columns: int) -> Tail:
-        return self._view.tail(columns) if self._view else Tail([])
+        if self._view is not None:
+            return self._view.tail(columns)
+        status, now = self.session.backend.status(), time.monotonic()
+        if status.phase is not Phase.LOADING or self._info is not None:
+            return Tail([])
+        if status.detail != self._stage[0]:
+            self._stage = (status.detail, now)
+        return Tail([loading_row(status, now - self._stage[1], columns)], "wait")
 
     def _queued(self, columns: int) -> list[str]:
         waiting = self._turns.waiting
         shown = [f"queued: {' '.join(sanitize(text).split())}"[: columns - 1] for text in waiting]
-        if len(shown) <= _QUEUED_ROWS:
-            return shown
-        return [*shown[: _QUEUED_ROWS - 1], f"… and {len(shown) - _QUEUED_ROWS + 1} more"]
+        if len(shown) > _QUEUED_ROWS:
+            shown = [*shown[: _QUEUED_ROWS - 1], f"… and {len(shown) - _QUEUED_ROWS + 1} more"]
+        return shown + self._keyboard.rows(columns)
 
     def _toolbar(self, columns: int) -> str:
-        hint, until = self._hint
-        if until > time.monotonic():
-            return toolbar([hint], columns)
+        if self._keyboard.hint:
+            return toolbar([self._keyboard.hint], columns)
         parts = [self._name(), phase_text(self.session.backend.status())]
         if self.session.last and self.session.last.usage.total_tokens:
             parts.append(f"ctx {self.session.last.usage.total_tokens}/{self._context()}")
             parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")
+        if self._cache.view:
+            parts.append(cache_part(self._cache.view))
         return toolbar(parts, columns)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from prompt_toolkit.application import Application
+from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.enums import EditingMode
@@ -25,7 +25,9 @@ from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, L
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.output.vt100 import Vt100_Output
+from prompt_toolkit.search import SearchDirection, start_search
 from prompt_toolkit.styles import Style
+from prompt_toolkit.widgets import SearchToolbar
 
 from kvchat.ui.answer import Tail
 
@@ -90,15 +92,17 @@ class Content:
 class Screen:
     """Shows what `content` says and prints finished text above it."""
 
-    def __init__(
-        self, content: Content, keys: KeyBindingsBase, history: History, *, vi: bool = False
-    ) -> None:
+    def __init__(self, content: Content, history: History, *, vi: bool = False) -> None:
         self.output = terminal_output()
         self.buffer = Buffer(multiline=True, history=history)
+        self.is_lent = False
         self._content = content
+        self._held: list[str] = []
+        self._search = SearchToolbar(
+            forward_search_prompt="search forward: ", backward_search_prompt="search: "
+        )
         self.app: Application[int] = Application(
             layout=Layout(self._root(), focused_element=self.buffer),
-            key_bindings=keys,
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             style=_STYLE,
             output=self.output,
@@ -106,6 +110,10 @@ class Screen:
         )
         self.app.ttimeoutlen = 0.05
         self.app.timeoutlen = 0.3
+
+    def listen(self, keys: KeyBindingsBase) -> None:
+        """Use these keys, beside those for editing text."""
+        self.app.key_bindings = keys
 
     @property
     def columns(self) -> int:
@@ -116,10 +124,34 @@ class Screen:
         """Print lines above the input for good; `text` may carry SGR colours that we made ourselves."""
         if self.app.is_done:
             return
+        if self.is_lent:
+            self._held.append(text)
+            return
         with self.output.frame():
             self.app.renderer.erase()
             self.output.write_raw(text.replace("\n", "\r\n") + "\x1b[0m\r\n")
             self.app._redraw()
+
+    def write(self, sequence: str) -> None:
+        """Send a sequence of our own making that shows nothing."""
+        if not self.app.is_done and not self.is_lent:
+            self.output.write_raw(sequence)
+            self.output.flush()
+
+    async def lend(self, work: Callable[[], str]) -> str:
+        """Give the terminal to what `work`, in a thread, starts; what is printed meanwhile comes after it."""
+        self.is_lent = True
+        try:
+            return await run_in_terminal(work, in_executor=True)
+        finally:
+            self.is_lent = False
+            held, self._held = self._held, []
+            for text in held:
+                self.print_above(text)
+
+    def search(self) -> None:
+        """Search the history backward, as it is typed."""
+        start_search(direction=SearchDirection.BACKWARD)
 
     def clear(self) -> None:
         """Empty the visible screen and draw the live part at its top."""
@@ -127,12 +159,14 @@ class Screen:
 
     def suspend(self) -> None:
         """Give the terminal back to the shell until it says `fg`."""
-        from prompt_toolkit.application import run_in_terminal
 
         def stop() -> None:
             os.kill(0, signal.SIGSTOP)
 
-        run_in_terminal(stop)
+        if self.is_lent:
+            stop()
+        else:
+            run_in_terminal(stop)
 
     def leave(self, code: int) -> None:
         """End `run` with an exit code."""
@@ -157,7 +191,7 @@ class Screen:
             dont_extend_height=True,
         )
         entry = Window(
-            BufferControl(self.buffer),
+            BufferControl(self.buffer, search_buffer_control=self._search.control, preview_search=True),
             height=lambda: Dimension(min=1, max=max(1, self.output.get_size().rows - 10)),
             dont_extend_height=True,
             wrap_lines=True,
@@ -172,6 +206,7 @@ class Screen:
             ConditionalContainer(live, Condition(lambda: bool(self._tail()))),
             ConditionalContainer(queued, Condition(lambda: bool(self._content.queued(self.columns)))),
             entry,
+            self._search,
             bar,
         ]
         return HSplit(rows, align=VerticalAlign.TOP)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from kvchat.backends.base import Event, Phase
+from kvchat.backends.base import Done, Event, Phase
 from kvchat.chat.session import Session
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
@@ -48,6 +48,7 @@ class Turns:
         self._session = session
         self._desk = desk
         self._listener = listener
+        self._is_stopping = False
         self._news = asyncio.Event()
         self._worker: threading.Thread | None = None
 
@@ -65,6 +66,11 @@ class Turns:
     def run_now(self, command: str) -> None:
         """Run a command beside whatever is going on."""
         self.start(self._run_command, command)
+
+    def stop(self) -> None:
+        """Cancel the running answer, even if the backend has not begun with it."""
+        self._is_stopping = True
+        self._session.backend.cancel()
 
     async def work(self) -> None:
         """Take one after the other, for ever."""
@@ -108,6 +114,7 @@ class Turns:
 
     async def _turn(self, text: str) -> None:
         self.running = text
+        self._is_stopping = False
         self._listener.on_turn(text)
         try:
             await self._finish(self._send, text)
@@ -134,6 +141,9 @@ class Turns:
     def _send(self, text: str) -> None:
         try:
             for event in self._session.send(text.removeprefix("/") if text.startswith("//") else text):
+                if self._is_stopping and not isinstance(event, Done):
+                    self._is_stopping = False  # once more: what was asked before it began may be forgotten
+                    self._session.backend.cancel()
                 self.hand(self._listener.on_event, event)
         except Exception as error:  # a bug must not end the dialogue
             self.hand(self._listener.on_failure, text, _as_known(error))

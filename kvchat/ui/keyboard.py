@@ -1,0 +1,278 @@
+"""What keys do to the input, the queue and the conversation. Lives in the event loop's thread; draws nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from kvchat.errors import KvchatError
+from kvchat.ui import commands
+from kvchat.ui.completion import completion
+from kvchat.ui.editor import edited
+from kvchat.ui.picker import Picker
+from kvchat.ui.screen import Screen
+from kvchat.ui.shell import Output, ShellCommand, is_shell_command
+from kvchat.ui.turns import Turns
+
+_HINT_S = 2.0
+
+
+class Face(commands.Desk, Protocol):
+    """What keys may show, beside what a command may touch."""
+
+    def show(self, text: str) -> None:
+        """Print dim lines above the input."""
+
+    def echo(self, text: str) -> None:
+        """Print what was entered above the input."""
+
+    def show_error(self, error: KvchatError) -> None:
+        """Print an error above the input."""
+
+    def on_result(self, text: str, shown: str, error: KvchatError | None) -> None:
+        """Show what a command gave."""
+
+    @property
+    def thought(self) -> str:
+        """What the model thinks now, or thought before its last answer."""
+
+
+class Keyboard:
+    """The verbs of all keys."""
+
+    def __init__(self, face: Face, screen: Screen, turns: Turns) -> None:
+        self._face = face
+        self._screen = screen
+        self._turns = turns
+        self._hint = ("", 0.0)
+        self._picker: Picker | None = None
+        self._shell: ShellCommand | None = None
+        self._question: Output | None = None
+        self._attached: list[Output] = []
+
+    # What stands around the input
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is being made."""
+        return self._turns.running is not None
+
+    @property
+    def is_picking(self) -> bool:
+        """Whether a list to choose from is shown."""
+        return self._picker is not None
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question waits for y or n."""
+        return self._question is not None
+
+    @property
+    def hint(self) -> str:
+        """What the toolbar says for a moment."""
+        text, until = self._hint
+        return text if until > time.monotonic() else ""
+
+    def rows(self, columns: int) -> list[str]:
+        """The list, the question, or what goes along with the next message."""
+        if self._picker is not None:
+            return self._picker.rows(columns)
+        if self._question is not None:
+            return [f"add these {self._question.num_lines} lines to the next message? y/n"[: columns - 1]]
+        return [
+            f"with the next message: output of {output.command}"[: columns - 1] for output in self._attached
+        ]
+
+    def show_hint(self, text: str) -> None:
+        """Say something in the toolbar for a moment."""
+        self._hint = (text, time.monotonic() + _HINT_S)
+        asyncio.get_running_loop().call_later(_HINT_S + 0.01, self._screen.app.invalidate)
+
+    def put(self, text: str) -> None:
+        """Make this the input."""
+        self._screen.buffer.text = text
+        self._screen.buffer.cursor_position = len(text)
+
+    def put_back(self, text: str) -> None:
+        """Give back to the input what was not sent, ahead of what was typed since."""
+        typed = self._screen.buffer.text
+        self.put(f"{text}\n{typed}" if typed else text)
+
+    # Sending
+
+    def submit(self) -> None:
+        """Send the input, unless it ends in a backslash: that is a new line."""
+        buffer = self._screen.buffer
+        if buffer.document.is_cursor_at_the_end and buffer.text.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+            return
+        text = buffer.text.encode("utf-8", "replace").decode().strip()
+        if not text:
+            return
+        buffer.text = text
+        buffer.reset(append_to_history=True)
+        if is_shell_command(text):
+            self._run(text)
+        elif commands.is_command(text):
+            self._submit_command(text)
+        else:
+            self._turns.add("\n\n".join((text, *(output.message for output in self._attached))))
+            self._attached.clear()
+
+    def _submit_command(self, text: str) -> None:
+        try:
+            command, _ = commands.find(text)
+        except KvchatError as error:
+            self._face.on_result(text, "", error)
+            return
+        if command.anytime:
+            self._turns.run_now(text)
+        else:
+            self._turns.add(text)
+
+    def _run(self, text: str) -> None:
+        """A shell command: one at a time, beside whatever goes on."""
+        self._face.echo(text)
+        if self._shell is not None:
+            self._face.show_error(KvchatError("another command is running", "Ctrl-C ends it"))
+            return
+        self._shell = ShellCommand(text[1:])
+        self._turns.start(lambda shell: self._turns.hand(self._on_output, shell.output()), self._shell)
+
+    def _on_output(self, output: Output) -> None:
+        self._shell = None
+        self._face.show(output.text or "no output")
+        if output.code:
+            self._face.show(f"exit code {output.code}")
+        self._question = output if output.text else None
+        self._screen.app.invalidate()
+
+    def reply(self, is_yes: bool) -> None:
+        """Whether a command's output goes along with the next message."""
+        assert self._question is not None
+        if is_yes:
+            self._attached.append(self._question)
+        self._question = None
+
+    # Stopping and leaving
+
+    def interrupt(self) -> None:
+        """Ctrl-C: end the shell command, or the answer, or take back what waits, or clear, or leave the second time."""
+        buffer = self._screen.buffer
+        if self._screen.is_lent:
+            return
+        if self._shell is not None:
+            self._shell.end()
+        elif self.is_answering:
+            self.stop()
+        elif self._turns.waiting:
+            self.put_back(self._turns.take_back())
+        elif buffer.text or self._attached:
+            self._attached.clear()
+            buffer.reset()
+        elif self.hint:
+            self._face.leave()
+        else:
+            self.show_hint("Ctrl-C again leaves")
+
+    def stop(self) -> None:
+        """Stop the answer; what was said stays."""
+        self._turns.stop()
+
+    def end_of_input(self) -> None:
+        """Leave if the input is empty."""
+        if self._screen.buffer.text:
+            self._screen.buffer.delete()
+        else:
+            self._face.leave()
+
+    def suspend(self) -> None:
+        """Give the terminal back to the shell."""
+        self._screen.suspend()
+
+    # Finding and changing text
+
+    def recall(self) -> None:
+        """The message that waits last if there is one, else the line above, else an earlier message."""
+        if self._turns.waiting and not self._screen.buffer.text:
+            self.put(self._turns.waiting.pop())
+        else:
+            self._screen.buffer.auto_up()
+
+    def search(self) -> None:
+        """Search earlier messages as they are typed."""
+        self._screen.search()
+
+    def complete(self) -> None:
+        """Complete as far as it is clear, and name what it may become."""
+        buffer = self._screen.buffer
+        before = buffer.document.text_before_cursor
+        found = completion(before, self._face)
+        if len(found.certain) > len(before) - found.start:
+            buffer.delete_before_cursor(len(before) - found.start)
+            buffer.insert_text(found.certain)
+        if len(found.names) > 1:
+            self.show_hint("  ".join(found.names))
+
+    def edit(self) -> None:
+        """Open the input in an editor."""
+        if not self._screen.is_lent:
+            self._screen.app.create_background_task(self._edit())
+
+    async def _edit(self) -> None:
+        text = self._screen.buffer.text
+        try:
+            self.put(await self._screen.lend(lambda: edited(text)))
+        except KvchatError as error:
+            self._face.show_error(error)
+
+    def redraw_all(self) -> None:
+        """Clear the screen and draw anew."""
+        self._screen.clear()
+
+    def show_thought(self) -> None:
+        """Show what the model thought before its last answer."""
+        if self._face.thought:
+            self._face.show(self._face.thought.strip("\n"))
+        else:
+            self.show_hint("the last answer came without reasoning")
+
+    # Going back
+
+    def rewind(self) -> None:
+        """List the user's messages, to go back to one."""
+        path = self._face.session.path
+        if not path:
+            self.show_hint("there is no message to go back to")
+            return
+        self._picker = Picker(
+            "go back to before: (Enter takes it, Esc leaves)",
+            [exchange.user.text for exchange in path],
+            lambda number: self._go_back(len(path) - number),
+        )
+
+    def _go_back(self, num_exchanges: int) -> None:
+        undone = self._face.session.undo(num_exchanges)
+        self.put(undone[0].user.text)
+        messages = "a message is" if num_exchanges == 1 else f"{num_exchanges} messages are"
+        self._face.show(f"{messages} taken back; what was said stays as a branch")
+
+    def move(self, step: int) -> None:
+        """Go up or down in the list."""
+        if self._picker is not None:
+            self._picker.move(step)
+
+    def choose(self) -> None:
+        """Take what the list stands at."""
+        picker, self._picker = self._picker, None
+        if picker is not None:
+            try:
+                picker.then(picker.at)
+            except KvchatError as error:
+                self._face.show_error(error)
+
+    def drop(self) -> None:
+        """Leave the list."""
+        self._picker = None
