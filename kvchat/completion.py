@@ -1,0 +1,218 @@
+"""`kvchat completion SHELL`: scripts that complete commands, flags, their choices and names. From the tables alone."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from kvchat.config import Config
+from kvchat.flags import EVERYWHERE, FLAGS, Flag
+
+_FILES = ("FILE", "DIR")
+_NAMED = {"-m": "models", "-t": "prompts", "-r": "sessions"}
+"""Flags whose value is a name that `kvchat GROUP ls` lists, by their first name."""
+_LISTED = ("NAME", "PROMPT", "SESSION")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A flag: all its names, whether a value follows, and which: `choices`, what `kvchat GROUP ls` lists, or files."""
+
+    names: tuple[str, ...]
+    help: str
+    takes_value: bool = False
+    choices: tuple[str, ...] = ()
+    group: str = ""
+    is_file: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What may follow the command words of `route`: more of them with their help, options, and names of `group`."""
+
+    route: str
+    words: dict[str, str]
+    options: tuple[Option, ...]
+    group: str = ""
+
+
+def places() -> tuple[Place, ...]:
+    """All places of the command line, the bare program first."""
+    from kvchat.subcommands import COMMANDS
+
+    top = tuple(_option(flag) for flags in FLAGS.values() for flag in flags)
+    groups: dict[str, dict[str, str]] = {}
+    found: list[Place] = []
+    for row in COMMANDS:
+        group, _, verb = row.name.partition(" ")
+        groups.setdefault(group, {})
+        if verb:
+            groups[group][verb] = row.help
+        flags = [Flag(name, rest.get("help", ""), None, rest) for name, rest in row.arguments.items()]
+        own = [_option(flag) for flag in flags if flag.names.startswith("-")]
+        shared = [option for option in top if option.names[0] in (*EVERYWHERE, *row.flags)]
+        listed = any(flag.rest.get("metavar") in _LISTED for flag in flags if not flag.names.startswith("-"))
+        found.append(Place(row.name, {}, (*own, *shared), group if listed else ""))
+    about = {row.name.split()[0]: row.about or row.help for row in COMMANDS}
+    menus = [Place(group, verbs, ()) for group, verbs in groups.items() if verbs]
+    standing = (Option(("-h", "--help"), "show the help and end"), Option(("--version",), "show the version"))
+    return Place("", about, (*top, *standing)), *menus, *found
+
+
+def _option(flag: Flag) -> Option:
+    names, rest = tuple(flag.names.split()), flag.rest
+    takes_value = not str(rest.get("action", "")).startswith("store_")
+    return Option(
+        names,
+        flag.help,
+        takes_value,
+        tuple(rest.get("choices", ())),
+        _NAMED.get(names[0], ""),
+        rest.get("metavar") in _FILES or names[0] == "-m",
+    )
+
+
+def _routes() -> list[str]:
+    return [place.route for place in places() if place.route]
+
+
+def _valued() -> list[Option]:
+    """Every option that takes a value, once."""
+    by_name = {option.names: option for place in places() for option in place.options if option.takes_value}
+    return list(by_name.values())
+
+
+def bash(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The script for bash: `source <(kvchat completion bash)`."""
+    yield from (
+        "# Completion of kvchat in bash; to use it: source <(kvchat completion bash)",
+        '_kvchat_names() { kvchat "$1" ls 2>/dev/null | while read -r name _; do printf \'%s\\n\' "$name"; done; }',
+        "_kvchat() {",
+        '    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} route="" words="" i',
+        '    if [[ $cur == "=" ]]; then cur=""; elif [[ $prev == "=" ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi',
+        "    COMPREPLY=()",
+        "    for ((i = 1; i < COMP_CWORD; i++)); do",
+        '        case "${route:+$route }${COMP_WORDS[i]}" in',
+        f'            {_patterns(_routes())}) route="${{route:+$route }}${{COMP_WORDS[i]}}";;',
+        "        esac",
+        "    done",
+        '    case "$prev" in',
+    )
+    for option in _valued():
+        yield f"        {'|'.join(option.names)}) {_bash_values(option)}return;;"
+    yield from ("    esac", '    case "$route" in')
+    for place in places():
+        words = [*place.words, *(name for option in place.options for name in option.names)]
+        listed = f" $(_kvchat_names {place.group})" if place.group else ""
+        yield f'        {shlex.quote(place.route)}) words="{" ".join(words)}{listed}";;'
+    yield from (
+        "    esac",
+        '    COMPREPLY=($(compgen -W "$words" -- "$cur"))',
+        "}",
+        "complete -F _kvchat kvchat",
+    )
+
+
+def _patterns(words: Iterable[str]) -> str:
+    return "|".join(shlex.quote(word) for word in words)
+
+
+def _bash_values(option: Option) -> str:
+    parts = []
+    if option.choices or option.group:
+        words = " ".join(option.choices) or f"$(_kvchat_names {option.group})"
+        parts.append(f'$(compgen -W "{words}" -- "$cur")')
+    if option.is_file:
+        parts.append('$(compgen -f -- "$cur")')
+    return f"COMPREPLY=({' '.join(parts)}); " if parts else ""
+
+
+def zsh(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The script for zsh: `source <(kvchat completion zsh)`, or a file `_kvchat` in a folder of $fpath."""
+    yield from (
+        "#compdef kvchat",
+        "# Completion of kvchat in zsh; to use it: source <(kvchat completion zsh)",
+        "_kvchat_names() { local -a names; names=(${(f)\"$(kvchat $1 ls 2>/dev/null | awk '{print $1}')\"}); compadd -a names }",
+        "_kvchat() {",
+        '    local route="" word prev=$words[CURRENT-1]',
+        "    local -a items options",
+        "    for word in ${words[2,CURRENT-1]}; do",
+        '        case "${route:+$route }$word" in',
+        f'            ({_patterns(_routes())}) route="${{route:+$route }}$word";;',
+        "        esac",
+        "    done",
+        "    case $prev in",
+    )
+    for option in _valued():
+        yield f"        ({'|'.join(option.names)}) {_zsh_values(option)}return;;"
+    yield from ("    esac", "    case $route in")
+    for place in places():
+        yield f"        ({shlex.quote(place.route)})"
+        yield f"            items=({_described(place.words.items())})"
+        options = ((name, option.help) for option in place.options for name in option.names)
+        yield f"            options=({_described(options)})"
+        yield f"            {f'_kvchat_names {place.group}' if place.group else ':'};;"
+    yield from (
+        "    esac",
+        "    (( $#items )) && _describe -t commands command items",
+        "    (( $#options )) && _describe -o -t options option options",
+        "}",
+        'if [[ $funcstack[1] == _kvchat ]]; then _kvchat "$@"; else compdef _kvchat kvchat; fi',
+    )
+
+
+def _described(pairs: Iterable[tuple[str, str]]) -> str:
+    return " ".join(shlex.quote(f"{name}:{text}") for name, text in pairs)
+
+
+def _zsh_values(option: Option) -> str:
+    values = f"compadd -- {' '.join(option.choices)}; " if option.choices else ""
+    values += f"_kvchat_names {option.group}; " if option.group else ""
+    return values + ("_files; " if option.is_file else "")
+
+
+def fish(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The script for fish: `kvchat completion fish | source`."""
+    yield from (
+        "# Completion of kvchat in fish; to use it: kvchat completion fish | source",
+        "function __kvchat_names",
+        "    kvchat $argv[1] ls 2>/dev/null | string replace -r '\\s.*' ''",
+        "end",
+        "function __kvchat_at",
+        "    set -l route",
+        "    for word in (commandline -opc)[2..-1]",
+        f"        contains -- (string join -- ' ' $route $word) {' '.join(map(_fish_quote, _routes()))}; and set -a route $word",
+        "    end",
+        "    set -l joined (string join -- ' ' $route)",
+        '    test "$joined" = "$argv[1]"',
+        "end",
+        "complete -c kvchat -f",
+    )
+    for place in places():
+        at = f"complete -c kvchat -n {_fish_quote(f'__kvchat_at {_fish_quote(place.route)}')}"
+        for word, text in place.words.items():
+            yield f"{at} -a {word} -d {_fish_quote(text)}"
+        if place.group:
+            yield f"{at} -a '(__kvchat_names {place.group})'"
+        for option in place.options:
+            yield f"{at} {_fish_option(option)}"
+
+
+def _fish_option(option: Option) -> str:
+    names = [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names]
+    values = " ".join(option.choices) or (f"(__kvchat_names {option.group})" if option.group else "")
+    parts = [*names, f"-d {_fish_quote(option.help)}"]
+    if option.takes_value:
+        parts.append("-r" if option.is_file else "-x")
+    if option.is_file:
+        parts.append("-F")
+    if values:
+        parts.append(f"-a {_fish_quote(values)}")
+    return " ".join(parts)
+
+
+def _fish_quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
