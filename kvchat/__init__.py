@@ -54,7 +54,7 @@ def open(model: str | None = None, *, system: str | None = None, **settings: obj
     """A chat with a model in this process; close it, or use it in a `with`.
 
     `settings` are those of config.toml without their section, such as `temperature=0`, `max_tokens=100`,
-    `dtype="float32"` or `save=False`. The model loads in the background, the first answer waits for it.
+    `dtype="float32"`. It is kept among the saved sessions, unless `save=False`. The model loads in the background, the first answer waits for it.
     Raises UsageError for an unknown setting.
     """
     from kvchat.backends.local import LocalBackend

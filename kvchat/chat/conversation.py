@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kvchat.backends.base import Answer, Options, Role, Turn
+from kvchat.chat.export import exported
 from kvchat.chat.journal import Journal, new_row
 from kvchat.chat.store import LATEST, Store
 from kvchat.chat.tree import Branch, Exchange, Totals, Tree, new_id, relinked
@@ -76,11 +78,18 @@ class Conversation:
     @property
     def branches(self) -> tuple[Branch, ...]:
         """All ways through the tree, the oldest first, and how much each shares with the current path."""
+        self._learn_of_others()
         tips: dict[str, list[str]] = {}
         for row in self.store.sessions_of(self._journal.row.tree):
             if row.tip is not None and row.tip in self._tree:
                 tips.setdefault(row.tip, []).append(row.name or row.id)
         return self._tree.branches(self._tip, tips)
+
+    def export(self, kind: str) -> str:
+        """The conversation as `md`, `json` or `html`. Raises UsageError for another kind."""
+        tokens = self.last.usage.total_tokens if self.last else 0
+        row = replace(self._journal.row, num_exchanges=len(self.path), num_tokens=tokens, system=self._system)
+        return exported(row, self.path, kind)
 
     # Moving
 
@@ -164,6 +173,12 @@ class Conversation:
         self._tip = None
         self._journal = Journal(self.store, new_row(self._system, self.model))
         self.totals = Totals()
+
+    def _learn_of_others(self) -> None:
+        """Add what other terminals said in this tree."""
+        for exchange in self.store.exchanges(self._journal.row.tree):
+            if exchange.id not in self._tree:
+                self._tree.put(exchange)
 
     def _check_name(self, name: str | None) -> None:
         """Raise UsageError for a name that can't be given."""

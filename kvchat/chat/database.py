@@ -94,7 +94,8 @@ _TRIGGERS = ("text_added", "text_removed", "text_changed")
 class Database:
     """One SQLite file, opened at its first use; for all threads of a process, and beside other processes.
 
-    Without a `path` it lives in memory. Unless `saves`, it is a copy in memory of what the file holds.
+    Without a `path` it lives in memory. Unless `saves` it does so too, and what the file holds is copied into it when
+    something is read for the first time.
     """
 
     def __init__(self, path: Path | None, *, saves: bool = True, full_text: bool = True) -> None:
@@ -105,10 +106,11 @@ class Database:
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._inode = 0
+        self._is_copied = self._saves or path is None
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """The result of a query. Raises KvchatError when the file can't be used."""
-        return self._whole(query)
+        return self._whole(query, is_question=True)
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Do all of it or nothing. Raises KvchatError when the file can't be used."""
@@ -127,12 +129,12 @@ class Database:
                 self._connection.close()
             self._connection = None
 
-    def _whole(self, work: Callable[[Connection], T]) -> T:
+    def _whole(self, work: Callable[[Connection], T], *, is_question: bool = False) -> T:
         """Do it; if the file proves to be damaged, set it aside and do it once more in a new one."""
         with self._lock:
             try:
                 try:
-                    return work(self._opened())
+                    return work(self._opened(with_kept=is_question))
                 except sqlite3.DatabaseError as error:
                     if not _is_damage(error):
                         raise
@@ -146,17 +148,24 @@ class Database:
                     "see to the folder and its disk, or use --no-save",
                 ) from error
 
-    def _opened(self) -> Connection:
+    def _opened(self, *, with_kept: bool = False) -> Connection:
         if self._connection is None:
-            connection = self._connect() if self._saves else self._copy()
-            try:
-                _migrate(connection, self.path)
-                self.is_indexed = _indexed(connection) if self._full_text else _unindexed(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = self._prepared(self._connect() if self._saves else _connection(":memory:"))
+        if with_kept and not self._is_copied:
+            kept = self._prepared(self._copy())
+            _add_rows(self._connection, kept)
+            self._connection.close()
+            self._connection, self._is_copied = kept, True
         return self._connection
+
+    def _prepared(self, connection: Connection) -> Connection:
+        try:
+            _migrate(connection, self.path)
+            self.is_indexed = _indexed(connection) if self._full_text else _unindexed(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _connect(self) -> Connection:
         assert self.path is not None
@@ -215,6 +224,23 @@ def _connection(name: str) -> Connection:
     return db
 
 
+def _add_rows(source: Connection, target: Connection) -> None:
+    """Add what was said in one database in memory to another one; totals add up."""
+    ends = {
+        "exchange": "",
+        "token_ids": "",
+        "session": "",
+        "counter": " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    }
+    for table, end in ends.items():
+        names = [name for _, name, *_ in source.execute(f"PRAGMA table_info({table})") if name != "number"]
+        rows = source.execute(
+            f"SELECT {', '.join(names)} FROM {table}"
+        )  # in the order in which they were added
+        marks = ", ".join("?" for _ in names)
+        target.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}){end}", rows.fetchall())
+
+
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
@@ -257,7 +283,7 @@ def _has_triggers(db: Connection) -> bool:
 
 def _indexed(db: Connection) -> bool:
     """See to it that texts are indexed, where this SQLite can do it; whether they are."""
-    if not db.execute("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'").fetchone()[0]:
+    if ("ENABLE_FTS5",) not in db.execute("PRAGMA compile_options").fetchall():
         return _unindexed(db)
     if not _has_triggers(db):
         db.execute("BEGIN IMMEDIATE")

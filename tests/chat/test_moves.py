@@ -1,5 +1,6 @@
 """Every verb that moves a session's tip: what it shows, what it keeps, and what the store has of it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,26 @@ def test_the_second_of_two_terminals_branches_and_says_so(session: Session) -> N
     assert said(reopened(session, other.id)) == ["one", "two", "three", "yours"]
     assert not [event for event in session.send("more") if isinstance(event, Notice)]
     assert not [event for event in other.send("more") if isinstance(event, Notice)]
+
+
+def test_a_branch_of_another_terminal_can_be_seen_and_switched_to(session: Session) -> None:
+    other = reopened(session)
+    session.ask("mine")
+    finish(other.send("yours"))
+    assert [(branch.text, branch.shared) for branch in session.branches] == [("mine", 4), ("yours", 3)]
+    session.switch(other.id)
+    assert said(session) == ["one", "two", "three", "yours"]
+
+
+def test_a_conversation_is_exported_as_it_stands(session: Session) -> None:
+    session.undo()
+    assert session.export("md").startswith(
+        "# one\n\n## System\n\nbe brief\n\n## User\n\none\n\n## Assistant\n\n"
+    )
+    assert "three" not in session.export("html")
+    assert json.loads(session.export("json"))["turns"] == 2
+    with pytest.raises(UsageError, match="md, json, html"):
+        session.export("pdf")
 
 
 def test_a_move_in_a_session_that_moved_elsewhere_branches_as_well(session: Session) -> None:

@@ -250,6 +250,23 @@ def test_without_saving_what_is_there_can_be_read_and_nothing_is_written(path: P
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
+def test_without_saving_what_was_said_stands_beside_what_the_file_holds(path: Path) -> None:
+    talk(path, "kept").close()
+    session = Session(ScriptedBackend(), store=Store(path, saves=False))
+    session.ask("one")
+    session.ask("two")
+    session.options = Options(max_tokens=1)
+    session.ask("slow 2")
+    assert [row.title for row in session.store.sessions()] == ["one", "kept"]
+    assert session.store.totals().asked_tokens == 1 + 1 + 6 + 12
+    here = session.id
+    session.resume(session.store.sessions()[1].id)
+    assert [exchange.user.text for exchange in session.path] == ["kept"]
+    session.resume(here)
+    assert [exchange.user.text for exchange in session.path] == ["one", "two", "slow 2"]
+    assert session.history[1].tokens == (0, 1, 2)
+
+
 def test_without_saving_no_folder_is_made(path: Path) -> None:
     session = Session(ScriptedBackend(), store=Store(path, saves=False))
     session.ask("hello")
