@@ -71,7 +71,7 @@ class Repl:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._on_loop_error)
         for signum in (signal.SIGTERM, signal.SIGHUP):
-            self._loop.add_signal_handler(signum, self._screen.leave, 128 + signum)
+            self._loop.add_signal_handler(signum, self._end, 128 + signum)
         self._loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
         log = _LogLines(lambda message: self._turns.hand(self._say_error, message))
         logging.getLogger("kvchat").addHandler(log)
@@ -114,13 +114,17 @@ class Repl:
             self._turns.hand(self._give_up, error)
 
     def _give_up(self, error: KvchatError) -> None:
-        """The model can't be loaded: say so, or end if it never could; what was typed goes into the history."""
+        """The model can't be loaded: say so, or end if it never could."""
         if self._info is not None:
             self._say_error(error.message, error.remedy)
         elif not self._screen.app.is_done:
             self._hopeless = error
-            self._screen.buffer.append_to_history()
-            self._screen.leave(error.exit_code)
+            self._end(error.exit_code)
+
+    def _end(self, code: int) -> None:
+        """Leave though the user did not ask for it: what was typed goes into the history."""
+        self._screen.buffer.append_to_history()
+        self._screen.leave(code)
 
     def _look_at_cache(self) -> None:
         """In a thread, for it waits: see what the cache has stored."""

@@ -97,6 +97,18 @@ def test_an_answer_stopped_by_ctrl_c_is_held_and_the_conversation_goes_on(open_t
     terminal.leave()
 
 
+def test_a_ctrl_c_right_after_enter_is_not_lost(open_terminal: Open) -> None:
+    terminal = open_terminal("--max-tokens", "3000")
+    terminal.until(lambda: "ready" in terminal.visible[-1], "the model")
+    for number, pause_s in enumerate((0.0, 0.005, 0.02, 0.1), 1):
+        terminal.type(f"hello {number}\r")
+        time.sleep(pause_s)
+        terminal.type("\x03")
+        terminal.until(lambda n=number: sum("stopped" in row for row in terminal.rows) == n, "the end")  # type: ignore[misc]
+        terminal.type("\x05\x15")
+    terminal.leave()
+
+
 def test_an_engine_killed_in_mid_answer_costs_one_line_and_no_word(open_terminal: Open) -> None:
     terminal = open_terminal("--max-tokens", "3000")
     terminal.enter("hello")
