@@ -110,7 +110,7 @@ class Answering:
 
     def _answer(self, finished: Finished, started: float) -> Answer:
         completion = self._ids_of_shown() if self.scanner.is_hit else self.ids
-        reuse = finished.reuse
+        reuse, cache = finished.reuse, self.loaded.engine.cache
         first_text_at = self.first_text_at or time.perf_counter()
         timings = base.Timings(
             load_ms=self.loaded.info.load_ms,
@@ -132,6 +132,8 @@ class Answering:
             usage=base.Usage(len(self.prompt), len(completion), reuse.num_tokens),
             timings=timings,
             cache=self._cache_report(reuse),
+            kv_root=cache.root.hex() if cache else "",
+            kv_tip=cache.tip([*self.prompt, *completion]) if cache else "",
         )
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:

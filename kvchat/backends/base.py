@@ -133,7 +133,11 @@ class CacheReport:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer, however it ended."""
+    """A whole answer, however it ended.
+
+    `kv_root` names the model's folder in the cache and `kv_tip` the last full block of prompt and answer there, both
+    as hex; empty where nothing is stored.
+    """
 
     text: str
     reasoning: str
@@ -144,6 +148,8 @@ class Answer:
     usage: Usage
     timings: Timings
     cache: CacheReport
+    kv_root: str = ""
+    kv_tip: str = ""
 
     def turn(self) -> Turn:
         """The answer as a turn of the conversation; without ids if they were lost with the engine."""

@@ -106,6 +106,18 @@ def list_folders(root: Path) -> list[FolderInfo]:
     return sorted(infos, key=lambda info: info.newest_s, reverse=True)
 
 
+def stored_tips(root: Path) -> dict[tuple[str, str], int]:
+    """How many tokens are stored up to each block that ends a file, by (fingerprint, block hash), both as hex.
+
+    A file is evicted before the one that it continues, so all blocks before that one are stored as well.
+    """
+    sizes = {folder.path.name: folder.meta.block_size for folder in list_folders(root) if folder.meta}
+    return {
+        (file.path.parent.name, file.name.last): file.name.end * sizes.get(file.path.parent.name, 0)
+        for file in scan_folder(root).files
+    }
+
+
 def verify_checksums(root: Path) -> VerifyReport:
     """Read every stored file again, header and blocks. Changes nothing; what is evicted meanwhile is left out."""
     scan = scan_folder(root)

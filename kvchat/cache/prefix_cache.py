@@ -126,6 +126,11 @@ class PrefixCache:
         num_on_disk = self._disk.num_covered(chain) if self._disk else 0
         return Coverage((tail.depth if tail else 0) * self.block_size, num_on_disk * self.block_size)
 
+    def tip(self, tokens: Sequence[int]) -> str:
+        """The hash of the last full block of `tokens`, as hex; empty when there is none."""
+        chain = self._chain(tokens)
+        return chain.hashes[-1].hex() if len(chain) else ""
+
     def estimate_load_s(self, match: Match, start: int = 0, end: int | None = None) -> float:
         """Seconds that loading the tokens [start, end) of a match will take, from the rates measured so far."""
         return self._loader.estimate_s(match, start, match.num_tokens if end is None else end)

@@ -21,6 +21,7 @@ from kvchat.backends.base import (
     Turn,
 )
 from kvchat.backends.local import LocalBackend
+from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
 from tests.tiny import tiny_folder
@@ -283,3 +284,12 @@ def test_the_reason_names_what_changed(backend: LocalBackend) -> None:
     assert report.reason == "edited system prompt"
     assert "X" in report.now.partition("|")[2]
     assert "X" not in report.was.partition("|")[2]
+
+
+def test_the_tip_of_an_answer_is_found_in_the_cache_folder(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    backend = LocalBackend(make_config())
+    said = answer(backend, [user("the quick brown fox " * 10)])
+    backend.close()
+    assert stored_tips(tmp_path / "cache")[said.kv_root, said.kv_tip] == said.usage.total_tokens // 16 * 16
