@@ -136,6 +136,7 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
         return run_repl(session, config, color=_is_coloured())
     finally:
         backend.close()
+        start.store.close()
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from typing import Any
 
 from kvchat.chat.lint import Measure, lint
 from kvchat.chat.prompts import SUFFIX, Prompt, Prompts, Shelf, check_name, user_folder
-from kvchat.config import Config
+from kvchat.config import Config, editor
 from kvchat.errors import KvchatError, UsageError
+from kvchat.session_commands import for_terminal
 
 _SKELETON = """\
 ---
@@ -57,7 +57,7 @@ def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
             }
             yield json.dumps(row, ensure_ascii=False)
         else:
-            yield f"{name:<18} {shelf:<8} {about or '! ' + error}"
+            yield for_terminal(f"{name:<18} {shelf:<8} {about or '! ' + error}")
 
 
 def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -66,9 +66,9 @@ def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
     if args.json:
         yield json.dumps(_json(prompt), ensure_ascii=False)
     elif args.values:
-        yield prompt.render(_values(args.values), datetime.now())
+        yield for_terminal(prompt.render(_values(args.values), datetime.now()))
     else:
-        yield prompt.path.read_text(encoding="utf-8").rstrip("\n")
+        yield for_terminal(prompt.path.read_text(encoding="utf-8").rstrip("\n"))
 
 
 def placed(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -202,11 +202,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _edit(path: Path) -> None:
-    """Open a file in the user's editor; nothing where nobody could see it."""
-    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    """Open a file in the user's editor; nothing where nobody could see it. Raises UsageError."""
+    command = editor()
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
     try:
-        subprocess.run([*editor, str(path)], check=False)
-    except OSError as error:
-        raise UsageError(f"can't start {editor[0]}: {error.strerror}", "set EDITOR to your editor") from None
+        subprocess.run([*shlex.split(command), str(path)], check=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"can't run the editor {command!r}: {error}", "set VISUAL or EDITOR") from None

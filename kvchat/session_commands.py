@@ -25,7 +25,7 @@ def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One session as Markdown, or as JSON."""
-    yield _clean(_document(args.session, config, "json" if args.json else "md"))
+    yield for_terminal(_document(args.session, config, "json" if args.json else "md"))
 
 
 def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -38,14 +38,14 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
                 session_json(row) | {"exchange": hit.exchange, "text": hit.text}, ensure_ascii=False
             )
         else:
-            yield _clean(f"{row.id}  {local_time(hit.created)}  {hit.text}")
+            yield for_terminal(f"{row.id}  {local_time(hit.created)}  {hit.text}")
 
 
 def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One session as a document, on stdout or in a file."""
     document = _document(args.session, config, "json" if args.json else args.format)
     if args.output is None:
-        yield document
+        yield for_terminal(document)
         return
     try:
         write_private(Path(args.output).expanduser(), document + "\n")
@@ -63,7 +63,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         yield (
             json.dumps({"id": row.id, "title": row.title})
             if args.json
-            else _clean(f"removed {row.id}  {row.label}")
+            else for_terminal(f"removed {row.id}  {row.label}")
         )
 
 
@@ -86,13 +86,18 @@ def _line(row: SessionRow) -> str:
     from kvchat.chat.export import local_time
 
     turns = f"{row.num_exchanges:>4} turns {row.num_tokens:>7} tokens"
-    return _clean(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")
+    return for_terminal(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")
 
 
-def _clean(text: str) -> str:
+def for_terminal(text: str) -> str:
     """Text as a terminal may have it; files and pipes get it as it is."""
-    if not sys.stdout.isatty():
+    if not is_terminal():
         return text
     from kvchat.ui.render import sanitize
 
     return sanitize(text)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()

@@ -166,3 +166,11 @@ def test_listings_load_neither_torch_nor_a_terminal(argv: tuple[str, ...], tmp_p
     subprocess.run(
         [sys.executable, "-c", code, *argv], env=environ, check=True, capture_output=True, timeout=60
     )
+
+
+def test_what_a_model_said_is_harmless_in_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("-p", "say \\x1b]0;title\\x07fine")
+    assert "\x1b" in run("sessions", "show")[1]
+    monkeypatch.setattr("kvchat.session_commands.is_terminal", lambda: True)
+    for argv in (("show",), ("export",), ("search", "fine"), ("ls",)):
+        assert "\x1b" not in run("sessions", *argv)[1]
