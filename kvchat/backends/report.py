@@ -51,6 +51,8 @@ def cache_report(
 
 def _reason(reuse: Reuse, asked: Asked, last: Asked | None) -> str:
     at = reuse.num_tokens
+    if at == 0 and reuse.ended is Ended.OFF:
+        return _ENDED[Ended.OFF]
     if reuse.skipped:
         return f"computing {reuse.skipped} stored tokens is faster than loading them"
     if reuse.ended in (Ended.EVICTED, Ended.CORRUPT):
