@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Phase, Prefilling, Text
 from kvchat.chat.session import Session, new_id
 from kvchat.errors import EXIT_INTERRUPTED, UsageError
+from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.progress import WaitingBar
 from kvchat.ui.render import sanitize, stats_line
 
@@ -107,6 +108,7 @@ class OneShot:
         self._stdout = stdout
         self._stderr = stderr
         self._reasoning = False
+        self._watch = CacheWatch(session)
         self._dim = stderr.isatty() and manner.color
         self._bar = WaitingBar(session.backend, stderr, shown=stderr.isatty() and not manner.quiet)
 
@@ -115,6 +117,7 @@ class OneShot:
         with interruptible(self.session.backend):
             for message in messages:
                 answer = self._ask(message)
+                self._watch.look()
                 if answer.finish_reason is FinishReason.CANCELLED:
                     return EXIT_INTERRUPTED
         return 0
