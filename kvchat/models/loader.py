@@ -106,7 +106,7 @@ def load_model(
         raise OutOfMemoryError(
             f"{name} does not fit on {target}", "take a smaller model, --dtype bfloat16 or --device cpu"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # a model's own code may raise anything
         raise ModelUnavailableError(
             f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
         ) from error
@@ -171,11 +171,14 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        remedy = "upgrade kvchat, or take another model"
+    except Exception as error:  # transformers checks configs with errors of many kinds
         if "trust_remote_code" in str(error):
-            remedy = "if you trust the authors of its code, add --trust-remote-code"
-        raise ModelUnavailableError(f"{name}: unknown architecture: {_first_line(error)}", remedy) from error
+            what, remedy = "needs code of its own", "if you trust its authors, add --trust-remote-code"
+        elif "not recognize" in str(error):
+            what, remedy = "unknown architecture", "upgrade kvchat, or take another model"
+        else:
+            what, remedy = "its config.json can't be used", "fetch it again, or take another model"
+        raise ModelUnavailableError(f"{name}: {what}: {_first_line(error)}", remedy) from error
     if config.model_type not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         mapped = getattr(config, "auto_map", None) or {}
         if not (trust_remote_code and "AutoModelForCausalLM" in mapped):
@@ -214,8 +217,8 @@ def _id_list(ids: int | Sequence[int] | None) -> list[int]:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _quiet_transformers() -> None:
