@@ -218,7 +218,13 @@ COMMANDS: tuple[SlashCommand, ...] = (
         "/set", "[KEY [VALUE]]", "show or change how answers are sampled", _set, choices=_option_names
     ),
     SlashCommand("/stats", "", "what the cache saved", _stats, anytime=True),
-    SlashCommand("/cache", "[why]", "what is cached of the conversation; why the rest was computed", _cache),
+    SlashCommand(
+        "/cache",
+        "[why]",
+        "what is cached of the conversation; why the rest was computed",
+        _cache,
+        choices=lambda desk: ("why",),
+    ),
     SlashCommand("/context", "", "who takes how many tokens of the context", _context),
     SlashCommand("/tokens", "[TEXT]", "count the tokens of a text, or of the conversation", _tokens),
     SlashCommand(
