@@ -44,7 +44,7 @@ def _map_row(row: CacheRow, look: Look) -> list[Cell]:
         held = [f"{name} {count}" for name, count in zip(_TIERS, counts, strict=True) if count]
         return [_NAMES[row.role], f"{row.tokens} tokens", *held, size, f"saves {saved}"]
     cells: list[Cell] = [_NAMES[row.role], str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
-    return [*cells, row.text[: look.columns - 65]] if look.columns >= _WIDE else cells
+    return [*cells, _cut(row.text, look.columns - 70)] if look.columns >= _WIDE else cells
 
 
 def segments(row: CacheRow) -> tuple[int, int, int, int]:
@@ -143,9 +143,21 @@ def context_text(view: CacheView, context: int, look: Look) -> Styled:
     meter = "" if look.plain else f" {bar(share, 10)}"
     head = f"context {used} of {context} tokens{meter} {percent_text(share)}"
     largest = sorted(view.rows, key=lambda row: -row.tokens)[:_NUM_LARGEST]
-    names: list[list[Cell]] = [[_NAMES[row.role], f"{row.tokens} tokens", row.text] for row in largest]
+    names: list[list[Cell]] = [
+        [_NAMES[row.role], f"{row.tokens} tokens", _cut(row.text, look.columns - 26)] for row in largest
+    ]
     tail = ["largest:", table(names, look, left=(0, 2))] if len(view.rows) > 1 else []
     return joined([head, table(rows, look), *tail], look.columns - 1)
+
+
+def _cut(text: str, columns: int) -> str:
+    """The beginning of a text, in at most so many columns of a terminal."""
+    from rich.cells import cell_len
+
+    cut = sanitize(text).replace("\n", " ")[: max(0, columns)]
+    while cell_len(cut) > columns:
+        cut = cut[:-1]
+    return cut
 
 
 def _share_row(name: str, tokens: int, context: int, look: Look, count: str) -> list[Cell]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.measure import Measurement
 
 
+_BAR_COLUMNS = 40
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """How text is shown: `columns` wide, with SGR colours or none; `plain` also does without bars, for screen readers."""
@@ -80,7 +83,7 @@ class Segments:
 def _measured() -> Measurement:
     from rich.measure import Measurement
 
-    return Measurement(4, 60)
+    return Measurement(4, _BAR_COLUMNS)
 
 
 Cell = str | Meter | Segments
@@ -106,14 +109,13 @@ def table(
     ]
     for index, is_bar in enumerate(kinds):
         justify: Any = "left" if index in left or is_bar else "right"
-        grid.add_column(justify=justify, no_wrap=True, overflow="ellipsis", ratio=1 if is_bar else None)
+        grid.add_column(justify=justify, no_wrap=not is_bar, overflow="ellipsis")  # bars shrink first
     if heading:
         grid.add_row(*(Text(word, style="bold") for word in heading))
     for row in rows:
         grid.add_row(
             *(Text(sanitize(cell).replace("\n", " ")) if isinstance(cell, str) else cell for cell in row)
         )
-    grid.expand = any(kinds)
     file = StringIO()
     settings: dict[str, Any] = {"force_terminal": look.color, "legacy_windows": False}
     settings["color_system"] = "standard" if look.color else None
