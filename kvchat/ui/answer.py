@@ -14,6 +14,7 @@ from kvchat.ui.render import dim, progress_row, sanitize
 TAIL_ROWS = 6
 THOUGHT_ROWS = 3
 _TAB = "    "
+_STEP = 8192  # where a line without end is cut, so that its rows stay where they are while it grows
 
 
 class Blocks(Protocol):
@@ -117,16 +118,26 @@ class AnswerView:
 
 
 def last_rows(text: str, columns: int, num_rows: int) -> list[str]:
-    """The last rows of a text that is hard-wrapped at a width, in cells."""
+    """The last rows of a text that is wrapped at a width, in cells, between words where there are any."""
     columns = max(2, columns)
-    rows: list[str] = []
-    for line in text[-4 * columns * num_rows :].split("\n"):
-        row, width = "", 0
-        for char in line.replace("\t", _TAB):
-            cells = get_cwidth(char)
-            if width + cells > columns:
-                rows.append(row)
-                row, width = "", 0
-            row, width = row + char, width + cells
-        rows.append(row)
+    enough = max(0, len(text) - 4 * columns * num_rows)
+    start = max(text.rfind("\n", 0, enough) + 1, enough // _STEP * _STEP)
+    rows = [row for line in text[start:].split("\n") for row in _wrapped(line.replace("\t", _TAB), columns)]
     return rows[-num_rows:]
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    rows: list[str] = []
+    row, width = "", 0
+    for char in line:
+        cells = get_cwidth(char)
+        if width + cells > columns:
+            whole, blank, word = row.rpartition(" ")
+            if not blank or char == " ":
+                whole, word = row, ""
+            rows.append(whole)
+            row, width = word, get_cwidth(word)
+            if char == " " and not word:
+                continue
+        row, width = row + char, width + cells
+    return [*rows, row]

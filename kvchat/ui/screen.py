@@ -60,6 +60,10 @@ class FramedOutput(Vt100_Output):
                 self.write_raw(_END_SYNC)
                 self.flush()
 
+    def erase_down(self) -> None:
+        """Erase all behind the cursor, the first cell last: tmux keeps a screen that is erased from its first cell."""
+        self.write_raw("\x1b7\x1b[C\x1b[J\x1b8\x1b[K")
+
     def flush(self) -> None:
         """Write what is buffered, unless a frame is being made."""
         if self._depth == 0:

@@ -17,7 +17,10 @@ TIMEOUT_S = 15.0
 
 
 class Terminal:
-    """kvchat in a terminal of a given size, with the scripted backend unless another `module` is run."""
+    """kvchat in a terminal of a given size, with the scripted backend unless another `module` is run.
+
+    All its folders are its own; without `own_models` the user's models are used.
+    """
 
     def __init__(
         self,
@@ -27,13 +30,15 @@ class Terminal:
         rows: int = 24,
         environ: dict[str, str] | None = None,
         module: str = "tests.scripted_cli",
+        own_models: bool = True,
     ) -> None:
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("KVCHAT_") and name != "NO_COLOR"
         }
-        folders = {f"KVCHAT_{name}": str(folder / name) for name in ("MODELS", "CACHE_DIR", "DATA", "CONFIG")}
+        names = ("CACHE_DIR", "DATA", "CONFIG", *(("MODELS",) if own_models else ()))
+        folders = {f"KVCHAT_{name}": str(folder / name) for name in names}
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", module, *argv],
@@ -42,6 +47,7 @@ class Terminal:
             encoding=None,
             timeout=TIMEOUT_S,
         )
+        self.child.delaybeforesend = None
         self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.5)
         self.raw = b""
         self._num_answers = 0
@@ -66,11 +72,15 @@ class Terminal:
         """Show what the child has written."""
         try:
             while True:
-                data = self.child.read_nonblocking(65536, timeout=0.02)
-                self.raw += data
-                self._stream.feed(data)
+                self.read_some(0.02)
         except (pexpect.TIMEOUT, pexpect.EOF):
             pass
+
+    def read_some(self, timeout_s: float) -> None:
+        """Show what comes first. Raises pexpect.TIMEOUT and pexpect.EOF."""
+        data = self.child.read_nonblocking(65536, timeout=timeout_s)
+        self.raw += data
+        self._stream.feed(data)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S

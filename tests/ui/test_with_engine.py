@@ -151,6 +151,7 @@ def test_a_sigint_to_the_foreground_group_kills_neither(open_terminal: Open) -> 
     terminal.enter("hello")
     terminal.settle()
     os.killpg(os.getpgid(terminal.child.pid), signal.SIGINT)
+    terminal.wait_for("Ctrl-C again leaves")
     terminal.enter("still there")
     terminal.settle()
     assert engine_of(terminal) == engine
