@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from kvchat.backends.base import CacheTotals, VerifySample
@@ -75,7 +76,7 @@ def cache_stat(args: argparse.Namespace, config: Config) -> Iterator[str]:
     num_bytes = sum(info.num_bytes for info in folders)
     budget = _disk_budget(config)
     if args.json:
-        stored = [{"name": _name(info), **info.to_json()} for info in folders]
+        stored = [_folder_json(info) for info in folders]
         report = {"path": str(config.paths.cache), "bytes": num_bytes, "budget_bytes": budget}
         yield json.dumps(report | {"models": stored, "all_time": totals_json(totals)}, ensure_ascii=False)
         return
@@ -83,6 +84,14 @@ def cache_stat(args: argparse.Namespace, config: Config) -> Iterator[str]:
         yield _folder_text(info)
     yield f"in all {size_text(num_bytes)} of {size_text(budget)} in {config.paths.cache}"
     yield from totals_lines(totals)
+
+
+def _folder_json(info: FolderInfo) -> dict[str, Any]:
+    """A folder without its KV layout, which is long and of no use here."""
+    meta = {
+        key: value for key, value in (info.meta.to_json() if info.meta else {}).items() if key != "layout"
+    }
+    return {"name": _name(info), **info.to_json(), "meta": meta or None}
 
 
 def _folder_text(info: FolderInfo) -> str:
@@ -178,9 +187,7 @@ def cache_verify(args: argparse.Namespace, config: Config) -> Iterator[str]:
         )
 
 
-def _wrong_paths(report: VerifyReport, sample: VerifySample | None) -> list[Any]:
-    from pathlib import Path
-
+def _wrong_paths(report: VerifyReport, sample: VerifySample | None) -> list[Path]:
     known = {file.path for file in report.bad}
     return [Path(run.path) for run in (sample.wrong if sample else ()) if Path(run.path) not in known]
 
