@@ -58,7 +58,7 @@ def test_a_bad_value_names_where_it_stands(tmp_path: Path) -> None:
         load_config({}, written(tmp_path, "[sampling]\ntop_p = 7\n"))
     with pytest.raises(UsageError, match="KVCHAT_CACHE: 'wr' is not one of rw"):
         load_config({}, {"KVCHAT_CONFIG": "/dev/null", "KVCHAT_CACHE": "wr"})
-    with pytest.raises(UsageError, match="--cache-ram: .much. is not a size"):
+    with pytest.raises(UsageError, match=r"--cache-ram: .much. is not a size"):
         load_config({"cache.ram": "much"}, {}, flag_names={"cache.ram": "--cache-ram"})
 
 

@@ -5,6 +5,7 @@ import pytest
 from kvchat.chat.session import Session
 from kvchat.errors import UsageError
 from kvchat.ui.commands import COMMANDS, common_start, completions, find, is_command
+from kvchat.ui.tables import Look
 from tests.scripted import ScriptedBackend
 
 
@@ -12,6 +13,7 @@ class Desk:
     def __init__(self) -> None:
         self.session = Session(ScriptedBackend())
         self.left = False
+        self.look = Look(plain=True)
 
     def leave(self) -> None:
         self.left = True
