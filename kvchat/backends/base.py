@@ -132,8 +132,16 @@ class CacheReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """The ids that an earlier answer's `text` has in this tokenizer; it came without them."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer, however it ended.
+    """A whole answer, however it ended. `encoded` are the earlier ones that had no ids of its tokenizer.
 
     `kv_root` names the model's folder in the cache and `kv_tip` the last full block of prompt and answer there, both
     as hex; empty where nothing is stored.
@@ -150,6 +158,7 @@ class Answer:
     cache: CacheReport
     kv_root: str = ""
     kv_tip: str = ""
+    encoded: tuple[Encoded, ...] = ()
 
     def turn(self) -> Turn:
         """The answer as a turn of the conversation; without ids if they were lost with the engine."""
@@ -240,7 +249,7 @@ class CacheTotals:
 
 @dataclass(frozen=True, slots=True)
 class CacheRow:
-    """One message of a conversation in the cache: of its `tokens`, how many each tier holds.
+    """One message of a conversation in the cache: of its `tokens`, how many each tier holds, and how many are pinned.
 
     `num_bytes` is what they take in the arena, `saves_s` the time that computing those which are held would take.
     """
@@ -253,6 +262,7 @@ class CacheRow:
     disk: int
     num_bytes: int
     saves_s: float
+    pinned: int = 0
 
 
 @dataclass(frozen=True, slots=True)

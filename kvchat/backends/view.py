@@ -10,7 +10,7 @@ from pathlib import Path
 from kvchat.backends.base import CacheRow, CacheTotals, CacheView, Role
 from kvchat.cache.match import Coverage
 from kvchat.cache.stats import CacheStats
-from kvchat.engine.engine import Engine
+from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.template import ChatTemplate, Message
 
@@ -21,7 +21,8 @@ def cache_view(engine: Engine, template: ChatTemplate, messages: Sequence[Messag
     cache = engine.cache
     live = common_prefix(engine.state.tokens, ids)
     coverage = cache.contains(ids) if cache else Coverage(0, 0)
-    rows = _rows(engine, messages, ends, (live, coverage.ram, coverage.disk))
+    pinned = cache.num_kept(ids, PINNED_PRIORITY) if cache else 0
+    rows = _rows(engine, messages, ends, (live, coverage.ram, coverage.disk, pinned))
     match = cache.match(ids) if cache else None
     cached = max(live, match.num_tokens if match else 0)
     loading_s = cache.estimate_load_s(match, live) if cache and match else 0.0
@@ -59,11 +60,11 @@ def prompt_and_ends(template: ChatTemplate, messages: Sequence[Message]) -> tupl
 
 
 def _rows(
-    engine: Engine, messages: Sequence[Message], ends: Sequence[int], held: tuple[int, int, int]
+    engine: Engine, messages: Sequence[Message], ends: Sequence[int], held: tuple[int, int, int, int]
 ) -> tuple[CacheRow, ...]:
     rows: list[CacheRow] = []
     for message, start, end in zip(messages, [0, *ends], ends, strict=False):
-        live, ram, disk = (min(max(tokens - start, 0), end - start) for tokens in held)
+        live, ram, disk, pinned = (min(max(tokens - start, 0), end - start) for tokens in held)
         row = CacheRow(
             role=Role(message.role),
             text=message.text[:80],
@@ -73,6 +74,7 @@ def _rows(
             disk=disk,
             num_bytes=(end - start) * engine.kv_bytes_per_token,
             saves_s=max(live, ram, disk) * engine.prefill_s_per_token,
+            pinned=pinned,
         )
         rows.append(row)
     return tuple(rows)

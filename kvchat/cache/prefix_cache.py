@@ -126,6 +126,12 @@ class PrefixCache:
         num_on_disk = self._disk.num_covered(chain) if self._disk else 0
         return Coverage((tail.depth if tail else 0) * self.block_size, num_on_disk * self.block_size)
 
+    def num_kept(self, tokens: Sequence[int], priority: int) -> int:
+        """How many of `tokens` RAM holds, from the root on, at no less than a priority."""
+        with self._lock:
+            held = [(run, count) for run, count in spans(self._pool.match(self._chain(tokens)))]
+        return sum(count for run, count in held if run.priority >= priority) * self.block_size
+
     def tip(self, tokens: Sequence[int]) -> str:
         """The hash of the last full block of `tokens`, as hex; empty when there is none."""
         chain = self._chain(tokens)

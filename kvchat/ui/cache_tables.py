@@ -20,7 +20,7 @@ _NUM_LARGEST = 5
 def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
     """The conversation as a map, a row a message; then the budgets, and what the cache did."""
     if view.mode == "off":
-        head = "the cache is off; only the live conversation is reused"
+        head = "the cache is off; every prompt is computed whole"
     else:
         head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
     legend = "  ".join(f"{sign} {name}" for sign, name in zip(_SIGNS, _TIERS, strict=True))
@@ -42,9 +42,13 @@ def _map_row(row: CacheRow, look: Look) -> list[Cell]:
     size, saved = size_text(row.num_bytes), seconds_text(row.saves_s)
     if look.plain:
         held = [f"{name} {count}" for name, count in zip(_TIERS, counts, strict=True) if count]
-        return [_NAMES[row.role], f"{row.tokens} tokens", *held, size, f"saves {saved}"]
-    cells: list[Cell] = [_NAMES[row.role], str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
+        return [_name(row), f"{row.tokens} tokens", *held, size, f"saves {saved}"]
+    cells: list[Cell] = [_name(row), str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
     return [*cells, _cut(row.text, look.columns - 70)] if look.columns >= _WIDE else cells
+
+
+def _name(row: CacheRow) -> str:
+    return f"{_NAMES[row.role]}, pinned" if row.pinned else _NAMES[row.role]
 
 
 def segments(row: CacheRow) -> tuple[int, int, int, int]:

@@ -293,3 +293,11 @@ def test_the_tip_of_an_answer_is_found_in_the_cache_folder(
     said = answer(backend, [user("the quick brown fox " * 10)])
     backend.close()
     assert stored_tips(tmp_path / "cache")[said.kv_root, said.kv_tip] == said.usage.total_tokens // 16 * 16
+
+
+def test_a_pinned_prompt_is_shown_as_pinned(backend: LocalBackend) -> None:
+    system = Turn(Role.SYSTEM, "the quick brown fox " * 20)
+    list(backend.warm([system], pinned=True))
+    rows = backend.cache([system, user("hello")]).rows
+    assert rows[0].pinned >= 16
+    assert rows[1].pinned == 0
