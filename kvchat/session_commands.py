@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from kvchat.chat.store import SessionRow, Store
 from kvchat.chat.tree import Tree
+from kvchat.chat.warmth import Warmth, warmth
 from kvchat.config import Config
 from kvchat.errors import UsageError
 
 
 def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """All sessions, the one changed last first."""
+    from kvchat.cache.maintenance import stored_tips
     from kvchat.chat.export import session_json
 
-    for row in Store.from_config(config).sessions(-1 if args.limit is None else args.limit):
-        yield json.dumps(session_json(row), ensure_ascii=False) if args.json else _line(row)
+    store = Store.from_config(config)
+    rows = store.sessions(-1 if args.limit is None else args.limit)
+    warm = warmth(store, rows, stored_tips(config.paths.cache)) if rows else {}
+    for row in rows:
+        held = warm.get(row.id, Warmth())
+        if args.json:
+            figures = {"tokens_warm": held.tokens, "evicted": held.was_stored and not held.tokens}
+            yield json.dumps(session_json(row) | figures, ensure_ascii=False)
+        else:
+            yield _line(row, held)
 
 
 def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -43,6 +52,8 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One session as a document, on stdout or in a file."""
+    from kvchat.chat.export import write_private
+
     document = _document(args.session, config, "json" if args.json else args.format)
     if args.output is None:
         yield for_terminal(document)
@@ -67,13 +78,6 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         )
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
 def _document(key: str, config: Config, kind: str) -> str:
     from kvchat.chat.export import exported
 
@@ -82,10 +86,10 @@ def _document(key: str, config: Config, kind: str) -> str:
     return exported(row, Tree(store.exchanges(row.tree)).path(row.tip), kind)
 
 
-def _line(row: SessionRow) -> str:
+def _line(row: SessionRow, held: Warmth) -> str:
     from kvchat.chat.export import local_time
 
-    turns = f"{row.num_exchanges:>4} turns {row.num_tokens:>7} tokens"
+    turns = f"{row.num_exchanges:>4} turns {row.num_tokens:>7} tokens {held!s:>12}"
     return for_terminal(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")
 
 

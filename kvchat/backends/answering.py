@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from kvchat.backends import base
-from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Status, Turn
+from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn
 from kvchat.backends.loading import Loaded
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
@@ -15,7 +15,7 @@ from kvchat.config import Config
 from kvchat.engine.engine import Finish, Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.errors import ContextOverflowError
-from kvchat.models.template import Message
+from kvchat.models.template import ChatTemplate, Message
 
 
 class Answering:
@@ -25,7 +25,8 @@ class Answering:
         self.loaded = loaded
         self.options = options
         self.reuse = config.cache.mode != "off"
-        messages = [message_of(turn, loaded.tokenizer.id) for turn in turns]
+        messages = [message_of(turn, loaded.template) for turn in turns]
+        self.encoded = _newly_encoded(turns, messages)
         self.turns = tuple(turns)
         self.prompt = loaded.template.prompt(messages, think=options.think)
         self.shared = loaded.template.shared_tokens(messages)
@@ -134,6 +135,7 @@ class Answering:
             cache=self._cache_report(reuse),
             kv_root=cache.root.hex() if cache else "",
             kv_tip=cache.tip([*self.prompt, *completion]) if cache else "",
+            encoded=self.encoded,
         )
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:
@@ -182,6 +184,21 @@ def effective_options(defaults: Options, given: Options) -> Options:
     return chosen
 
 
-def message_of(turn: Turn, tokenizer_id: str) -> Message:
-    tokens = turn.tokens if turn.tokenizer == tokenizer_id else None
+def message_of(turn: Turn, template: ChatTemplate) -> Message:
+    """A turn with its ids; an answer that has none of this tokenizer gets those of its text.
+
+    One with reasoning stays text: where the reasoning's marks belong, its template says.
+    """
+    tokens: Sequence[int] | None = turn.tokens if turn.tokenizer == template.tokenizer.id else None
+    if tokens is None and turn.role is Role.ASSISTANT and turn.text and not turn.reasoning:
+        tokens = template.answer_ids(turn.text)
     return Message(turn.role.value, turn.text, turn.reasoning, tokens)
+
+
+def _newly_encoded(turns: Sequence[Turn], messages: Sequence[Message]) -> tuple[base.Encoded, ...]:
+    pairs = zip(turns, messages, strict=True)
+    return tuple(
+        base.Encoded(turn.text, tuple(message.tokens))
+        for turn, message in pairs
+        if message.tokens is not None and turn.tokens is not message.tokens
+    )

@@ -62,7 +62,7 @@ class LocalBackend:
         turns = tuple(history)
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
-            messages = [message_of(turn, loaded.tokenizer.id) for turn in turns]
+            messages = [message_of(turn, loaded.template) for turn in turns]
             only_system = turns[-1].role is Role.SYSTEM
             ids = loaded.template.prompt(messages if not only_system else [*messages, Message("user", "")])
             ids = ids[: loaded.template.shared_tokens(messages)] if only_system else ids
@@ -81,7 +81,7 @@ class LocalBackend:
         turns = tuple(history)
 
         def job(loaded: Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
-            messages = [message_of(turn, loaded.tokenizer.id) for turn in turns]
+            messages = [message_of(turn, loaded.template) for turn in turns]
             yield cache_view(loaded.engine, loaded.template, messages)
 
         (view,) = self._worker.run(job)

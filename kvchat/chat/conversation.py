@@ -22,7 +22,8 @@ _MIN_PREFIX = 4
 class Conversation:
     """What was said, where the next message goes, and the verbs that move that place.
 
-    `options` and `model` (its name) are what the next message is asked with. Without a `store` all is in memory.
+    `options` and `model` (its name) are what the next message is asked with. `tokenizer` is the one whose ids the
+    history has where an answer has several; empty as long as nobody knows. Without a `store` all is in memory.
     """
 
     _tip: str | None
@@ -30,6 +31,7 @@ class Conversation:
     def __init__(self, options: Options, system: str | None, *, store: Store | None, model: str) -> None:
         self.options = options
         self.model = model
+        self.tokenizer = ""
         self.store = store or Store()
         self._begin(system)
 
@@ -63,7 +65,13 @@ class Conversation:
     @property
     def history(self) -> tuple[Turn, ...]:
         """All messages up to the tip, the system prompt first."""
-        return self._head + _turns(self.path)
+        return self.history_of(self.path)
+
+    def history_of(self, path: Sequence[Exchange], system: str | None = None) -> tuple[Turn, ...]:
+        """The messages of any exchanges, the system prompt (or another one) first."""
+        text = system or self._system
+        head = (Turn(Role.SYSTEM, text),) if text else ()
+        return head + _turns(path, self.tokenizer)
 
     @property
     def tip(self) -> Exchange | None:
@@ -163,10 +171,6 @@ class Conversation:
 
     # How it is done
 
-    @property
-    def _head(self) -> tuple[Turn, ...]:
-        return () if self._system is None else (Turn(Role.SYSTEM, self._system),)
-
     def _begin(self, system: str | None) -> None:
         self._system = system or None
         self._tree = Tree()
@@ -205,11 +209,11 @@ class Conversation:
         self._move_to(copies[-1].id)
 
 
-def _turns(path: Sequence[Exchange]) -> tuple[Turn, ...]:
+def _turns(path: Sequence[Exchange], tokenizer: str) -> tuple[Turn, ...]:
     """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate."""
     turns: list[Turn] = []
     for exchange in path:
         if turns and turns[-1].role is Role.USER:
             turns.append(Turn(Role.ASSISTANT, ""))
-        turns.extend(exchange.turns)
+        turns.extend(exchange.turns_for(tokenizer))
     return tuple(turns)

@@ -67,6 +67,15 @@ MIGRATIONS = (
     CREATE INDEX session_tip ON session(tip);
     CREATE TABLE counter (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE kv_tip (                      -- where the cache has the KV of a path up to an exchange
+        exchange TEXT NOT NULL REFERENCES exchange(id) ON DELETE CASCADE,
+        root TEXT NOT NULL,                    -- of the model's fingerprint
+        tip TEXT NOT NULL,                     -- hash of the last full block
+        UNIQUE (exchange, root)
+    );
+    CREATE INDEX kv_tip_tip ON kv_tip(tip);
+    """,
 )
 """What made each version of the file from the one before; `user_version` counts those that were run."""
 
@@ -229,6 +238,7 @@ def _add_rows(source: Connection, target: Connection) -> None:
     ends = {
         "exchange": "",
         "token_ids": "",
+        "kv_tip": "",
         "session": "",
         "counter": " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from kvchat.backends.base import Role
@@ -36,6 +38,13 @@ def session_json(row: SessionRow) -> dict[str, Any]:
         "created": _iso(row.created),
         "updated": _iso(row.updated),
     }
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def local_time(seconds: float) -> str:

@@ -67,6 +67,10 @@ class Journal:
         """The answer at the end of `path` is what it is now."""
         self._attempt(lambda: self.store.save_answer(self.row, path))
 
+    def encoded(self, exchange_id: str, tokenizer: str, ids: Sequence[int]) -> None:
+        """An answer has these ids in another tokenizer as well."""
+        self._attempt(lambda: self.store.add_token_ids(exchange_id, tokenizer, ids))
+
     def count(self, answer: Answer) -> None:
         """Add an answer to the totals over all time."""
         cache, asked = answer.cache, answer.usage.prompt_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from sys import byteorder
 from typing import Any, TypeVar
@@ -30,12 +30,14 @@ def statistics_json(answer: Answer) -> str:
     return json.dumps({"usage": usage, "timings": timings, "cache": cache}, ensure_ascii=False)
 
 
-def exchange_from_row(row: tuple[Any, ...]) -> Exchange:
+def exchange_from_row(row: tuple[Any, ...], encoded: Mapping[str, tuple[int, ...]]) -> Exchange:
     """The exchange of a row. One that was broken off has what was saved of its answer, as cancelled."""
     exchange_id, parent, user, model, options, created, *answer = row
     values = json.loads(options)
     asked = _value(Options(), values | {"stop": tuple(values.get("stop", ()))})
-    return Exchange(exchange_id, parent, Turn(Role.USER, user), _answer(*answer), asked, model, created)
+    return Exchange(
+        exchange_id, parent, Turn(Role.USER, user), _answer(*answer), asked, model, created, encoded
+    )
 
 
 def _answer(

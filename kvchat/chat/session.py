@@ -108,6 +108,12 @@ class Session(Conversation):
             )
         return self._compacted(path[: len(path) - keep], path[len(path) - keep :])
 
+    def change_model(self, name: str, backend: Backend) -> None:
+        """Go on with another model. It has to be loaded; the one before is closed."""
+        self.tokenizer = backend.info().tokenizer
+        before, self.backend, self.model = self.backend, backend, name
+        before.close()
+
     def close(self) -> None:
         """End the backend, and close the store; needed once for all sessions that share them."""
         self.backend.close()
@@ -137,6 +143,7 @@ class Session(Conversation):
         events: Iterator[Event] = iter(())
         try:
             yield from self._notices()
+            self._learn_tokenizer()
             events = self.backend.answer(self.history, self.options)
             yield from self._followed(events, draft)
         except GeneratorExit:
@@ -170,7 +177,19 @@ class Session(Conversation):
         self.totals = self.totals.plus(new)
         self._journal.answer(self._tree.path(draft.exchange.id))
         self._journal.count(new)
+        self._keep_encoded(new)
         return whole
+
+    def _keep_encoded(self, answer: Answer) -> None:
+        """Keep the ids that earlier answers have in this tokenizer beside those that they were generated with."""
+        known = {encoded.text: encoded.tokens for encoded in answer.encoded}
+        self.tokenizer = answer.tokenizer or self.tokenizer
+        for exchange in self.path if known else ():
+            ids = known.get(exchange.answer.text) if exchange.answer else None
+            if exchange.answer and ids is not None and exchange.answer.tokenizer != answer.tokenizer:
+                encoded = {**exchange.encoded, answer.tokenizer: ids}
+                self._tree.put(replace(exchange, encoded=encoded))
+                self._journal.encoded(exchange.id, answer.tokenizer, ids)
 
     def _finish_cancelled(self, events: Iterator[Event], draft: Draft) -> None:
         """Drain an abandoned answer to its end, for the exact ids of what was generated."""
@@ -199,7 +218,7 @@ class Session(Conversation):
 
     def _compacted(self, older: tuple[Exchange, ...], recent: tuple[Exchange, ...]) -> Events:
         head = self._new_exchange(SUMMARY_REQUEST, None)
-        turns = *self._head, *(turn for exchange in older for turn in exchange.turns), head.user
+        turns = self.history_of([*older, head])
         with closing(_closable(self.backend.answer(turns, self.options))) as events:
             for event in events:
                 if isinstance(event, Done):
@@ -215,6 +234,11 @@ class Session(Conversation):
         self.totals = self.totals.plus(answer)
         self._graft([summary, *recent])
         self._journal.count(answer)
+
+    def _learn_tokenizer(self) -> None:
+        """Ask for it if answers have ids of several."""
+        if not self.tokenizer and any(exchange.encoded for exchange in self.path):
+            self.tokenizer = self.backend.info().tokenizer
 
     def _notices(self) -> Iterator[Event]:
         return map(Notice, self._journal.take_notices())

@@ -136,11 +136,12 @@ class Store:
         """All exchanges of a tree, parents first. One that was broken off has what was saved of its answer."""
         query = f"""
             SELECT {EXCHANGE_COLUMNS} FROM exchange e LEFT JOIN token_ids t
-                ON t.rowid = (SELECT max(rowid) FROM token_ids WHERE exchange = e.id)
+                ON t.rowid = (SELECT min(rowid) FROM token_ids WHERE exchange = e.id)
             WHERE e.tree = ? ORDER BY e.number
         """
         rows = self.database.read(lambda db: db.execute(query, (tree,)).fetchall())
-        return [exchange_from_row(row) for row in rows]
+        encoded = self.database.read(lambda db: _encoded(db, tree))
+        return [exchange_from_row(row, encoded.get(row[0], {})) for row in rows]
 
     def save_draft(self, exchange_id: str, text: str, reasoning: str) -> None:
         """Save an answer as far as it is; it has no ids until it ends."""
@@ -159,6 +160,12 @@ class Store:
     def take_back(self, session: SessionRow, exchange_id: str) -> None:
         """Delete an exchange that nothing follows, and the session if nothing else was said in it."""
         self.database.write(lambda db: _take_back(db, session, exchange_id))
+
+    def add_token_ids(self, exchange_id: str, tokenizer: str, ids: Sequence[int]) -> None:
+        """Keep an answer's ids of another tokenizer beside those that it was generated with."""
+        query = "INSERT OR IGNORE INTO token_ids SELECT id, ?, ? FROM exchange WHERE id = ?"
+        row = tokenizer, ids_to_blob(ids), exchange_id
+        self.database.write(lambda db: db.execute(query, row))
 
     def token_ids(self, exchange_id: str) -> dict[str, tuple[int, ...]]:
         """The ids of an answer by tokenizer."""
@@ -244,6 +251,18 @@ def _add_missing(db: Connection, tree: str, path: Sequence[Exchange]) -> None:
         _put_answer(db, exchange)
 
 
+def _encoded(db: Connection, tree: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """By exchange and tokenizer, the ids of answers that another tokenizer generated."""
+    query = """
+        SELECT t.exchange, t.tokenizer, t.ids FROM token_ids t JOIN exchange e ON e.id = t.exchange
+        WHERE e.tree = ? AND t.rowid > (SELECT min(rowid) FROM token_ids WHERE exchange = e.id)
+    """
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for exchange, tokenizer, blob in db.execute(query, (tree,)):
+        found.setdefault(exchange, {})[tokenizer] = ids_from_blob(blob)
+    return found
+
+
 def _put_answer(db: Connection, exchange: Exchange) -> None:
     answer = exchange.answer
     if answer is None:
@@ -257,11 +276,14 @@ def _put_answer(db: Connection, exchange: Exchange) -> None:
         " WHERE id = ?",
         (*said, exchange.model, statistics_json(answer), answer.usage.total_tokens, exchange.id),
     )
+    db.execute("DELETE FROM token_ids WHERE exchange = ?", (exchange.id,))  # the text is not what they say
     if answer.completion:
         row = exchange.id, answer.tokenizer, ids_to_blob(answer.completion)
-        db.execute("INSERT OR REPLACE INTO token_ids VALUES (?, ?, ?)", row)
-    else:  # the text is not what earlier ids say
-        db.execute("DELETE FROM token_ids WHERE exchange = ?", (exchange.id,))
+        db.execute("INSERT INTO token_ids VALUES (?, ?, ?)", row)
+    if answer.kv_tip:
+        db.execute(
+            "INSERT OR REPLACE INTO kv_tip VALUES (?, ?, ?)", (exchange.id, answer.kv_root, answer.kv_tip)
+        )
 
 
 def _save_answer(db: Connection, session: SessionRow, path: Sequence[Exchange]) -> None:

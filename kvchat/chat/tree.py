@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvchat.backends.base import Answer, FinishReason, Options, Turn
+from kvchat.backends.base import Answer, FinishReason, Options, Role, Turn
 
 TITLE_LENGTH = 60
 """Longest title, in characters."""
@@ -54,7 +54,8 @@ def joined(before: Answer, after: Answer) -> Answer:
 class Exchange:
     """A node of the tree: what the user said and what came back; `answer` is None while it is being made.
 
-    `options` and `model` are those that the answer is made with; `created` is in seconds since the epoch.
+    `options` and `model` are those that the answer is made with; `created` is in seconds since the epoch. `encoded`
+    has the answer's ids by tokenizer, for those other than the one that it was generated with.
     """
 
     id: str
@@ -64,35 +65,52 @@ class Exchange:
     options: Options = field(default_factory=Options)
     model: str = ""
     created: float = 0.0
+    encoded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The messages of this exchange, as a backend takes them."""
         return (self.user,) if self.answer is None else (self.user, self.answer.turn())
 
+    def turns_for(self, tokenizer: str) -> tuple[Turn, ...]:
+        """The messages, with the answer's ids of this tokenizer where they are known."""
+        if self.answer is None or tokenizer not in self.encoded:
+            return self.turns
+        ids = self.encoded[tokenizer]
+        return self.user, Turn(Role.ASSISTANT, self.answer.text, self.answer.reasoning, ids, tokenizer)
+
 
 def relinked(exchanges: Iterable[Exchange], parent: str | None) -> Iterator[Exchange]:
-    """Copies of exchanges under new ids, one below the other, the first below `parent`."""
+    """Copies of exchanges under new ids, one below the other, the first below `parent`.
+
+    What was stored of their KV followed other messages.
+    """
     for exchange in exchanges:
-        copy = replace(exchange, id=new_id(), parent=parent)
+        answer = replace(exchange.answer, kv_root="", kv_tip="") if exchange.answer else None
+        copy = replace(exchange, id=new_id(), parent=parent, answer=answer)
         parent = copy.id
         yield copy
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One way through the tree, by its tip. `shared` of its `num_exchanges` lie on the current path as well.
+    """One way through the tree, by its tip. `shared` of the exchanges on its `path` lie on the current one as well.
 
     `sessions` are the names (or ids) of the sessions whose tip it is; `text` is its last message.
     """
 
     tip: str
     text: str
-    num_exchanges: int
+    path: tuple[Exchange, ...]
     shared: int
     is_current: bool
     created: float
     sessions: tuple[str, ...] = ()
+
+    @property
+    def num_exchanges(self) -> int:
+        """Exchanges from the root to the tip."""
+        return len(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,4 +190,4 @@ class Tree:
         path = self.path(leaf.id)
         shared = sum(exchange.id in current for exchange in path)
         names = tuple(sessions.get(leaf.id, ()))
-        return Branch(leaf.id, leaf.user.text, len(path), shared, leaf.id == tip, leaf.created, names)
+        return Branch(leaf.id, leaf.user.text, path, shared, leaf.id == tip, leaf.created, names)

@@ -101,6 +101,10 @@ class ChatTemplate:
             return []
         return list(self.tokenizer.encode_as_text(last.text) if last.tokens is None else last.tokens)
 
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of an answer that another model gave, as this one would have generated them."""
+        return self.tokenizer.encode_as_text(self._lead + text)
+
     def shared_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
         head = [message for message in messages[:1] if message.role == "system"]

@@ -71,13 +71,24 @@ def test_ids_of_two_tokenizers_stand_beside_each_other(path: Path) -> None:
     tip = session.tip
     assert tip
     assert tip.answer
-    row = Store(path).session()
-    other = replace(tip.answer, tokenizer="letters", completion=(70000, 2**31 - 1))
-    Store(path).save_answer(row, [replace(tip, answer=other)])
+    Store(path).add_token_ids(tip.id, "letters", (70000, 2**31 - 1))
     assert Store(path).token_ids(tip.id) == {"words": (0, 1, 2), "letters": (70000, 2**31 - 1)}
-    answer = Store(path).exchanges(row.tree)[0].answer
-    assert answer
-    assert (answer.tokenizer, answer.completion) == ("letters", (70000, 2**31 - 1))
+    exchange = Store(path).exchanges(Store(path).session().tree)[0]
+    assert exchange.turns[1].tokens == (0, 1, 2)
+    assert exchange.turns_for("words")[1].tokens == (0, 1, 2)
+    assert exchange.turns_for("letters")[1].tokens == (70000, 2**31 - 1)
+
+
+def test_an_answer_that_goes_on_has_the_ids_of_all_of_it_alone(path: Path) -> None:
+    tip = talk(path, "hello").tip
+    assert tip
+    assert tip.answer
+    store = Store(path)
+    store.add_token_ids(tip.id, "letters", (7,))
+    store.save_answer(
+        store.session(), [replace(tip, answer=replace(tip.answer, text="more", completion=(1, 2)))]
+    )
+    assert store.token_ids(tip.id) == {"words": (1, 2)}
 
 
 def test_a_session_is_found_by_name_id_and_the_beginning_of_its_id(path: Path) -> None:
