@@ -34,8 +34,7 @@ def test_shift_enter_makes_a_new_line_where_the_terminal_reports_it(terminal: Te
     terminal.leave()
 
 
-@pytest.mark.parametrize("key", ["\x07", "\x18\x05"])
-@pytest.mark.parametrize("variable", ["VISUAL", "EDITOR"])
+@pytest.mark.parametrize(("key", "variable"), [("\x07", "VISUAL"), ("\x18\x05", "EDITOR")])
 def test_a_message_can_be_written_in_the_editor(tmp_path: Path, key: str, variable: str) -> None:
     editor = tmp_path / "editor.py"
     editor.write_text("import sys; p = sys.argv[1]; t = open(p).read(); open(p, 'w').write(t + ' edited\\n')")
@@ -67,7 +66,7 @@ def test_an_answer_that_goes_on_while_the_editor_is_open_is_printed_behind_it(tm
         f"import os, time\nprint('EDITOR IS OPEN')\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)"
     )
     terminal = Terminal(tmp_path, environ={"VISUAL": f"{sys.executable} {editor}"}).ready()
-    terminal.enter("lines 100")
+    terminal.enter("lines 600")
     terminal.wait_for("line number 3")
     terminal.type("\x07")
     terminal.wait_for("EDITOR IS OPEN")
@@ -76,10 +75,11 @@ def test_an_answer_that_goes_on_while_the_editor_is_open_is_printed_behind_it(tm
         terminal.read()
     assert b"line number" not in terminal.raw[seen:]
     gate.touch()
-    terminal.wait_for("line number 99")
+    terminal.ready()
+    terminal.wait_for("line number 599")
     terminal.settle()
     numbers = [int(row.rpartition(" ")[2]) for row in terminal.rows if row.startswith("line number")]
-    assert numbers == list(range(100))
+    assert numbers == list(range(600))
     terminal.leave()
 
 

@@ -47,15 +47,12 @@ def in_the_dialogue(terminal: Terminal, source: Path) -> list[str]:
     return rows[first + echoed : last]
 
 
-@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 20)])
-def test_the_scrollback_equals_the_rendering_in_one_go(
-    tmp_path: Path, columns: int, rows: int, wide: bool
-) -> None:
+def test_the_scrollback_equals_the_rendering_in_one_go(tmp_path: Path, columns: int, rows: int) -> None:
     source = tmp_path / "a"
-    source.write_text(document(wide=wide))
+    source.write_text(document(wide=True))
     expected = in_one_go(tmp_path, source, columns, rows)
-    assert len(document(wide=wide).split("\n")) > 300
+    assert len(document(wide=True).split("\n")) > 300
     assert len(expected) > 250
     terminal = Terminal(tmp_path, columns=columns, rows=rows).ready()
     terminal.enter(f"file {source}")
