@@ -52,6 +52,7 @@ class Repl:
         self._view: AnswerView | None = None
         self._frame_due = False
         self._stage = ("", time.monotonic())  # of loading, and since when
+        self._drawn: Status | None = None  # the engine's state that the toolbar shows
         self._info: ModelInfo | None = None
         self._hopeless: KvchatError | None = None
 
@@ -100,7 +101,7 @@ class Repl:
             if changed and shown and shown.phase is Phase.READY and status.phase is Phase.STARTING:
                 self._say_error("the engine ended and is started again; the conversation is kept")
                 self._turns.start(self.session.backend.start)
-            if status != shown:
+            if status != self._drawn:  # it may have changed and changed back since the last look
                 self._screen.app.invalidate()
             shown = status
             await asyncio.sleep(_POLL_S)
@@ -273,7 +274,8 @@ class Repl:
     def _toolbar(self, columns: int) -> str:
         if self._keyboard.hint:
             return toolbar([self._keyboard.hint], columns)
-        parts = [self._name(), phase_text(self.session.backend.status())]
+        self._drawn = self.session.backend.status()
+        parts = [self._name(), phase_text(self._drawn)]
         if self.session.last and self.session.last.usage.total_tokens:
             parts.append(f"ctx {self.session.last.usage.total_tokens}/{self._context()}")
             parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")
