@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvchat.models.attention import arena_attention, arena_mask
 
@@ -32,6 +33,23 @@ def test_new_tokens_over_the_arena_attend_as_they_would_under_a_mask(
     key, value = (buffer[:, :, :total].normal_() for buffer in buffers)
     out, _ = arena_attention(module(heads // kv_heads), query, key, value, None, scaling=0.3)
     assert (out - reference(query, key, value, 0.3)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4)])
+@pytest.mark.parametrize(("new", "total"), [(1, 1700), (9, 1300), (33, 1600), (200, 1700)])
+def test_bfloat16_is_about_as_near_to_the_truth_as_transformers_own_path(
+    heads: int, kv_heads: int, new: int, total: int
+) -> None:
+    torch.manual_seed(total)
+    query = torch.randn(1, heads, new, 64, dtype=torch.bfloat16) * 3
+    key, value = (torch.randn(1, kv_heads, total, 64, dtype=torch.bfloat16) for _ in range(2))
+    truth = reference(query, key, value, 0.125)
+    mask = torch.ones(new, total, dtype=torch.bool).tril(total - new)[None, None]
+    stock, _ = sdpa_attention_forward(module(heads // kv_heads), query, key, value, mask, scaling=0.125)
+    ours, _ = arena_attention(module(heads // kv_heads), query, key, value, None, scaling=0.125)
+    error, stock_error = ((out.double() - truth).abs().max() for out in (ours, stock))
+    assert error < 2 * stock_error + 2e-3
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
 def test_keys_and_values_of_different_widths_take_the_stock_path_with_a_mask() -> None:
