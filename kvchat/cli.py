@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,6 +24,8 @@ from kvchat.subcommands import COMMANDS, Command
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
     from kvchat.chat.opening import Opening
+    from kvchat.chat.session import Session
+    from kvchat.ui.desk import Surroundings
 
 EXIT_BROKEN_PIPE = 128 + 13
 
@@ -122,21 +124,48 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     asked = args.prompt is not None or args.turns is not None or args.json
     if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
         return _oneshot(backends, args, config)
-    start = _opening(args, config)
-    config, backend = start.config, backends.dialogue(start.config)
+    picks = args.resume == "" and not args.fork
+    start = _opening(args, config, picks=picks)
+    backend = backends.dialogue(start.config)
+    backend.start()
     try:
-        backend.start()
         session = start.session(backend)
-        if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
-            from kvchat.ui.lines import LineDialogue
-
-            return LineDialogue(session, sys.stdout).run()
-        from kvchat.ui.repl import run_repl
-
-        return run_repl(session, config, color=_is_coloured())
-    finally:
+    except BaseException:
         backend.close()
-        start.store.close()
+        raise
+    with session:
+        return _dialogue(backends, session, start.config, ["/sessions"] if picks else [])
+
+
+def _dialogue(backends: Backends, session: Session, config: Config, first: list[str]) -> int:
+    surroundings = _surroundings(backends, config)
+    if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
+        from kvchat.ui.lines import LineDialogue
+
+        return LineDialogue(session, sys.stdout, surroundings).run(first)
+    from kvchat.ui.repl import run_repl
+
+    return run_repl(session, config, surroundings, color=_is_coloured(), first=first)
+
+
+def _surroundings(backends: Backends, config: Config) -> Surroundings:
+    """Other models and the cache's folder, for the dialogue's commands."""
+    from kvchat.ui.desk import Surroundings
+
+    def open_model(name: str) -> Backend:
+        return backends.dialogue(replace(config, model=replace(config.model, name=name)))
+
+    def model_names() -> list[str]:
+        from kvchat.models.catalog import Catalog
+
+        return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
+
+    def stored_tips() -> Mapping[tuple[str, str], int]:
+        from kvchat.cache.maintenance import stored_tips
+
+        return stored_tips(config.paths.cache)
+
+    return Surroundings(open_model, model_names, stored_tips)
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
@@ -166,10 +195,11 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
         return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
 
 
-def _opening(args: argparse.Namespace, config: Config) -> Opening:
+def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:
+    """Where the conversation begins; at nothing if the user `picks` a session later."""
     from kvchat.chat.opening import opening
 
-    return opening(config, key=args.resume, is_fork=args.fork, flags=args.given)
+    return opening(config, key=None if picks else args.resume, is_fork=args.fork, flags=args.given)
 
 
 def _is_coloured() -> bool:

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from types import TracebackType
 
-from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Options, Text
+from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Options, Text, Turn
 from kvchat.chat.conversation import Conversation
 from kvchat.chat.draft import Draft
 from kvchat.chat.store import Store
@@ -101,12 +101,13 @@ class Session(Conversation):
 
         A summary that is cancelled changes nothing. Raises UsageError unless there is something to summarise.
         """
-        path = self.path
-        if not 0 <= keep < len(path):
-            raise UsageError(
-                f"nothing lies ahead of the last {keep} exchanges", "there is nothing to summarise"
-            )
-        return self._compacted(path[: len(path) - keep], path[len(path) - keep :])
+        return self._compacted(*self._parted(keep))
+
+    def compaction(self, keep: int) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+        """What the model is asked to `compact`, and the conversation after that with an empty summary."""
+        older, recent = self._parted(keep)
+        head = self._new_exchange(SUMMARY_REQUEST, None)
+        return self.history_of([*older, head]), self.history_of([head, *recent])
 
     def change_model(self, name: str, backend: Backend) -> None:
         """Go on with another model. It has to be loaded; the one before is closed."""
@@ -134,6 +135,14 @@ class Session(Conversation):
         if tip is None:
             raise UsageError(f"there is nothing to {verb}", "say something first")
         return tip
+
+    def _parted(self, keep: int) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+        path = self.path
+        if not 0 <= keep < len(path):
+            raise UsageError(
+                f"nothing lies ahead of the last {keep} exchanges", "there is nothing to summarise"
+            )
+        return path[: len(path) - keep], path[len(path) - keep :]
 
     def _answered(self, exchange: Exchange) -> Events:
         """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""

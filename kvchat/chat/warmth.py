@@ -42,7 +42,8 @@ def _warmth(
     cold = [row.id for row in rows if row.tip not in held and row.tree in trees]
     beginnings: dict[str, int] = dict.fromkeys(was_stored, 0)
     for session, exchange in _paths(db, cold):
-        beginnings[session] = max(beginnings.get(session, 0), held.get(exchange, 0))
+        if exchange in held:
+            beginnings[session] = max(beginnings.get(session, 0), held[exchange])
     return {
         row.id: Warmth(held.get(row.tip or "") or beginnings.get(row.id, 0), row.id in beginnings)
         for row in rows

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 from kvchat.backends.base import Options, Phase
-from kvchat.chat.session import Session
 from kvchat.config import load_config
 from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
+from kvchat.ui.desk import Desk, SlashCommand
+from kvchat.ui.moves import MOVES
 from kvchat.ui.render import stats_line
-from kvchat.ui.tables import Look, joined
+from kvchat.ui.tables import joined
 
 KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),
@@ -27,37 +27,6 @@ KEYS = (
     ("!COMMAND", "run a shell command; its output can go along with the next message"),
     ("Ctrl-D", "leave"),
 )
-
-
-class Desk(Protocol):
-    """What a command may touch: the session, how things are shown, and the way out."""
-
-    session: Session
-
-    @property
-    def look(self) -> Look:
-        """How what a command says is shown."""
-
-    def leave(self) -> None:
-        """End the program."""
-
-    def copy(self, text: str) -> None:
-        """Put a text on the terminal's clipboard. Raises KvchatError."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlashCommand:
-    """One command. `run` takes what follows the name and returns what to show; `anytime` also during an answer.
-
-    `choices` are what Tab offers for the argument.
-    """
-
-    name: str
-    arguments: str
-    help: str
-    run: Callable[[Desk, str], str]
-    anytime: bool = False
-    choices: Callable[[Desk], Iterable[str]] = lambda desk: ()
 
 
 def is_command(text: str) -> bool:
@@ -213,6 +182,7 @@ def _exit(desk: Desk, argument: str) -> str:
 COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("/help", "", "this list", _help, anytime=True),
     SlashCommand("/clear", "", "begin a new conversation", _clear),
+    *MOVES,
     SlashCommand("/system", "[TEXT|-]", "show, replace or remove the system prompt", _system),
     SlashCommand(
         "/set", "[KEY [VALUE]]", "show or change how answers are sampled", _set, choices=_option_names

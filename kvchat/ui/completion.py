@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.desk import Desk
 
 _MAX_FILES = 200
 
@@ -29,14 +30,14 @@ class Completion:
         return commands.common_start(self.names)
 
 
-def completion(text: str, desk: commands.Desk) -> Completion:
+def completion(text: str, desk: Desk) -> Completion:
     """What the text before the cursor may become."""
     word = text.split()[-1] if text and not text[-1].isspace() else ""
     if commands.is_command(text) and "\n" not in text:
         if word == text:
             return Completion(0, commands.completions(text))
         argument = text.partition(" ")[2]
-        names = [name for name in _choices(text, desk) if name.startswith(argument)]
+        names = [name for name in _choices(text, desk, argument) if name.startswith(argument)]
         if names or not word.startswith("@"):
             return Completion(len(text) - len(argument), names)
     if word.startswith("@"):
@@ -44,10 +45,11 @@ def completion(text: str, desk: commands.Desk) -> Completion:
     return Completion(len(text), [])
 
 
-def _choices(text: str, desk: commands.Desk) -> list[str]:
+def _choices(text: str, desk: Desk, argument: str) -> list[str]:
     """What may follow a command's name."""
     try:
-        return list(commands.find(text)[0].choices(desk))
+        command, _ = commands.find(text)
+        return _files(argument) if command.takes_file else list(command.choices(desk))
     except KvchatError:
         return []
 

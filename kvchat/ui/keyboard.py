@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
 from kvchat.ui.completion import completion
+from kvchat.ui.desk import Attachment, Choice, Desk
 from kvchat.ui.editor import edited
 from kvchat.ui.picker import Picker
+from kvchat.ui.render import sanitize
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
@@ -18,7 +21,7 @@ from kvchat.ui.turns import Turns
 _HINT_S = 2.0
 
 
-class Face(commands.Desk, Protocol):
+class Face(Desk, Protocol):
     """What keys may show, beside what a command may touch."""
 
     def show(self, text: str) -> None:
@@ -49,7 +52,7 @@ class Keyboard:
         self._picker: Picker | None = None
         self._shell: ShellCommand | None = None
         self._question: Output | None = None
-        self._attached: list[Output] = []
+        self._attached: list[Attachment] = []
 
     # What stands around the input
 
@@ -80,9 +83,7 @@ class Keyboard:
             return self._picker.rows(columns)
         if self._question is not None:
             return [f"add these {self._question.num_lines} lines to the next message? y/n"[: columns - 1]]
-        return [
-            f"with the next message: output of {output.command}"[: columns - 1] for output in self._attached
-        ]
+        return [f"with the next message: {attached.label}"[: columns - 1] for attached in self._attached]
 
     def show_hint(self, text: str) -> None:
         """Say something in the toolbar for a moment."""
@@ -118,7 +119,7 @@ class Keyboard:
         elif commands.is_command(text):
             self._submit_command(text)
         else:
-            self._turns.add("\n\n".join((text, *(output.message for output in self._attached))))
+            self._turns.add("\n\n".join((text, *(attached.message for attached in self._attached))))
             self._attached.clear()
 
     def _submit_command(self, text: str) -> None:
@@ -153,8 +154,12 @@ class Keyboard:
         """Whether a command's output goes along with the next message."""
         assert self._question is not None
         if is_yes:
-            self._attached.append(self._question)
+            self.attach(Attachment(f"output of {self._question.command}", self._question.message))
         self._question = None
+
+    def attach(self, attachment: Attachment) -> None:
+        """Send it along with the next message."""
+        self._attached.append(attachment)
 
     # Stopping and leaving
 
@@ -263,6 +268,17 @@ class Keyboard:
         """Go up or down in the list."""
         if self._picker is not None:
             self._picker.move(step)
+
+    def jump(self, digit: int) -> None:
+        """Go to a row by its number."""
+        if self._picker is not None:
+            self._picker.type(digit)
+
+    def offer(self, title: str, choices: Sequence[Choice], at: int) -> None:
+        """Show a list whose rows run commands."""
+        labels = [sanitize(choice.label) for choice in choices]
+        self._picker = Picker(title, labels, lambda row: self._turns.add(choices[row].command), at=at)
+        self._screen.app.invalidate()
 
     def choose(self) -> None:
         """Take what the list stands at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from prompt_toolkit.filters import Condition, Filter, is_searching, vi_insert_mode, vi_mode
@@ -60,6 +61,9 @@ class Dialogue(Protocol):
 
     def move(self, step: int) -> None:
         """Go up (-1) or down (1) in the list."""
+
+    def jump(self, digit: int) -> None:
+        """Go to a row by its number, a digit at a time."""
 
     def choose(self) -> None:
         """Take what the list stands at."""
@@ -130,6 +134,7 @@ def _bind_list(keys: KeyBindings, dialogue: Dialogue, picking: Filter) -> None:
         "c-c": dialogue.drop,
         "<sigint>": dialogue.drop,
         "<any>": lambda: None,
+        **{str(digit): partial(dialogue.jump, digit) for digit in range(10)},
     }
     for key, verb in rows.items():
         keys.add(key, filter=picking)(_calling(verb))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from kvchat.backends.base import Done, Notice, Text
+from kvchat.backends.base import Backend, Done, Event, Notice, Text
 from kvchat.chat.session import Session, is_empty
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clipboard import clipboard_sequence
+from kvchat.ui.cost import fullness, is_full, ways_to_room
+from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
+from kvchat.ui.files import with_files
 from kvchat.ui.oneshot import interruptible
+from kvchat.ui.recap import recap
 from kvchat.ui.render import error_line, sanitize, stats_line
 from kvchat.ui.tables import Look
 
@@ -20,8 +24,11 @@ from kvchat.ui.tables import Look
 class LineDialogue:
     """Reads a line, answers it, reads the next. The same session and commands as the full dialogue."""
 
-    def __init__(self, session: Session, stdout: TextIO) -> None:
+    def __init__(self, session: Session, stdout: TextIO, surroundings: Surroundings) -> None:
         self.session = session
+        self.surroundings = surroundings
+        self._attached: list[Attachment] = []
+        self._chosen: list[str] = []
         self._out = stdout
         self._leaving = False
         self._watch = CacheWatch(session)
@@ -39,11 +46,35 @@ class LineDialogue:
         """Put a text on the terminal's clipboard."""
         self._write(clipboard_sequence(text))
 
-    def run(self) -> int:
-        """Hold the dialogue until the input ends; the exit code."""
+    def put_back(self, text: str) -> None:
+        """Show it: the input can't be filled."""
+        self._write(sanitize(text) + "\n")
+
+    def offer(self, title: str, choices: Sequence[Choice], at: int = 0) -> None:
+        """Let the user choose by number."""
+        rows = [f"{number}. {choice.label}" for number, choice in enumerate(choices, 1)]
+        self._write(sanitize("\n".join(rows)) + "\n")
+        answer = input("number, or nothing: ").strip()
+        if answer.isdecimal() and 1 <= int(answer) <= len(choices):
+            self._chosen.append(choices[int(answer) - 1].command)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Send it along with the next message."""
+        self._attached.append(attachment)
+
+    def show_loading(self, backend: Backend | None) -> None:
+        """Say that it loads."""
+        if backend is not None:
+            self._write("loading\n")
+
+    def run(self, first: Sequence[str] = ()) -> int:
+        """Hold the dialogue until the input ends; the exit code. The lines in `first` come before what is typed."""
+        if self.session.path:
+            self._write(sanitize(recap(self.session)) + "\n")
+        self._chosen.extend(first)
         while not self._leaving:
             try:
-                text = self._read()
+                text = self._chosen.pop(0) if self._chosen else self._read()
                 if text:
                     self._do(text)
             except EOFError:
@@ -66,13 +97,23 @@ class LineDialogue:
     def _do(self, text: str) -> None:
         if commands.is_command(text):
             command, argument = commands.find(text)
-            self._write(sanitize(command.run(self, argument)) + "\n")
+            result = command.run(self, argument)
+            shown = result.note if isinstance(result, Asking) else result
+            self._write(sanitize(shown) + "\n" if shown else "")
+            if isinstance(result, Asking):
+                self._answer(result.events)
         else:
-            self._answer(text.removeprefix("/") if text.startswith("//") else text)
+            self._answer(self.session.send(self._message(text)))
 
-    def _answer(self, text: str) -> None:
+    def _message(self, text: str) -> str:
+        """A message with what goes along with it."""
+        attached, self._attached = self._attached, []
+        whole = with_files(text.removeprefix("/") if text.startswith("//") else text)
+        return "\n\n".join((whole, *(attachment.message for attachment in attached)))
+
+    def _answer(self, events: Iterator[Event]) -> None:
         backend = self.session.backend
-        with interruptible(backend), closing(self.session.send(text)) as events:
+        with interruptible(backend):
             for event in events:
                 if isinstance(event, Text) and not event.reasoning:
                     self._write(sanitize(event.text))
@@ -83,6 +124,13 @@ class LineDialogue:
                     if is_empty(event.answer):
                         self._write("the message was taken back\n")
         self._watch.look()
+        self._offer_room(backend.info().context)
+
+    def _offer_room(self, context: int) -> None:
+        """Say how to make room when the context has just become nearly full."""
+        if is_full(self.session, context) and not is_full(self.session, context, back=2):
+            lines = [fullness(self.session, context), *(way.label for way in ways_to_room(self.session))]
+            self._write("\n".join(lines) + "\n")
 
     def _write(self, text: str) -> None:
         self._out.write(text)

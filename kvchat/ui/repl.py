@@ -6,20 +6,24 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kvchat.backends.base import Answer, Done, Event, ModelInfo, Notice, Phase, Status
+from kvchat.backends.base import Answer, Backend, Done, Event, ModelInfo, Notice, Phase, Status
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
-from kvchat.errors import KvchatError, ModelUnavailableError
+from kvchat.errors import ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui.answer import AnswerView, PlainBlocks, Tail
 from kvchat.ui.cache_watch import CacheWatch, cache_part
 from kvchat.ui.clipboard import clipboard_sequence
+from kvchat.ui.cost import fullness, is_full, ways_to_room
+from kvchat.ui.desk import Attachment, Choice, Surroundings
 from kvchat.ui.history import message_history
 from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
+from kvchat.ui.recap import recap
 from kvchat.ui.render import dim, error_line, loading_row, phase_text, sanitize, stats_line, toolbar
 from kvchat.ui.screen import PROMPT, Content, Screen
 from kvchat.ui.tables import Look, Styled
@@ -36,8 +40,12 @@ _QUEUED_ROWS = 3
 class Repl:
     """A dialogue in a terminal."""
 
-    def __init__(self, session: Session, config: Config, *, color: bool = True) -> None:
+    def __init__(
+        self, session: Session, config: Config, surroundings: Surroundings, *, color: bool = True
+    ) -> None:
         self.session = session
+        self.surroundings = surroundings
+        self._incoming: Backend | None = None
         self._config = config
         self._color = color
         self._turns = Turns(session, self, self)
@@ -58,11 +66,14 @@ class Repl:
 
     # The dialogue's life
 
-    def run(self) -> int:
+    def run(self, first: Sequence[str] = ()) -> int:
         """Hold the dialogue to its end; the exit code. Does not close the backend.
 
+        The lines in `first` are run before anything that is typed.
         Raises KvchatError when the model could not be loaded at all.
         """
+        for line in first:
+            self._turns.add(line)
         code = asyncio.run(self._run())
         if self._hopeless is not None:
             raise self._hopeless
@@ -89,19 +100,24 @@ class Repl:
 
     async def _greet(self) -> None:
         self._screen.print_above(dim(f"kvchat · {self._name()} · /help"))
+        if self.session.path:
+            self.show(recap(self.session))
 
     async def _watch(self) -> None:
         """Follow the engine's state: redraw when it changes, ask once for the model when it stands."""
         shown: Status | None = None
+        backend = self.session.backend
         while True:
-            status = self.session.backend.status()
+            if backend is not self.session.backend:
+                backend, shown = self.session.backend, None
+            status = backend.status()
             changed = shown is None or status.phase is not shown.phase
             if changed and status.phase in (Phase.READY, Phase.FAILED):
                 self._turns.start(self._learn_of_model)
             if changed and shown and shown.phase is Phase.READY and status.phase is Phase.STARTING:
                 self._say_error("the engine ended and is started again; the conversation is kept")
-                self._turns.start(self.session.backend.start)
-            if status != self._drawn:  # it may have changed and changed back since the last look
+                self._turns.start(backend.start)
+            if status != self._drawn or self._incoming:  # it may have changed and changed back meanwhile
                 self._screen.app.invalidate()
             shown = status
             await asyncio.sleep(_POLL_S)
@@ -158,6 +174,22 @@ class Repl:
         """Put a text on the terminal's clipboard; may be called from any thread."""
         self._turns.hand(self._screen.write, clipboard_sequence(text))
 
+    def put_back(self, text: str) -> None:
+        """Put a text into the input; may be called from any thread."""
+        self._turns.hand(self._keyboard.put_back, text)
+
+    def offer(self, title: str, choices: Sequence[Choice], at: int = 0) -> None:
+        """Show a list to choose from; may be called from any thread."""
+        self._turns.hand(self._keyboard.offer, title, choices, at)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Send it along with the next message; may be called from any thread."""
+        self._turns.hand(self._keyboard.attach, attachment)
+
+    def show_loading(self, backend: Backend | None) -> None:
+        """Show how far the loading of another backend is; may be called from any thread."""
+        self._incoming = backend
+
     def show(self, text: str) -> None:
         """Print dim lines above the input."""
         self._screen.print_above(dim(sanitize(text)))
@@ -175,7 +207,8 @@ class Repl:
     def on_turn(self, text: str) -> None:
         """A message is sent now."""
         self._view = self._new_view()
-        self.echo(text)
+        if text:
+            self.echo(text)
 
     def on_event(self, event: Event) -> None:
         """Note what is new and see to it that it is drawn, at most once in FRAME_S."""
@@ -196,6 +229,8 @@ class Repl:
             self._give_up(error)
             return
         self._say_error(error.message, error.remedy)
+        if isinstance(error, ContextOverflowError):
+            self._turns.start(self._offer_room, not self._screen.buffer.text)
         self._turns.waiting.appendleft(text)
         self._keyboard.put_back(self._turns.take_back())
 
@@ -215,8 +250,20 @@ class Repl:
     def _on_done(self, answer: Answer) -> None:
         self._print_rest(then=dim(stats_line(answer, self._context())) + "\n")
         self._turns.start(self._look_at_cache)
+        if is_full(self.session, self._context()) and not is_full(self.session, self._context(), back=2):
+            self._turns.start(self._offer_room, False)
         if is_empty(answer) and self._turns.running:
             self._keyboard.put_back(self._turns.running)
+
+    def _offer_room(self, as_list: bool) -> None:
+        """In a thread, for it asks the backend: how to make room in the context."""
+        with suppress(KvchatError):
+            choices, title = ways_to_room(self.session), fullness(self.session, self._context())
+            if choices and as_list:
+                self.offer(f"{title}: (Enter makes room, Esc leaves)", choices)
+            elif choices:
+                lines = [f"{title}; to make room:", *(choice.label for choice in choices)]
+                self._turns.hand(self.show, "\n".join(lines))
 
     def _frame(self) -> None:
         """Print what became finished and draw the rest."""
@@ -257,8 +304,9 @@ class Repl:
     def _tail(self, columns: int) -> Tail:
         if self._view is not None:
             return self._view.tail(columns)
-        status, now = self.session.backend.status(), time.monotonic()
-        if status.phase is not Phase.LOADING or self._info is not None:
+        backend = self._incoming or self.session.backend
+        status, now = backend.status(), time.monotonic()
+        if status.phase is not Phase.LOADING or (self._info is not None and not self._incoming):
             return Tail([])
         if status.detail != self._stage[0]:
             self._stage = (status.detail, now)
@@ -296,6 +344,13 @@ class _LogLines(logging.Handler):
         self._say(record.getMessage())
 
 
-def run_repl(session: Session, config: Config, *, color: bool = True) -> int:
-    """Hold a dialogue until the user leaves; the exit code."""
-    return Repl(session, config, color=color).run()
+def run_repl(
+    session: Session,
+    config: Config,
+    surroundings: Surroundings,
+    *,
+    color: bool = True,
+    first: Sequence[str] = (),
+) -> int:
+    """Hold a dialogue until the user leaves; the exit code. The lines in `first` come before what is typed."""
+    return Repl(session, config, surroundings, color=color).run(first)

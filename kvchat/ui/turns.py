@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from kvchat.backends.base import Done, Event, Phase
 from kvchat.chat.session import Session
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.desk import Asking, Desk
+from kvchat.ui.files import with_files
 
 _POLL_S = 0.05
 
@@ -24,7 +27,7 @@ class Listener(Protocol):
     """Who is told, in the loop's thread, what became of a message or a command."""
 
     def on_turn(self, text: str) -> None:
-        """A message is sent now."""
+        """A message is sent now, or with an empty `text` what a command asks."""
 
     def on_event(self, event: Event) -> None:
         """The backend's events for it."""
@@ -42,7 +45,7 @@ class Listener(Protocol):
 class Turns:
     """Answers messages in order, and runs commands where their turn comes."""
 
-    def __init__(self, session: Session, desk: commands.Desk, listener: Listener) -> None:
+    def __init__(self, session: Session, desk: Desk, listener: Listener) -> None:
         self.running: str | None = None
         self.waiting: deque[str] = deque()
         self._session = session
@@ -81,9 +84,9 @@ class Turns:
             while await self._is_next_ready():
                 text = self.waiting.popleft()
                 if commands.is_command(text):
-                    await self._finish(self._run_command, text)
+                    await self._command(text)
                 else:
-                    await self._turn(text)
+                    await self._turn(text, partial(self._said, text), shown=text)
 
     def start(self, work: Callable[..., None], *values: object) -> threading.Thread:
         """Do something that may wait, in a thread that does not keep the program alive."""
@@ -112,22 +115,29 @@ class Turns:
                 await asyncio.sleep(_POLL_S)
         return bool(self.waiting)
 
-    async def _turn(self, text: str) -> None:
+    async def _command(self, text: str) -> None:
+        """Run a command, and answer what it asks."""
+        asked: list[Asking] = []
+        await self._finish(partial(self._run_command, text, asked.append))
+        for asking in asked:
+            await self._turn(text, lambda asking=asking: asking.events, shown="")  # type: ignore[misc]
+
+    async def _turn(self, text: str, events: Callable[[], Iterator[Event]], *, shown: str) -> None:
         self.running = text
         self._is_stopping = False
-        self._listener.on_turn(text)
+        self._listener.on_turn(shown)
         try:
-            await self._finish(self._send, text)
+            await self._finish(partial(self._answer, text, events))
         finally:
             self.running = None
             self._listener.on_turn_end()
 
-    async def _finish(self, work: Callable[[str], None], text: str) -> None:
+    async def _finish(self, work: Callable[[], None]) -> None:
         done = asyncio.Event()
 
         def whole() -> None:
             try:
-                work(text)
+                work()
             finally:
                 self.hand(done.set)
 
@@ -138,9 +148,12 @@ class Turns:
         with suppress(KvchatError):  # the message will meet the same error
             self._session.backend.info()
 
-    def _send(self, text: str) -> None:
+    def _said(self, text: str) -> Iterator[Event]:
+        return self._session.send(with_files(text.removeprefix("/") if text.startswith("//") else text))
+
+    def _answer(self, text: str, events: Callable[[], Iterator[Event]]) -> None:
         try:
-            for event in self._session.send(text.removeprefix("/") if text.startswith("//") else text):
+            for event in events():
                 if self._is_stopping and not isinstance(event, Done):
                     self._is_stopping = False  # once more: what was asked before it began may be forgotten
                     self._session.backend.cancel()
@@ -148,11 +161,15 @@ class Turns:
         except Exception as error:  # a bug must not end the dialogue
             self.hand(self._listener.on_failure, text, _as_known(error))
 
-    def _run_command(self, text: str) -> None:
+    def _run_command(self, text: str, ask: Callable[[Asking], None] | None = None) -> None:
         shown, failure = "", None
         try:
             command, argument = commands.find(text)
-            shown = command.run(self._desk, argument)
+            result = command.run(self._desk, argument)
+            shown = result.note if isinstance(result, Asking) else result
+            if isinstance(result, Asking):
+                assert ask is not None, "a command that asks has to wait for its turn"
+                ask(result)
         except Exception as error:  # nor may one in a command
             failure = _as_known(error)
         self.hand(self._listener.on_result, text, shown, failure)

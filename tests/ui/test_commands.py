@@ -77,7 +77,7 @@ def test_exit_leaves() -> None:
 
 def test_completion_names_what_a_line_may_become() -> None:
     assert completions("/st") == ["/stats"]
-    assert completions("/s") == ["/system", "/set", "/stats"]
+    assert completions("/s") == ["/sessions", "/switch", "/system", "/set", "/stats"]
     assert completions("/set top") == completions("st") == completions("//s") == []
     assert common_start(["/stats", "/status"]) == "/stat"
     assert common_start(["/set"]) == "/set"

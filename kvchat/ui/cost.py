@@ -1,0 +1,85 @@
+"""What a move through a conversation would cost: what stays cached, what is computed, in tokens and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvchat.backends.base import CacheView, Phase, Role, Turn
+from kvchat.chat.session import Session
+from kvchat.ui.desk import Choice
+from kvchat.ui.figures import percent_text, seconds_text
+
+FULL = 0.85
+"""The share of the context from which on room is offered."""
+
+_KEEP = 2
+_SUMMARY_TOKENS = 200
+
+
+def cost_line(session: Session, history: Sequence[Turn] | None = None) -> str:
+    """What the next answer finds in the cache, for the session's or another history. Waits for a running answer.
+
+    Empty while there is no model to ask.
+    """
+    if session.backend.status().phase is not Phase.READY:
+        return ""
+    turns = session.history if history is None else history
+    if not turns or turns[-1].role is Role.SYSTEM:
+        turns = (*turns, Turn(Role.USER, ""))
+    return cost_text(session.backend.cache(turns))
+
+
+def cost_text(view: CacheView, more_tokens: int = 0) -> str:
+    """`1200 of 1230 tokens stay cached, 30 are computed in about 0.04 s`; `more_tokens` have to be computed too."""
+    total, missing = view.prompt_tokens + more_tokens, view.prompt_tokens - view.cached_tokens
+    speed = view.compute_s / missing if missing else 0.0
+    time = seconds_text(view.compute_s + more_tokens * speed)
+    return f"{view.cached_tokens} of {total} tokens stay cached, {missing + more_tokens} are computed in about {time}"
+
+
+def compaction_cost(session: Session, keep: int) -> str:
+    """What summarising costs, and what the conversation costs behind the summary."""
+    if session.backend.status().phase is not Phase.READY:
+        return ""
+    asking, after = session.compaction(keep)
+    before_text = cost_text(session.backend.cache(asking))
+    after_text = cost_text(session.backend.cache(after), _SUMMARY_TOKENS)
+    return f"for the summary {before_text}; behind it about {after_text}"
+
+
+def is_full(session: Session, context: int, *, back: int = 1) -> bool:
+    """Whether the last answer (or the one before, for `back` 2) filled most of the context."""
+    path = session.path
+    answer = path[-back].answer if len(path) >= back else None
+    return bool(context and answer and answer.usage.total_tokens > FULL * context)
+
+
+def fullness(session: Session, context: int) -> str:
+    """`the context is 91% full`."""
+    used = session.last.usage.total_tokens if session.last else 0
+    return (
+        f"the context is {percent_text(min(1.0, used / context))} full" if context else "the context is full"
+    )
+
+
+def ways_to_room(session: Session) -> list[Choice]:
+    """The commands that make room in the context, each with its cost; none where nothing can be left out."""
+    path, choices = session.path, []
+    if len(path) > _KEEP:
+        about = f"summarise all but the last {_KEEP} messages: {compaction_cost(session, _KEEP)}"
+        choices.append(Choice(f"/compact · {about}", "/compact"))
+    if len(path) > 1:
+        dropped = _half(session)
+        line = cost_line(session, session.history_of(path[dropped:]))
+        choices.append(Choice(f"/drop {dropped} · leave out the oldest: {line}", f"/drop {dropped}"))
+    return choices
+
+
+def _half(session: Session) -> int:
+    """How many exchanges from the oldest on hold half of the conversation; one at least stays."""
+    lengths = [sum(len(turn.text) for turn in exchange.turns) for exchange in session.path]
+    count, left = 1, sum(lengths) - lengths[0]
+    while count < len(lengths) - 1 and left > sum(lengths) / 2:
+        left -= lengths[count]
+        count += 1
+    return count

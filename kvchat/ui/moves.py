@@ -1,0 +1,229 @@
+"""Commands that move through conversations and ask anew: rows of the table of commands. Knows no screen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from kvchat.backends.base import Role, Turn
+from kvchat.chat.export import FORMATS, local_time
+from kvchat.chat.session import Session
+from kvchat.chat.store import LATEST
+from kvchat.chat.warmth import Warmth, warmth
+from kvchat.errors import UsageError
+from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
+from kvchat.ui.clipboard import write_new
+from kvchat.ui.cost import compaction_cost, cost_line
+from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
+from kvchat.ui.files import file_part, with_files
+from kvchat.ui.prompt_command import prompt_names, run_prompt
+from kvchat.ui.recap import recap
+
+_LISTED = 200
+
+
+def _new(desk: Desk, argument: str) -> str:
+    desk.session.new(argument or None)
+    return "a new conversation begins" + ("; the system prompt stays" if desk.session.system else "")
+
+
+def _sessions(desk: Desk, argument: str) -> str:
+    session = desk.session
+    rows = session.store.sessions(number(argument, _LISTED))
+    if not rows:
+        return "there is no session yet; the first message begins one"
+    warm = warmth(session.store, rows, desk.surroundings.stored_tips())
+    choices = []
+    for row in rows:
+        held = warm.get(row.id, Warmth())
+        parts = [
+            local_time(row.updated),
+            "1 turn" if row.num_exchanges == 1 else f"{row.num_exchanges} turns",
+            f"{row.num_tokens} tokens",
+            str(held),
+            f"{row.label} (this one)" if row.id == session.id else row.label,
+        ]
+        choices.append(Choice(" · ".join(part for part in parts if part), f"/resume {row.id}"))
+    desk.offer("sessions: (Enter goes on with it, Esc leaves)", choices)
+    return ""
+
+
+def _resume(desk: Desk, argument: str) -> str:
+    session = desk.session
+    session.resume(argument or LATEST)
+    row = session.store.session(session.id)
+    other = f"it was held with {row.model}; /model {row.model} goes back to it"
+    differs = bool(row.model and session.model and row.model != session.model)
+    return _joined(recap(session), other if differs else "", cost_line(session))
+
+
+def _rename(desk: Desk, argument: str) -> str:
+    desk.session.rename(argument)
+    return f"this session is called {argument}"
+
+
+def _undo(desk: Desk, argument: str) -> str:
+    count = number(argument, 1)
+    left = desk.session.undo(count)
+    desk.put_back(left[0].user.text)
+    what = "the last message is" if count == 1 else f"the last {count} messages are"
+    return f"{what} taken back; what was said stays as a branch"
+
+
+def _retry(desk: Desk, argument: str) -> Asking:
+    return Asking(desk.session.retry())
+
+
+def _edit(desk: Desk, argument: str) -> str | Asking:
+    session, path = desk.session, desk.session.path
+    which, *rest = argument.split(maxsplit=1) or [""]
+    at = number(which, -1)
+    if not 1 <= abs(at) <= len(path):
+        session.edit(at, "")  # says what is wrong
+    at = at if at > 0 else len(path) + 1 + at
+    text = with_files(rest[0].strip()) if rest else path[at - 1].user.text
+    history = *session.history_of(path[: at - 1]), Turn(Role.USER, text)
+    note = cost_line(session, history)
+    if rest:
+        return Asking(session.edit(at, text), note)
+    desk.put_back(f"/edit {at} {text}")
+    return _joined(f"Enter says message {at} anew, as a branch; all that was said stays", note)
+
+
+def _fork(desk: Desk, argument: str) -> str:
+    before = desk.session.name or desk.session.id
+    key = desk.session.fork(argument or None)
+    return f"this goes on as session {argument or key}; /switch {before} goes back"
+
+
+def _branches(desk: Desk, argument: str) -> str:
+    branches = desk.session.branches
+    return branch_tree(branches, desk.look.columns) if branches else "nothing was said yet"
+
+
+def _branch_keys(desk: Desk) -> Iterable[str]:
+    for branch in desk.session.branches:
+        yield branch.tip[:KEY_LENGTH]
+        yield from branch.sessions
+
+
+def _switch(desk: Desk, argument: str) -> str:
+    session = desk.session
+    if argument:
+        session.switch(argument)
+        return _joined(recap(session), cost_line(session))
+    branches = session.branches
+    if len(branches) < 2:
+        return "there is one branch only; /edit, /retry and /undo make others"
+    at = next((i for i, branch in enumerate(branches) if branch.is_current), 0)
+    choices = [Choice(branch_label(branch), f"/switch {branch.tip}") for branch in branches]
+    desk.offer("branches: (Enter goes there, Esc leaves)", choices, at)
+    return ""
+
+
+def _continue(desk: Desk, argument: str) -> Asking:
+    return Asking(desk.session.continue_answer())
+
+
+def _compact(desk: Desk, argument: str) -> Asking:
+    keep = number(argument, 2)
+    events = desk.session.compact(keep)
+    return Asking(events, compaction_cost(desk.session, keep))
+
+
+def _drop(desk: Desk, argument: str) -> str:
+    count = number(argument, 1)
+    desk.session.drop_oldest(count)
+    what = "the oldest message is" if count == 1 else f"the oldest {count} messages are"
+    return _joined(f"{what} left out; the whole conversation stays as a branch", cost_line(desk.session))
+
+
+def _export(desk: Desk, argument: str) -> str:
+    kind, _, name = argument.partition(" ")
+    if "." in kind and not name:
+        kind, name = kind.rpartition(".")[2], kind
+    kind = kind or "md"
+    document = desk.session.export(kind)
+    return f"written to {write_new(name.strip() or _file_name(desk.session, kind), document)}"
+
+
+def _file_name(session: Session, kind: str) -> str:
+    words = re.findall(r"\w+", session.name or session.title)
+    return f"{'-'.join(words).lower()[:40].strip('-') or session.id}.{kind}"
+
+
+def _read(desk: Desk, argument: str) -> str:
+    if not argument:
+        raise UsageError("/read what?", "say /read FILE")
+    desk.attach(Attachment(argument, file_part(argument)))
+    return f"{argument} goes along with the next message"
+
+
+def _model(desk: Desk, argument: str) -> str:
+    session = desk.session
+    if not argument:
+        return f"{session.model or session.backend.info().name} answers; /model NAME changes that"
+    backend = desk.surroundings.open_model(argument)
+    desk.show_loading(backend)
+    try:
+        backend.start()
+        backend.info()
+    except BaseException:
+        backend.close()
+        raise
+    finally:
+        desk.show_loading(None)
+    session.change_model(argument, backend)
+    return _joined(f"{argument} answers from now on", cost_line(session))
+
+
+def _joined(*lines: str) -> str:
+    return "\n".join(line for line in lines if line)
+
+
+MOVES: tuple[SlashCommand, ...] = (
+    SlashCommand("/new", "[NAME]", "begin a new conversation", _new),
+    SlashCommand("/sessions", "", "choose a saved conversation to go on with", _sessions),
+    SlashCommand(
+        "/resume",
+        "[SESSION]",
+        "go on with a saved conversation, or the latest",
+        _resume,
+        choices=lambda desk: [row.name or row.id for row in desk.session.store.sessions(_LISTED)],
+    ),
+    SlashCommand("/rename", "NAME", "name this conversation", _rename),
+    SlashCommand("/undo", "[N]", "take the last N messages back", _undo),
+    SlashCommand("/retry", "", "answer the last message anew", _retry),
+    SlashCommand("/edit", "[N [TEXT]]", "say message N (or the last) differently", _edit),
+    SlashCommand("/continue", "", "go on with an answer that stopped", _continue),
+    SlashCommand("/fork", "[NAME]", "go on beside this conversation", _fork),
+    SlashCommand("/branches", "", "show the tree of what was said", _branches),
+    SlashCommand("/switch", "[BRANCH]", "go to another branch or session", _switch, choices=_branch_keys),
+    SlashCommand("/compact", "[N]", "let a summary replace all but the last N messages (2)", _compact),
+    SlashCommand("/drop", "[N]", "leave the oldest N messages out", _drop),
+    SlashCommand(
+        "/export",
+        "[md|json|html] [FILE]",
+        "write the conversation to a file",
+        _export,
+        choices=lambda desk: FORMATS,
+    ),
+    SlashCommand(
+        "/read",
+        "FILE",
+        "take a file along with the next message; @FILE in it does so too",
+        _read,
+        takes_file=True,
+    ),
+    SlashCommand(
+        "/prompt", "[NAME [VAR=VALUE]]", "choose a saved system prompt", run_prompt, choices=prompt_names
+    ),
+    SlashCommand(
+        "/model",
+        "[NAME]",
+        "show or change the model",
+        _model,
+        choices=lambda desk: desk.surroundings.model_names(),
+    ),
+)
+"""The rows of the table."""

@@ -1,0 +1,85 @@
+"""What `/prompt` does: saved system prompts listed, shown, and put in place. Knows no screen."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from kvchat.chat.prompts import Prompt, Prompts
+from kvchat.errors import UsageError
+from kvchat.ui.cost import cost_line
+from kvchat.ui.desk import Choice, Desk
+
+_PREVIEW_LINES = 6
+
+
+def prompt_names(desk: Desk) -> Iterable[str]:
+    """What Tab offers."""
+    return Prompts.around(Path.cwd()).paths()
+
+
+def run_prompt(desk: Desk, argument: str) -> str:
+    """Offer all prompts, or make the named one the system prompt, with `NAME=VALUE` for its variables."""
+    prompts = Prompts.around(Path.cwd())
+    name, values = _parsed(argument)
+    if not name:
+        choices = [_choice(prompts, each) for each in prompts.paths()]
+        if not choices:
+            return "there is no saved prompt; kvchat prompts new NAME begins one"
+        desk.offer("system prompts: (Enter takes it, Esc leaves)", choices)
+        return ""
+    prompt = prompts.prompt(name)
+    text = _rendered(prompt, values)
+    session = desk.session
+    session.set_system(text)
+    session.options = replace(session.options, **prompt.options)
+    return "\n".join(line for line in (*_preview(prompt, text), *_advice(desk, prompt)) if line)
+
+
+def _parsed(argument: str) -> tuple[str, dict[str, str]]:
+    try:
+        name, *rest = shlex.split(argument) or [""]
+    except ValueError as error:
+        raise UsageError(f"can't read {argument!r}: {error}", "close the quotes") from None
+    pairs = [word.partition("=") for word in rest]
+    if any(not mark for _, mark, _ in pairs):
+        raise UsageError(f"{argument!r} has a value without a name", "say /prompt NAME VARIABLE=VALUE")
+    return name, {key: value for key, _, value in pairs}
+
+
+def _choice(prompts: Prompts, name: str) -> Choice:
+    try:
+        about = prompts.prompt(name).description
+    except UsageError as error:
+        about = f"! {error.message}"
+    return Choice(f"{name} · {about}", f"/prompt {name}")
+
+
+def _rendered(prompt: Prompt, values: dict[str, str]) -> str:
+    missing = [name for name, default in prompt.vars.items() if default is None and name not in values]
+    if missing:
+        wanted = " ".join(f"{name}=VALUE" for name in missing)
+        raise UsageError(f"{prompt.name} needs {', '.join(missing)}", f"say /prompt {prompt.name} {wanted}")
+    return prompt.render(values, datetime.now())
+
+
+def _preview(prompt: Prompt, text: str) -> list[str]:
+    lines = text.strip().split("\n")
+    shown = [f"  {line}" for line in lines[:_PREVIEW_LINES]]
+    more = (
+        [f"  ({len(lines) - _PREVIEW_LINES} more lines; /system shows all)"] if lines[_PREVIEW_LINES:] else []
+    )
+    return [f"{prompt.name}: {prompt.description}", *shown, *more]
+
+
+def _advice(desk: Desk, prompt: Prompt) -> list[str]:
+    options = ", ".join(f"{name} {value}" for name, value in prompt.options.items())
+    other = prompt.model if prompt.model and prompt.model != desk.session.model else ""
+    return [
+        f"sampling: {options}" if options else "",
+        f"it is meant for another model: /model {other}" if other else "",
+        f"it counts from the next message on; {cost_line(desk.session)}".rstrip("; "),
+    ]
