@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from kvchat.cache.stats import CacheStats
+
 
 class Role(StrEnum):
     """Who speaks in a turn."""
@@ -228,23 +230,8 @@ class ModelInfo:
     defaults: Options = field(default_factory=Options)
 
 
-@dataclass(frozen=True, slots=True)
-class CacheTotals:
-    """What the cache was asked for and what it did, over a turn, a process or all time; see `cache.stats`."""
-
-    asked_tokens: int = 0
-    live_tokens: int = 0
-    ram_tokens: int = 0
-    disk_tokens: int = 0
-    stored_blocks: int = 0
-    stored_bytes: int = 0
-    written_bytes: int = 0
-    evicted_blocks: int = 0
-    evicted_files: int = 0
-    corrupt_files: int = 0
-    load_s: float = 0.0
-    store_s: float = 0.0
-    saved_s: float = 0.0
+CacheTotals = CacheStats
+"""What the cache was asked for and what it did, over a turn, a process or all time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-from kvchat.backends.base import CacheRow, CacheTotals, CacheView, Role
+from kvchat.backends.base import CacheRow, CacheView, Role
 from kvchat.cache.match import Coverage
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
@@ -38,8 +35,8 @@ def cache_view(engine: Engine, template: ChatTemplate, messages: Sequence[Messag
         prompt_tokens=len(ids),
         cached_tokens=cached,
         compute_s=(len(ids) - cached) * engine.prefill_s_per_token + loading_s,
-        turn=_totals(cache.stats.turn if cache else CacheStats()),
-        process=_totals(cache.stats.process if cache else CacheStats()),
+        turn=cache.stats.turn if cache else CacheStats(),
+        process=cache.stats.process if cache else CacheStats(),
         disk_used=cache.disk_used_bytes if cache else 0,
         weights_bytes=engine.loaded.num_bytes,
         process_bytes=_resident_bytes(),
@@ -78,10 +75,6 @@ def _rows(
         )
         rows.append(row)
     return tuple(rows)
-
-
-def _totals(stats: CacheStats) -> CacheTotals:
-    return CacheTotals(**asdict(stats))
 
 
 def _resident_bytes() -> int:
