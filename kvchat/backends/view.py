@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvchat.backends.base import CacheRow, CacheView, Role
 from kvchat.cache.match import Coverage
