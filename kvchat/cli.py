@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kvchat.backends.base import Backend
     from kvchat.chat.opening import Opening
     from kvchat.chat.session import Session
-    from kvchat.ui.desk import Surroundings
 
 EXIT_BROKEN_PIPE = 128 + 13
 
@@ -138,7 +137,9 @@ def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
 
 
 def _dialogue(backends: Backends, session: Session, config: Config, first: list[str]) -> int:
-    surroundings = _surroundings(backends, config)
+    from kvchat.surroundings import surroundings_of
+
+    surroundings = surroundings_of(config, backends.dialogue)
     if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
         from kvchat.ui.lines import LineDialogue
 
@@ -146,26 +147,6 @@ def _dialogue(backends: Backends, session: Session, config: Config, first: list[
     from kvchat.ui.repl import run_repl
 
     return run_repl(session, config, surroundings, color=_is_coloured(), first=first)
-
-
-def _surroundings(backends: Backends, config: Config) -> Surroundings:
-    """Other models and the cache's folder, for the dialogue's commands."""
-    from kvchat.ui.desk import Surroundings
-
-    def open_model(name: str) -> Backend:
-        return backends.dialogue(replace(config, model=replace(config.model, name=name)))
-
-    def model_names() -> list[str]:
-        from kvchat.models.catalog import Catalog
-
-        return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
-
-    def stored_tips() -> Mapping[tuple[str, str], int]:
-        from kvchat.cache.maintenance import stored_tips
-
-        return stored_tips(config.paths.cache)
-
-    return Surroundings(open_model, model_names, stored_tips)
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:

@@ -211,6 +211,8 @@ class ScriptedBackend:
         self.start()
         while self.status().phase is Phase.LOADING and not self.closed:
             time.sleep(0.01)
+        if self.closed:
+            raise EngineDiedError("the engine was closed")
         if self.missing:
             self._phase = Phase.FAILED
             raise ModelUnavailableError("no model is called 'nobody'", "see kvchat models ls")

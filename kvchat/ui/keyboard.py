@@ -36,6 +36,9 @@ class Face(Desk, Protocol):
     def on_result(self, text: str, shown: str, error: KvchatError | None) -> None:
         """Show what a command gave."""
 
+    def stop_loading(self) -> bool:
+        """Give up another model that is being loaded; whether there is one."""
+
     @property
     def thought(self) -> str:
         """What the model thinks now, or thought before its last answer."""
@@ -172,6 +175,8 @@ class Keyboard:
             self._shell.end()
         elif self.is_answering:
             self.stop()
+        elif self._face.stop_loading():
+            self.show_hint("loading is given up")
         elif self._turns.waiting:
             self.put_back(self._turns.take_back())
         elif buffer.text or self._attached:

@@ -16,7 +16,6 @@ from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.files import file_part, with_files
-from kvchat.ui.prompt_command import prompt_names, run_prompt
 from kvchat.ui.recap import recap
 
 _LISTED = 200
@@ -177,6 +176,18 @@ def _model(desk: Desk, argument: str) -> str:
     return _joined(f"{argument} answers from now on", cost_line(session))
 
 
+def _prompt(desk: Desk, argument: str) -> str:
+    from kvchat.ui.prompt_command import run_prompt  # YAML and Jinja, which the first key must not wait for
+
+    return run_prompt(desk, argument)
+
+
+def _prompt_names(desk: Desk) -> Iterable[str]:
+    from kvchat.ui.prompt_command import prompt_names
+
+    return prompt_names()
+
+
 def _joined(*lines: str) -> str:
     return "\n".join(line for line in lines if line)
 
@@ -216,7 +227,7 @@ MOVES: tuple[SlashCommand, ...] = (
         takes_file=True,
     ),
     SlashCommand(
-        "/prompt", "[NAME [VAR=VALUE]]", "choose a saved system prompt", run_prompt, choices=prompt_names
+        "/prompt", "[NAME [VAR=VALUE]]", "choose a saved system prompt", _prompt, choices=_prompt_names
     ),
     SlashCommand(
         "/model",

@@ -16,7 +16,7 @@ from kvchat.ui.desk import Choice, Desk
 _PREVIEW_LINES = 6
 
 
-def prompt_names(desk: Desk) -> Iterable[str]:
+def prompt_names() -> Iterable[str]:
     """What Tab offers."""
     return Prompts.around(Path.cwd()).paths()
 

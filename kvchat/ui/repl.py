@@ -190,6 +190,13 @@ class Repl:
         """Show how far the loading of another backend is; may be called from any thread."""
         self._incoming = backend
 
+    def stop_loading(self) -> bool:
+        """Give up the other backend that is being loaded; whether there is one."""
+        backend, self._incoming = self._incoming, None
+        if backend is not None:
+            self._turns.start(backend.close)
+        return backend is not None
+
     def show(self, text: str) -> None:
         """Print dim lines above the input."""
         self._screen.print_above(dim(sanitize(text)))

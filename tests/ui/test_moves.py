@@ -240,6 +240,20 @@ def test_an_unknown_model_leaves_the_old_one_in_place(terminal: Terminal) -> Non
     leave(terminal)
 
 
+def test_ctrl_c_gives_up_loading_another_model(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, columns=120, rows=40, environ={"KVCHAT_TEST_LOAD_S": "3"}).ready()
+    say(terminal, "one")
+    terminal.enter("/model other")
+    terminal.until(lambda: any(row.startswith("loading ") for row in terminal.visible), "its loading")
+    terminal.type("\x03")
+    terminal.wait_for("! the engine was closed")
+    say(terminal, "two")
+    terminal.wait_for("[3] you said: two")
+    terminal.enter("/model")
+    terminal.wait_for("smollm2-135m answers")
+    leave(terminal)
+
+
 def test_room_is_offered_before_the_context_overflows(terminal: Terminal) -> None:
     say(terminal, "one", "two", "three")
     terminal.enter("overflow")

@@ -1,0 +1,29 @@
+"""What the dialogue's commands reach beside the conversation: other models, and the cache's folder. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from kvchat.backends.base import Backend
+from kvchat.config import Config
+from kvchat.ui.desk import Surroundings
+
+
+def surroundings_of(config: Config, open_backend: Callable[[Config], Backend]) -> Surroundings:
+    """Other models with the settings of this one, and this cache's folder."""
+
+    def open_model(name: str) -> Backend:
+        return open_backend(replace(config, model=replace(config.model, name=name)))
+
+    def model_names() -> list[str]:
+        from kvchat.models.catalog import Catalog
+
+        return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
+
+    def stored_tips() -> Mapping[tuple[str, str], int]:
+        from kvchat.cache.maintenance import stored_tips
+
+        return stored_tips(config.paths.cache)
+
+    return Surroundings(open_model, model_names, stored_tips)
