@@ -113,7 +113,7 @@ def kill_at_random(program: Program, times: int) -> None:
 
 
 def test_sessions_killed_at_random_moments_leave_a_clean_cache(wide_path: Path, tmp_path: Path) -> None:
-    kill_at_random(Program(wide_path, tmp_path), 3)
+    kill_at_random(Program(wide_path, tmp_path), 2)
 
 
 @pytest.mark.slow
@@ -124,16 +124,17 @@ def test_a_hundred_sessions_killed_at_random_moments_leave_a_clean_cache(
     kill_at_random(Program(wide_path, tmp_path), 100)
 
 
-def test_two_processes_share_one_folder_for_fifty_turns_each(wide_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_two_processes_share_one_folder_at_once(wide_path: Path, tmp_path: Path, turns: int) -> None:
     program = Program(wide_path, tmp_path)
-    questions = [[f"{who} asks {number}" for number in range(50)] for who in ("left", "right")]
+    questions = [[f"{who} asks {number}" for number in range(turns)] for who in ("left", "right")]
     both = [program.start(asked, "--max-tokens", "4") for asked in questions]
     for process in both:
         out, err = process.communicate(timeout=150)
         assert process.returncode == 0, err
         assert err.strip() == ""
         answers = [json.loads(line) for line in out.splitlines()]
-        assert len(answers) == 50
+        assert len(answers) == turns
         for before, after in itertools.pairwise(answers):
             assert after["timings"]["cache_n"] >= before["usage"]["total_tokens"]
     program.check_whole()
