@@ -52,7 +52,9 @@ def reference(backend: LocalBackend) -> object:
     from transformers import AutoModelForCausalLM
 
     backend.info()
-    return AutoModelForCausalLM.from_pretrained(Catalog(MODELS).path(DEFAULT_MODEL), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        Catalog(MODELS).path(DEFAULT_MODEL), dtype=torch.float32
+    ).eval()
 
 
 def answer(backend: LocalBackend, history: list[Turn], count: int) -> Answer:
@@ -78,7 +80,9 @@ def check(backend: LocalBackend, reference: object, questions: list[str], count:
         history.append(said.turn())
 
 
-def test_greedy_answers_with_reuse_are_those_of_transformers(backend: LocalBackend, reference: object) -> None:
+def test_greedy_answers_with_reuse_are_those_of_transformers(
+    backend: LocalBackend, reference: object
+) -> None:
     check(backend, reference, QUESTIONS[:3], 16)
 
 
@@ -98,7 +102,10 @@ def test_the_prompt_is_the_one_that_transformers_renders(backend: LocalBackend) 
 
     backend.info()
     tokenizer = AutoTokenizer.from_pretrained(Catalog(MODELS).path(DEFAULT_MODEL))
-    messages = [{"role": "system", "content": "Be brief.\n\n  99"}, {"role": "user", "content": "日本 😀 naïve\ttabs"}]
+    messages = [
+        {"role": "system", "content": "Be brief.\n\n  99"},
+        {"role": "user", "content": "日本 😀 naïve\ttabs"},
+    ]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     turns = [Turn(Role(message["role"]), message["content"]) for message in messages]
     assert list(answer(backend, turns, 1).prompt) == expected
