@@ -12,7 +12,7 @@ from kvchat.backends.loading import Loaded
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
 from kvchat.config import Config
-from kvchat.engine.engine import Finish, Finished, Progress, Request, Reuse, Token
+from kvchat.engine.request import Finish, Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.errors import ContextOverflowError
 from kvchat.models.template import ChatTemplate, Message

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvchat.backends.base import CacheReport, Role, Turn
 from kvchat.cache.match import Ended
-from kvchat.engine.engine import Reuse
+from kvchat.engine.request import Reuse
 from kvchat.models.kv_state import common_prefix
 
 CONTEXT_TOKENS = 8

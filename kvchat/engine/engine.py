@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 
 import torch
 
@@ -13,7 +11,8 @@ from kvchat.cache.block import KVLayout
 from kvchat.cache.match import Ended, Match
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
-from kvchat.engine.sampling import Sampler, SamplingParams
+from kvchat.engine.decoding import Decoding
+from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.loader import LoadedModel
 
@@ -25,81 +24,6 @@ SHARED_PRIORITY = 1
 """Of blocks that many conversations begin with, against 0 for those of one."""
 PINNED_PRIORITY = 2
 """Of blocks that a person wants kept."""
-
-
-class Finish(StrEnum):
-    """Why generation ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
-
-    The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
-    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed.
-    """
-
-    prompt: Sequence[int]
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None
-    stop_ids: frozenset[int] = frozenset()
-    shared: int = 0
-    reuse: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Reuse:
-    """Where the prompt's state came from, in tokens; `kv_load_s` is what fetching it took.
-
-    `ended` is why the cache's blocks reach no further; `skipped` tokens were stored but faster to compute than to load.
-    """
-
-    live: int
-    ram: int = 0
-    disk: int = 0
-    kv_load_s: float = 0.0
-    ended: Ended = Ended.OFF
-    skipped: int = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """All tokens that need no computing."""
-        return self.live + self.ram + self.disk
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """`done` of the `total` tokens to compute are in; `reuse` says what was there before."""
-
-    done: int
-    total: int
-    reuse: Reuse
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token id."""
-
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last event. Times in seconds; `prefilled` tokens were computed of the prompt."""
-
-    reason: Finish
-    reuse: Reuse
-    prefilled: int
-    prefill_s: float
-    decode_s: float
-    num_generated: int
-
-
-EngineEvent = Progress | Token | Finished
 
 
 class Engine:
@@ -164,7 +88,15 @@ class Engine:
             done = len(self.state.tokens) - reuse.num_tokens
             yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
             return
-        yield from self._decode(request, logits, is_cancelled, reuse=reuse, prefill_s=prefill_s)
+        decoding = Decoding(self.loaded, self.state, request)
+        started = time.perf_counter()
+        for token in decoding.tokens(logits, is_cancelled):
+            yield token
+            if decoding.num_generated == 1 and request.shared:
+                self.store(min(request.shared, len(prompt)), priority=SHARED_PRIORITY)
+        decode_s = time.perf_counter() - started
+        prefilled = len(prompt) - reuse.num_tokens
+        yield Finished(decoding.reason, reuse, prefilled, prefill_s, decode_s, decoding.num_generated)
 
     def warm(
         self, tokens: Sequence[int], is_cancelled: Callable[[], bool], *, priority: int = SHARED_PRIORITY
@@ -250,37 +182,3 @@ class Engine:
     def _next_chunk(self, prompt: list[int]) -> list[int]:
         start = len(self.state.tokens)
         return prompt[start : start + self.chunk_tokens] if self.state.is_divisible else prompt[start:]
-
-    def _decode(
-        self,
-        request: Request,
-        logits: torch.Tensor,
-        is_cancelled: Callable[[], bool],
-        *,
-        reuse: Reuse,
-        prefill_s: float,
-    ) -> Iterator[EngineEvent]:
-        started = time.perf_counter()
-        prompt_tokens = len(request.prompt)
-        room = self.loaded.context - prompt_tokens
-        limit = room if request.max_tokens is None else min(room, request.max_tokens)
-        sampler = Sampler(request.sampling, request.prompt, logits.device)
-        count = 0
-        reason = Finish.LENGTH
-        while count < limit:
-            if is_cancelled():
-                reason = Finish.CANCELLED
-                break
-            token = sampler.choose(logits)
-            if token in request.stop_ids:
-                reason = Finish.STOP
-                break
-            count += 1
-            yield Token(token)
-            if count == 1 and request.shared:
-                self.store(min(request.shared, prompt_tokens), priority=SHARED_PRIORITY)
-            if count < room:  # also behind the last one: the next turn finds the whole answer held
-                logits = self.loaded.forward([token], self.state)
-        decode_s = time.perf_counter() - started
-        prefilled = prompt_tokens - reuse.num_tokens
-        yield Finished(reason, reuse, prefilled, prefill_s, decode_s, count)

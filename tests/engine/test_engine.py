@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvchat.engine.engine import Engine, Finish, Finished, Progress, Request, Token
+from kvchat.engine.engine import Engine
+from kvchat.engine.request import Finish, Finished, Progress, Request, Token
 from kvchat.engine.sampling import SamplingParams
 from tests.tiny import random_tokens, stock_logits, tiny_model
 

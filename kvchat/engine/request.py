@@ -1,0 +1,85 @@
+"""What is asked of the engine, and the events in which it answers: values alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kvchat.cache.match import Ended
+from kvchat.engine.sampling import SamplingParams
+
+
+class Finish(StrEnum):
+    """Why generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
+
+    The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
+    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed.
+    """
+
+    prompt: Sequence[int]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+    shared: int = 0
+    reuse: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Where the prompt's state came from, in tokens; `kv_load_s` is what fetching it took.
+
+    `ended` is why the cache's blocks reach no further; `skipped` tokens were stored but faster to compute than to load.
+    """
+
+    live: int
+    ram: int = 0
+    disk: int = 0
+    kv_load_s: float = 0.0
+    ended: Ended = Ended.OFF
+    skipped: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens that need no computing."""
+        return self.live + self.ram + self.disk
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of the `total` tokens to compute are in; `reuse` says what was there before."""
+
+    done: int
+    total: int
+    reuse: Reuse
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token id."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event. Times in seconds; `prefilled` tokens were computed of the prompt."""
+
+    reason: Finish
+    reuse: Reuse
+    prefilled: int
+    prefill_s: float
+    decode_s: float
+    num_generated: int
+
+
+EngineEvent = Progress | Token | Finished
