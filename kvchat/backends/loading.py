@@ -102,7 +102,7 @@ def _describe(engine: Engine, tokenizer: ChatTokenizer, *, load_ms: float) -> Mo
         context=loaded.context,
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         kv_bytes_per_token=engine.kv_bytes_per_token,
-        reuse=loaded.policy.value,
+        reuse=loaded.rule.policy.value,
         tokenizer=tokenizer.id,
         load_ms=load_ms,
         defaults=Options(

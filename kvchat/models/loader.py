@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
 from kvchat.models.kv_state import Arena, KVState, Recomputed
-from kvchat.models.reuse import ReusePolicy, reuse_policy
+from kvchat.models.reuse import ReusePolicy, ReuseRule, reuse_rule
 
 DEFAULT_CONTEXT = 4096
 """Context in tokens of a model that does not say its own."""
@@ -35,7 +35,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     context: int
-    policy: ReusePolicy
+    rule: ReuseRule
     eos_ids: frozenset[int]
     generation_defaults: dict[str, Any]
     cache_argument: str
@@ -60,7 +60,7 @@ class LoadedModel:
     def new_state(self) -> KVState:
         """Empty KV for one conversation."""
         config = self.model.config
-        if self.policy is ReusePolicy.BLOCKS:
+        if self.rule.policy is ReusePolicy.BLOCKS:
             return Arena(config, capacity=self.context, device=self.device)
         return Recomputed(config)
 
@@ -131,7 +131,7 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
         device=model.device,
         dtype=model.dtype,
         context=min(context or own_context, own_context),
-        policy=reuse_policy(model),
+        rule=reuse_rule(model),
         eos_ids=frozenset(_id_list(defaults.eos_token_id) or _id_list(model.config.eos_token_id)),
         generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
         cache_argument=cache_argument,

@@ -1,27 +1,98 @@
-"""How much of a prompt's computation a model lets us keep, declared by what its layers store."""
+"""How much of a prompt's computation a model lets us keep: one declared table; what it says is checked by the probe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 
 class ReusePolicy(StrEnum):
-    """`blocks`: KV can be cut at any token and put together again. `none`: every prompt is computed anew."""
+    """`blocks`: KV can be cut at any token and put together again. `snapshots`: the state can be kept and taken up
+    again, but only at the positions where it was kept. `none`: every prompt is computed anew."""
 
     BLOCKS = "blocks"
+    SNAPSHOTS = "snapshots"
     NONE = "none"
 
 
+class Continuation(StrEnum):
+    """How tokens may be computed behind a state that is held: `chunk` several at a time, `one_token` one by one."""
+
+    CHUNK = "chunk"
+    ONE_TOKEN = "one_token"
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseRule:
+    """What a model lets us do. `note` says why, in a few words for a person, where it is less than all."""
+
+    policy: ReusePolicy
+    continuation: Continuation = Continuation.CHUNK
+    note: str = ""
+
+    def weaker(self) -> Iterator[ReuseRule]:
+        """The rules to fall back to, the next weaker one first; the last is always right."""
+        if self.policy is ReusePolicy.BLOCKS:
+            yield replace(self, policy=ReusePolicy.SNAPSHOTS)
+        if self.policy is not ReusePolicy.NONE and self.continuation is Continuation.CHUNK:
+            yield replace(self, policy=ReusePolicy.SNAPSHOTS, continuation=Continuation.ONE_TOKEN)
+        if self.policy is not ReusePolicy.NONE:
+            yield replace(self, policy=ReusePolicy.NONE, continuation=Continuation.ONE_TOKEN)
+
+
+BLOCKS = ReuseRule(ReusePolicy.BLOCKS)
+SNAPSHOTS = ReuseRule(ReusePolicy.SNAPSHOTS)
+STEPS = ReuseRule(
+    ReusePolicy.SNAPSHOTS, Continuation.ONE_TOKEN, "a longer continuation of its state is wrong"
+)
+OUTSIDE = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "it keeps state outside of the cache")
+UNKNOWN = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "its layers are not known")
+
 DIVISIBLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "dummy"})
-"""Layer types whose state is one K and one V a token, or nothing."""
+"""Layer types whose state is some tensors a token, or nothing: these alone make `blocks`."""
+
+RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+"""Layer types whose state is of one size whatever the length: `snapshots`, one token at a time unless a row says more."""
+
+FAMILIES: Mapping[str, ReuseRule] = MappingProxyType(
+    {
+        "bamba": SNAPSHOTS,  # right with explicit positions alone, which it always gets
+        "falcon_h1": SNAPSHOTS,
+        "falcon_mamba": STEPS,
+        "granitemoehybrid": SNAPSHOTS,
+        "jamba": STEPS,
+        "lfm2": SNAPSHOTS,
+        "lfm2_moe": SNAPSHOTS,
+        "mamba": STEPS,
+        "mamba2": SNAPSHOTS,
+        "minimax": OUTSIDE,
+        "nemotron_h": SNAPSHOTS,
+        "qwen3_next": SNAPSHOTS,
+        "recurrent_gemma": OUTSIDE,
+        "rwkv": OUTSIDE,
+        "xlstm": OUTSIDE,
+    }
+)
+"""By transformers' name of the family, where the layer types don't decide. Names that are missing get the safe side."""
 
 
-def reuse_policy(model: Any) -> ReusePolicy:
-    """The policy for a loaded transformers model; whatever is not known to be divisible gets `none`."""
-    if getattr(model, "_is_stateful", False):
-        return ReusePolicy.NONE
-    layer_types, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    return ReusePolicy.BLOCKS if set(layer_types) <= DIVISIBLE_LAYERS else ReusePolicy.NONE
+def reuse_rule(model: Any) -> ReuseRule:
+    """What is declared for a loaded transformers model; whatever is not known gets the weakest rule that fits."""
+    config = model.config.get_text_config(decoder=True)
+    named = next((FAMILIES[name] for name in _names(model.config) if name in FAMILIES), None)
+    layer_types = set(get_layer_types_and_kwargs(config)[0])
+    if layer_types <= DIVISIBLE_LAYERS and (named is None or named.policy is not ReusePolicy.NONE):
+        return OUTSIDE if named is None and getattr(model, "_is_stateful", False) else BLOCKS
+    if named is not None:
+        return named
+    return STEPS if layer_types <= DIVISIBLE_LAYERS | RECURRENT_LAYERS else UNKNOWN
+
+
+def _names(config: Any) -> tuple[str, str]:
+    """A model's family, and that of its text part where it has several parts."""
+    return config.model_type, config.get_text_config(decoder=True).model_type

@@ -20,7 +20,7 @@ def test_a_folder_becomes_a_model_in_the_dtype_that_was_asked_for(tmp_path: Path
         assert loaded.dtype == getattr(torch, dtype)
         assert loaded.context == 512
         assert loaded.eos_ids == {1}
-        assert loaded.policy is ReusePolicy.BLOCKS
+        assert loaded.rule.policy is ReusePolicy.BLOCKS
 
 
 def test_the_context_can_be_made_smaller_and_never_larger_than_the_models_own(tmp_path: Path) -> None:
