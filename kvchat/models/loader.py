@@ -69,6 +69,10 @@ class LoadedModel:
 
         `state` holds them too afterwards; after an exception it holds what it held before.
         """
+        return self.logits(tokens, state, 1)[0]
+
+    def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
+        """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
         start = len(state.tokens)
         state.reserve(start + len(tokens))
         ids = torch.tensor([list(tokens)], device=self.device)
@@ -76,9 +80,9 @@ class LoadedModel:
         if self.takes_positions:
             arguments["position_ids"] = torch.arange(start, start + len(tokens), device=self.device)[None]
         if self.takes_logits_to_keep:
-            arguments["logits_to_keep"] = 1
+            arguments["logits_to_keep"] = num_logits
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(input_ids=ids, **arguments).logits[0, -1].float()
+            logits: torch.Tensor = self.model(input_ids=ids, **arguments).logits[0, -num_logits:].float()
         state.advance(tokens)
         return logits
 
