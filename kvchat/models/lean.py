@@ -1,0 +1,195 @@
+"""Llama-like models on a CPU in as few operations a token as torch allows; knows no transformers.
+
+A decoded token of a small model costs more in Python and in unfused operations than in arithmetic. This is the same
+mathematics as transformers' modules (tested to be equal): projections that read the same input are one product, K and V
+are written into the arena and read there in place, and nothing is imported that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from kvchat.models.flash import attend
+from kvchat.models.lean_shape import LeanShape
+from kvchat.models.quantize import Projection
+
+_POSITIONS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LeanLayer:
+    """One decoder layer's weights. `qkv` rows are all query heads, all key heads, all value heads; `gate_up` both halves.
+
+    `head_norm` [heads + kv_heads, head_dim] scales normalised queries and keys (Qwen3), where a family does that.
+    """
+
+    attention_norm: torch.Tensor
+    qkv: Projection
+    out: Projection
+    feed_forward_norm: torch.Tensor
+    gate_up: Projection
+    down: Projection
+    rotates: bool = True
+    head_norm: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeanWeights:
+    """A whole model's weights; `embedding` [vocab, hidden]."""
+
+    embedding: torch.Tensor
+    layers: Sequence[LeanLayer]
+    norm: torch.Tensor
+    head: Projection
+
+
+class LeanState:
+    """The arena of one conversation: K and V of every layer, each [kv_heads, capacity, head_dim].
+
+    The whole context is reserved at once: pages that are never touched cost nothing.
+    """
+
+    is_divisible = True
+
+    def __init__(self, shape: LeanShape, capacity: int, dtype: torch.dtype) -> None:
+        self.tokens: list[int] = []
+        self.capacity = capacity
+        size = (shape.kv_heads, capacity, shape.head_dim)
+        self.planes = [torch.empty(size, dtype=dtype) for _ in range(2 * shape.layers)]
+
+    def keep(self, num_tokens: int) -> int:
+        """Forget all but the first `num_tokens`; returns how many are held."""
+        del self.tokens[num_tokens:]
+        return len(self.tokens)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """A forward over `tokens` went through: their KV counts from now on."""
+        self.tokens.extend(tokens)
+
+    def reserve(self, num_tokens: int) -> None:
+        """There is room for the whole context already."""
+        assert num_tokens <= self.capacity, f"{num_tokens} tokens in an arena of {self.capacity}"
+
+
+class LeanNetwork:
+    """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it."""
+
+    def __init__(self, shape: LeanShape, weights: LeanWeights) -> None:
+        self.shape = shape
+        self.weights = weights
+        self._rotations = _Rotations(shape.inverse_frequencies(), weights.embedding.dtype)
+
+    def new_state(self, capacity: int) -> LeanState:
+        """An empty arena for `capacity` tokens."""
+        return LeanState(self.shape, capacity, self.weights.embedding.dtype)
+
+    def logits(self, tokens: Sequence[int], state: LeanState, num_logits: int) -> torch.Tensor:
+        """Logits of the last `num_logits` of `tokens` behind what `state` holds, [num_logits, vocab] in float32.
+
+        K and V of `tokens` stand in the arena afterwards, and count once `state.advance` says so.
+        """
+        start, epsilon = len(state.tokens), self.shape.norm_epsilon
+        x = self.weights.embedding[torch.tensor(tokens)]
+        cos, sin = self._rotations.at(start, len(tokens))
+        for index, layer in enumerate(self.weights.layers):
+            normed = _norm(x, layer.attention_norm, epsilon)
+            planes = state.planes[2 * index], state.planes[2 * index + 1]
+            x = x + layer.out(self._attention(layer, normed, cos, sin, planes, start))
+            normed = _norm(x, layer.feed_forward_norm, epsilon)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
+        return self.weights.head(_norm(x[-num_logits:], self.weights.norm, epsilon)).float()
+
+    def _attention(
+        self,
+        layer: LeanLayer,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        planes: tuple[torch.Tensor, torch.Tensor],
+        start: int,
+    ) -> torch.Tensor:
+        """`x` [new, hidden], normalised -> [new, heads * head_dim]; writes K and V of the new tokens."""
+        shape, end = self.shape, start + x.shape[0]
+        heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)  # [new, heads + 2 kv_heads, head_dim]
+        query_key, value = heads[:, : -shape.kv_heads], heads[:, -shape.kv_heads :]
+        if layer.head_norm is not None:
+            query_key = _norm(query_key, None, shape.norm_epsilon) * layer.head_norm
+        if layer.rotates:
+            query_key = torch.addcmul(query_key * cos, query_key.roll(shape.head_dim // 2, -1), sin)
+        keys, values = planes
+        keys[:, start:end] = query_key[:, shape.heads :].transpose(0, 1)
+        values[:, start:end] = value.transpose(0, 1)
+        query = query_key[:, : shape.heads].transpose(0, 1)[None]
+        attended = attend(query, keys[None, :, :end], values[None, :, :end], scale=None)
+        return attended.reshape(x.shape[0], -1)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the model; what the embedding and the head share counts once."""
+        return sum(tensor.numel() for tensor in self._tensors().values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights, the integers beside them included."""
+        integers = sum(
+            tensor.numel() * tensor.element_size()
+            for projection in self._projections()
+            for plane in projection.planes
+            for tensor in plane
+        )
+        return integers + sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads."""
+        norms = sum(tensor.numel() * tensor.element_size() for tensor in self._norms())
+        return norms + sum(projection.read_bytes for projection in self._projections())
+
+    def _tensors(self) -> Mapping[int, torch.Tensor]:
+        held = [self.weights.embedding, *self._norms()]
+        for projection in self._projections():
+            held += [projection.weight] if projection.bias is None else [projection.weight, projection.bias]
+        return {tensor.data_ptr(): tensor for tensor in held}
+
+    def _norms(self) -> list[torch.Tensor]:
+        layers = self.weights.layers
+        norms = [norm for layer in layers for norm in (layer.attention_norm, layer.feed_forward_norm)]
+        return [*norms, *(layer.head_norm for layer in layers if layer.head_norm is not None), self.weights.norm]
+
+    def _projections(self) -> list[Projection]:
+        of_layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.weights.layers]
+        return [*(projection for four in of_layers for projection in four), self.weights.head]
+
+
+class _Rotations:
+    """Cosines and sines of the rotary positions, computed a page at a time, each [positions, 1, head_dim].
+
+    Rotating by halves (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) is x cos + roll(x) sin with the sign in `sin`.
+    """
+
+    def __init__(self, inverse_frequencies: torch.Tensor, dtype: torch.dtype) -> None:
+        self._frequencies = inverse_frequencies
+        self._dtype = dtype
+        self._cos = self._sin = torch.empty(0)
+
+    def at(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the positions from `start` on."""
+        if start + count > len(self._cos):
+            self._extend(start + count)
+        return self._cos[start : start + count], self._sin[start : start + count]
+
+    def _extend(self, count: int) -> None:
+        num_positions = -(-count // _POSITIONS_AT_ONCE) * _POSITIONS_AT_ONCE
+        angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), self._frequencies)
+        cos, sin = angles.cos(), angles.sin()
+        self._cos = torch.cat([cos, cos], dim=-1)[:, None].to(self._dtype)
+        self._sin = torch.cat([-sin, sin], dim=-1)[:, None].to(self._dtype)
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> torch.Tensor:
+    return torch.rms_norm(x, x.shape[-1:], weight, epsilon)
