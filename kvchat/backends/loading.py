@@ -18,6 +18,7 @@ from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loader import load_model
 from kvchat.models.template import ChatTemplate
+from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
 
 Show = Callable[[Status], None]
@@ -62,7 +63,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     engine.warm_up()
     engine.cache = _open_cache(config, engine, files.folder, warn)
     ready_at = time.perf_counter()
-    info = _describe(engine, tokenizer, load_ms=(ready_at - started) * 1e3)
+    info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     return Loaded(engine, tokenizer, template, info, ready_at)
 
 
@@ -90,7 +91,7 @@ def _open_cache(
     return PrefixCache(layout, mark, settings, meta={"model": model.name, "dtype": dtype}, warn=warn)
 
 
-def _describe(engine: Engine, tokenizer: ChatTokenizer, *, load_ms: float) -> ModelInfo:
+def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> ModelInfo:
     loaded = engine.loaded
     settings = loaded.generation_defaults
     samples = bool(settings.get("do_sample"))
@@ -103,8 +104,9 @@ def _describe(engine: Engine, tokenizer: ChatTokenizer, *, load_ms: float) -> Mo
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
-        tokenizer=tokenizer.id,
+        tokenizer=template.tokenizer.id,
         load_ms=load_ms,
+        template=kind_of(template).value,
         defaults=Options(
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
             top_k=int(settings.get("top_k", 50)) if samples else None,
