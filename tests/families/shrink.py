@@ -38,8 +38,15 @@ _SIZES = {
 }
 _SMALL = {name: size for size, names in _SIZES.items() for name in names.split()}
 _DEPTHS = (
-    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers num_encoder_layers"
-).split()
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "encoder_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+)
 _MIN_LAYERS = 3
 _KV_HEADS = {"num_key_value_heads": "num_attention_heads", "num_kv_heads": "num_attention_heads"} | {
     "num_query_groups": "num_attention_heads", "swa_num_key_value_heads": "swa_num_attention_heads"
@@ -57,6 +64,11 @@ _SHARED_KV = {
     "num_hidden_layers": 4,
     "num_kv_shared_layers": 2,
 }
+ENCODERS = (
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Families that read both ways unless their config says otherwise, which it does here."""
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 8},
@@ -93,6 +105,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     | _UNCLAMPED,
 }  # fmt: skip
 """What a default config can't tell a smaller model: sizes that must agree, and kinds of layers that only options bring."""
+OVERRIDES |= {family: {"is_decoder": True} | OVERRIDES.get(family, {}) for family in ENCODERS}
 OVERRIDES["qwen4_exp_text"] = OVERRIDES["qwen4_exp"]
 OVERRIDES["gemma4_unified_text"] = OVERRIDES["gemma4_unified"] = OVERRIDES["gemma4_text"]
 
@@ -136,7 +149,7 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     """What to pass to the config's class: only what differs from its defaults."""
     given = config.to_dict()
     values: dict[str, Any] = {}
-    for key, value in given.items():
+    for key in given:
         inner = vars(config).get(key)
         if isinstance(inner, PreTrainedConfig):
             values[key] = {"model_type": inner.model_type} | _shrunk(inner)
