@@ -40,6 +40,7 @@ class Answering:
         self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)
         self.splitter.feed(self.unfinished_text)
         self.ids: list[int] = []
+        self.drafts_before = loaded.engine.drafts
         self.shown = ""  # text that the stop scanner let through, marks included
         self.text: list[str] = []
         self.reasoning: list[str] = []
@@ -114,6 +115,7 @@ class Answering:
         completion = self._ids_of_shown() if self.scanner.is_hit else self.ids
         reuse, cache = finished.reuse, self.loaded.engine.cache
         first_text_at = self.first_text_at or time.perf_counter()
+        drafts = self.loaded.engine.drafts.since(self.drafts_before)
         timings = base.Timings(
             load_ms=self.loaded.info.load_ms,
             kv_load_ms=reuse.kv_load_s * 1e3,
@@ -123,6 +125,8 @@ class Answering:
             predicted_n=finished.num_generated,
             predicted_ms=finished.decode_s * 1e3,
             ttft_ms=(first_text_at - started) * 1e3,
+            draft_n=drafts.drafted,
+            draft_n_accepted=drafts.accepted,
         )
         return Answer(
             text="".join(self.text),

@@ -102,7 +102,8 @@ class Timings:
     """Times of one answer, in milliseconds; `cache_n + prompt_n` are the prompt's tokens.
 
     `load_ms`: loading and warming up the model, once a process. `kv_load_ms`: bringing cached KV into the arena.
-    `ttft_ms`: from the later of the turn's submission and the model being ready to its first text.
+    `ttft_ms`: from the later of the turn's submission and the model being ready to its first text. Of the `draft_n`
+    tokens that were guessed ahead, `draft_n_accepted` came true.
     """
 
     load_ms: float
@@ -113,6 +114,8 @@ class Timings:
     predicted_n: int
     predicted_ms: float
     ttft_ms: float
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -13,6 +13,7 @@ from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
+from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
@@ -25,6 +26,18 @@ Show = Callable[[Status], None]
 """Is told what is going on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What was computed since the last answer while nobody waited."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def plus(self, tokens: int, seconds: float) -> Idle:
+        """With some more."""
+        return Idle(self.tokens + tokens, self.seconds + seconds)
+
+
 @dataclass(slots=True)
 class Loaded:
     """Everything that one model needs to answer; `last` is what it answered last."""
@@ -35,6 +48,7 @@ class Loaded:
     info: ModelInfo
     ready_at: float
     last: Asked | None = None
+    idle: Idle = Idle()
 
 
 def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
@@ -58,7 +72,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         )
     tokenizer = load_tokenizer(files.folder, control_text=source)
     template = ChatTemplate(source, tokenizer)
-    engine = Engine(model)
+    engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
     show(Status(Phase.LOADING, "warming up"))
     engine.warm_up()
     engine.cache = _open_cache(config, engine, files.folder, warn)
