@@ -88,5 +88,5 @@ def test_how_far_to_guess_ahead_is_a_word_or_a_number(given: object, taken: int 
 
 @pytest.mark.parametrize("given", ["never", "-1", "65"])
 def test_no_other_word_and_no_other_number_says_how_far(given: str) -> None:
-    with pytest.raises(UsageError, match="model.draft"):
+    with pytest.raises(UsageError, match=r"model\.draft"):
         load_config({"model.draft": given}, environ={"KVCHAT_CONFIG": os.devnull})
