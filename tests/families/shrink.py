@@ -23,12 +23,12 @@ _SIZES = {
     " shape_vocab_size unpadded_vocab_size",
     4: "num_attention_heads n_head n_heads attention_heads num_heads decoder_attention_heads encoder_attention_heads"
     " num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads"
-    " index_n_heads num_experts n_routed_experts num_local_experts moe_num_experts time_step_rank mamba_dt_rank"
+    " num_experts n_routed_experts num_local_experts moe_num_experts time_step_rank mamba_dt_rank"
     " index_topk_blocks linear_num_heads",
     2: "linear_num_key_heads num_experts_per_tok num_experts_per_token moe_topk moe_k n_groups mamba_ngroups",
     16: "head_dim linear_key_head_dim linear_value_head_dim linear_head_dim v_head_dim qk_nope_head_dim index_head_dim"
     " swa_head_dim kv_channels d_head dim_head attention_head_size qk_rope_head_dim d_rel rotary_dim",
-    32: "kv_lora_rank q_lora_rank hidden_size_per_layer_input qk_head_dim index_topk o_lora_rank"
+    32: "index_n_heads kv_lora_rank q_lora_rank hidden_size_per_layer_input qk_head_dim index_topk o_lora_rank"
     " router_hidden_size laurel_rank hc_lowrank adapter_rank",
     8: "mamba_d_state ssm_state_size state_size chunk_size mamba_chunk_size index_block_size",
     1: "n_group topk_group num_expert_group",

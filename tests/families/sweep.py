@@ -18,6 +18,8 @@ from kvchat.models.kv_state import KVState
 from kvchat.models.loader import LoadedModel
 from tests.families.shrink import WINDOW, random_tokens
 
+Plain = Callable[[list[int]], torch.Tensor]
+"""Token ids -> the logits of every position, [tokens, vocab], from scratch."""
 TOLERANCE = 1e-4
 """The largest difference of a logit, in float32, that another split of the same sums may make."""
 CHUNK = 16
@@ -45,7 +47,7 @@ def watched(loaded: LoadedModel) -> Watched:
 class Journey:
     """What a person does with one model, stage by stage: `differences` is the largest one of each stage."""
 
-    def __init__(self, loaded: LoadedModel, plain: Callable[[list[int]], torch.Tensor], folder: Path) -> None:
+    def __init__(self, loaded: LoadedModel, plain: Plain, folder: Path) -> None:
         self.loaded = watched(loaded)
         self.plain = plain
         self.folder = folder
@@ -127,7 +129,7 @@ class Journey:
         return largest
 
 
-def plain_logits(model: Any) -> Callable[[list[int]], torch.Tensor]:
+def plain_logits(model: Any) -> Plain:
     """All positions' logits, [tokens, vocab], by transformers alone: its own attention, no cache, everything in one go."""
 
     def compute(tokens: list[int]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from kvchat.models import attention
 from kvchat.models.loader import LoadedModel, describe
 from tests.families.results import Row, record
 from tests.families.shrink import tiny_random_model
-from tests.families.sweep import TOLERANCE, Journey, plain_logits
+from tests.families.sweep import TOLERANCE, Journey, Plain, plain_logits
 
 FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
@@ -34,7 +34,7 @@ def test_a_family_is_right_or_refused(family: str, tmp_path: Path) -> None:
     except KvchatError as error:
         record(Row(family, verdict=f"refused: {error.message.removeprefix(f'{family}: ')}"))
         return
-    differences = _travel(loaded, plain, tmp_path)
+    differences = _differences(loaded, plain, tmp_path)
     wrong = {stage: value for stage, value in differences.items() if not value <= TOLERANCE}
     rule = loaded.rule
     verdict = "WRONG" if wrong else "right"
@@ -42,9 +42,9 @@ def test_a_family_is_right_or_refused(family: str, tmp_path: Path) -> None:
     assert wrong == {}
 
 
-def _travel(loaded: LoadedModel, plain, folder: Path) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    way = Journey(loaded, plain, folder)
+def _differences(loaded: LoadedModel, plain: Plain, folder: Path) -> dict[str, float]:
     try:
+        way = Journey(loaded, plain, folder)
         way.run()
     except Exception as error:
         record(Row(loaded.name, loaded.rule.policy.value, verdict=f"FAILED: {_first_line(error)}"))
