@@ -33,7 +33,10 @@ THINK = ("auto", "on", "off")
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model, and how it is run. `context` is in tokens; None means the model's own."""
+    """Which model, and how it is run. `context` is in tokens; None means the model's own.
+
+    `draft` is how many tokens are guessed ahead at a time; None means as many as pay.
+    """
 
     name: str = field(default=DEFAULT_MODEL, metadata={"env": "KVCHAT_MODEL"})
     dtype: str = field(default="auto", metadata={"env": "KVCHAT_DTYPE", "choices": DTYPES})
@@ -41,6 +44,10 @@ class ModelConfig:
     context: int | None = field(default=None, metadata={"env": "KVCHAT_CONTEXT", "min": 32})
     chat_template: str | None = field(default=None, metadata={"env": "KVCHAT_CHAT_TEMPLATE"})
     trust_remote_code: bool = False
+    draft: int | None = field(
+        default=None,
+        metadata={"env": "KVCHAT_DRAFT", "min": 0, "max": 64, "none": "auto", "words": {"off": 0}},
+    )
     offline: bool = field(default=False, metadata={"env": "KVCHAT_OFFLINE"})
 
 

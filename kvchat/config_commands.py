@@ -31,6 +31,7 @@ _WIDEST = 40
 _EXAMPLES: dict[str, object] = {
     "model.context": 8192,
     "model.chat_template": "template.jinja",
+    "model.draft": "off",
     "sampling.max_tokens": 512,
     "sampling.temperature": 0.7,
     "sampling.top_k": 40,

@@ -67,6 +67,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
         Flag("--device", "where it runs", "model.device", {"choices": DEVICES}),
         Flag("--context", "tokens of context", "model.context", _number(int)),
+        Flag(
+            "--draft",
+            "tokens guessed ahead from the text so far: auto (what pays), off, or N",
+            "model.draft",
+            {"metavar": "N"},
+        ),
         Flag("--chat-template", "Jinja template of the chat", "model.chat_template", {"metavar": "FILE"}),
         Flag("--trust-remote-code", "run code that comes with a model", "model.trust_remote_code", _TRUE),
         Flag("--offline", "never use the network", "model.offline", _TRUE),

@@ -39,10 +39,11 @@ class Origin:
 def checked(origin: Origin, hint: Any, rules: Mapping[str, Any]) -> object:
     """The value as type `hint`. Raises UsageError, naming its origin, when it is not one or breaks the rules.
 
-    `rules` may have `choices`, `min` and `max`, and the word for `none`.
+    `rules` may have `choices`, `min` and `max`, the word for `none`, and what other `words` stand for.
     """
     value = origin.value
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    value = rules["words"].get(value, value) if isinstance(value, str) and "words" in rules else value
     if (value is None or value == rules.get("none")) and type(None) in get_args(hint):
         return None
     try:

@@ -1,5 +1,6 @@
 """Where settings come from, and what is said of a bad one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def test_the_users_editor_is_known(tmp_path: Path) -> None:
     assert editor({"EDITOR": "ed"}) == "ed"
     assert editor({}) == "vi"
     assert config_file({"KVCHAT_CONFIG": str(tmp_path / "x")}) == tmp_path / "x"
+
+
+@pytest.mark.parametrize(("given", "taken"), [("auto", None), ("off", 0), ("7", 7), (3, 3)])
+def test_how_far_to_guess_ahead_is_a_word_or_a_number(given: object, taken: int | None) -> None:
+    config = load_config({"model.draft": given}, environ={"KVCHAT_CONFIG": os.devnull})
+    assert config.model.draft == taken
+
+
+@pytest.mark.parametrize("given", ["never", "-1", "65"])
+def test_no_other_word_and_no_other_number_says_how_far(given: str) -> None:
+    with pytest.raises(UsageError, match=r"model\.draft"):
+        load_config({"model.draft": given}, environ={"KVCHAT_CONFIG": os.devnull})

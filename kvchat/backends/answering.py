@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from kvchat.backends import base
-from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn
+from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn, time_of
 from kvchat.backends.loading import Loaded
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
@@ -15,6 +15,7 @@ from kvchat.config import Config
 from kvchat.engine.request import Finish, Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.errors import ContextOverflowError
+from kvchat.models.reasoning import ReasoningMarks
 from kvchat.models.template import ChatTemplate, Message
 
 
@@ -25,20 +26,21 @@ class Answering:
         self.loaded = loaded
         self.options = options
         self.reuse = config.cache.mode != "off"
-        messages = [message_of(turn, loaded.template) for turn in turns]
+        template, messages = conversation(loaded, turns)
         self.encoded = _newly_encoded(turns, messages)
         self.turns = tuple(turns)
-        self.prompt = loaded.template.prompt(messages, think=options.think)
-        self.shared = loaded.template.shared_tokens(messages)
+        self.prompt = template.prompt(messages, think=options.think)
+        self.shared = template.shared_tokens(messages)
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
         self.scanner = StopScanner(options.stop)
-        opened = loaded.template.opens_reasoning(messages, think=options.think)
-        self.splitter = ReasoningSplitter(loaded.template.reasoning_marks, is_open=opened)
-        self.unfinished = loaded.template.unfinished(messages)
+        opened = template.opens_reasoning(messages, think=options.think)
+        self.splitter = _splitter(template.marks, is_open=opened)
+        self.unfinished = template.unfinished(messages)
         self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)
         self.splitter.feed(self.unfinished_text)
         self.ids: list[int] = []
+        self.drafts_before = loaded.engine.drafts
         self.shown = ""  # text that the stop scanner let through, marks included
         self.text: list[str] = []
         self.reasoning: list[str] = []
@@ -113,6 +115,7 @@ class Answering:
         completion = self._ids_of_shown() if self.scanner.is_hit else self.ids
         reuse, cache = finished.reuse, self.loaded.engine.cache
         first_text_at = self.first_text_at or time.perf_counter()
+        drafts = self.loaded.engine.drafts.since(self.drafts_before)
         timings = base.Timings(
             load_ms=self.loaded.info.load_ms,
             kv_load_ms=reuse.kv_load_s * 1e3,
@@ -122,6 +125,8 @@ class Answering:
             predicted_n=finished.num_generated,
             predicted_ms=finished.decode_s * 1e3,
             ttft_ms=(first_text_at - started) * 1e3,
+            draft_n=drafts.drafted,
+            draft_n_accepted=drafts.accepted,
         )
         return Answer(
             text="".join(self.text),
@@ -182,6 +187,18 @@ def effective_options(defaults: Options, given: Options) -> Options:
     if wants_sampling and given.temperature is None and not defaults.temperature:
         return replace(chosen, temperature=1.0)
     return chosen
+
+
+def conversation(loaded: Loaded, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
+    """The template at the conversation's time, and its messages."""
+    template = loaded.template.at(time_of(turns))
+    return template, [message_of(turn, template) for turn in turns]
+
+
+def _splitter(marks: ReasoningMarks | None, *, is_open: bool) -> ReasoningSplitter:
+    if marks is None:
+        return ReasoningSplitter(None)
+    return ReasoningSplitter((marks.start, marks.end), is_open=is_open, lead=marks.lead)
 
 
 def message_of(turn: Turn, template: ChatTemplate) -> Message:

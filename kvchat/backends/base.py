@@ -47,7 +47,8 @@ class Turn:
 
     `tokens` are the exact ids of an answer as the model generated them (without the token that ends the turn), and
     `tokenizer` names the tokenizer that they belong to; a backend with another tokenizer encodes `text` anew.
-    `text` is the answer without its reasoning, `reasoning` the part in front of it.
+    `text` is the answer without its reasoning, `reasoning` the part in front of it. `time_s` (since the epoch) is what
+    time it is in the whole conversation, for a template that prints it: that of the first turn that has one counts.
     """
 
     role: Role
@@ -55,6 +56,12 @@ class Turn:
     reasoning: str = ""
     tokens: tuple[int, ...] | None = None
     tokenizer: str | None = None
+    time_s: float | None = field(default=None, compare=False)
+
+
+def time_of(history: Sequence[Turn]) -> float | None:
+    """What time it is in a conversation, in seconds since the epoch; None if it does not say."""
+    return next((turn.time_s for turn in history if turn.time_s is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,8 @@ class Timings:
     """Times of one answer, in milliseconds; `cache_n + prompt_n` are the prompt's tokens.
 
     `load_ms`: loading and warming up the model, once a process. `kv_load_ms`: bringing cached KV into the arena.
-    `ttft_ms`: from the later of the turn's submission and the model being ready to its first text.
+    `ttft_ms`: from the later of the turn's submission and the model being ready to its first text. Of the `draft_n`
+    tokens that were guessed ahead, `draft_n_accepted` came true.
     """
 
     load_ms: float
@@ -106,6 +114,8 @@ class Timings:
     predicted_n: int
     predicted_ms: float
     ttft_ms: float
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -215,7 +225,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds."""
+    """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds.
+
+    `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
+    drops the reasoning of answers, `rewriting` changes more.
+    """
 
     name: str
     architecture: str
@@ -228,6 +242,7 @@ class ModelInfo:
     tokenizer: str
     load_ms: float
     defaults: Options = field(default_factory=Options)
+    template: str = "append-safe"
 
 
 CacheTotals = CacheStats

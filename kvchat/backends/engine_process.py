@@ -139,6 +139,7 @@ def _turn(value: dict[str, Any]) -> Turn:
         reasoning=value["reasoning"],
         tokens=None if tokens is None else tuple(tokens),
         tokenizer=value["tokenizer"],
+        time_s=value["time_s"],
     )
 
 

@@ -13,15 +13,29 @@ from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
+from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loader import load_model
 from kvchat.models.template import ChatTemplate
+from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
 
 Show = Callable[[Status], None]
 """Is told what is going on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What was computed since the last answer while nobody waited."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def plus(self, tokens: int, seconds: float) -> Idle:
+        """With some more."""
+        return Idle(self.tokens + tokens, self.seconds + seconds)
 
 
 @dataclass(slots=True)
@@ -34,6 +48,7 @@ class Loaded:
     info: ModelInfo
     ready_at: float
     last: Asked | None = None
+    idle: Idle = Idle()
 
 
 def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
@@ -57,12 +72,12 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         )
     tokenizer = load_tokenizer(files.folder, control_text=source)
     template = ChatTemplate(source, tokenizer)
-    engine = Engine(model)
+    engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
     show(Status(Phase.LOADING, "warming up"))
     engine.warm_up()
     engine.cache = _open_cache(config, engine, files.folder, warn)
     ready_at = time.perf_counter()
-    info = _describe(engine, tokenizer, load_ms=(ready_at - started) * 1e3)
+    info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     return Loaded(engine, tokenizer, template, info, ready_at)
 
 
@@ -90,7 +105,7 @@ def _open_cache(
     return PrefixCache(layout, mark, settings, meta={"model": model.name, "dtype": dtype}, warn=warn)
 
 
-def _describe(engine: Engine, tokenizer: ChatTokenizer, *, load_ms: float) -> ModelInfo:
+def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> ModelInfo:
     loaded = engine.loaded
     settings = loaded.generation_defaults
     samples = bool(settings.get("do_sample"))
@@ -103,8 +118,9 @@ def _describe(engine: Engine, tokenizer: ChatTokenizer, *, load_ms: float) -> Mo
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
-        tokenizer=tokenizer.id,
+        tokenizer=template.tokenizer.id,
         load_ms=load_ms,
+        template=kind_of(template).value,
         defaults=Options(
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
             top_k=int(settings.get("top_k", 50)) if samples else None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 from kvchat.backends import base
-from kvchat.backends.answering import Answering, check_room, message_of
+from kvchat.backends.answering import Answering, check_room, conversation
 from kvchat.backends.base import CacheView, Event, ModelInfo, Options, Phase, Role, Status, Turn, VerifySample
 from kvchat.backends.loading import Loaded, load
 from kvchat.backends.report import Asked
@@ -16,7 +16,6 @@ from kvchat.backends.view import cache_view
 from kvchat.config import Config
 from kvchat.engine.engine import PINNED_PRIORITY, SHARED_PRIORITY
 from kvchat.engine.worker import Worker
-from kvchat.models.template import Message
 
 
 class LocalBackend:
@@ -62,10 +61,9 @@ class LocalBackend:
         turns = tuple(history)
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
-            messages = [message_of(turn, loaded.template) for turn in turns]
-            only_system = turns[-1].role is Role.SYSTEM
-            ids = loaded.template.prompt(messages if not only_system else [*messages, Message("user", "")])
-            ids = ids[: loaded.template.shared_tokens(messages)] if only_system else ids
+            template, messages = conversation(loaded, turns)
+            is_opening = turns[-1].role is Role.SYSTEM
+            ids = template.next_prefix(messages) if is_opening else template.prompt(messages)
             check_room(ids, loaded)
             priority = PINNED_PRIORITY if pinned else SHARED_PRIORITY
             try:
@@ -81,8 +79,7 @@ class LocalBackend:
         turns = tuple(history)
 
         def job(loaded: Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
-            messages = [message_of(turn, loaded.template) for turn in turns]
-            yield cache_view(loaded.engine, loaded.template, messages)
+            yield cache_view(loaded.engine, *conversation(loaded, turns))
 
         (view,) = self._worker.run(job)
         return view

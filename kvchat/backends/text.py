@@ -53,11 +53,12 @@ class StopScanner:
 class ReasoningSplitter:
     """Tells reasoning (between `marks`, at the very beginning) from the answer, as the text comes in.
 
-    The marks themselves, and white space around them, belong to neither.
+    The marks themselves, white space around them, and the `lead` of an answer without reasoning belong to neither.
     """
 
-    def __init__(self, marks: tuple[str, str] | None, *, is_open: bool = False) -> None:
+    def __init__(self, marks: tuple[str, str] | None, *, is_open: bool = False, lead: str = "") -> None:
         self._marks = marks
+        self._lead = lead
         self._state = "answer" if marks is None else "reasoning" if is_open else "start"
         self._held = ""
         self._begun = marks is None  # the answer's first visible character came
@@ -97,7 +98,10 @@ class ReasoningSplitter:
         if text.startswith(opening):
             self._held, self._state = text[len(opening) :].lstrip(), "reasoning"
             return True
-        if opening.startswith(text):
+        if self._lead and text.startswith(self._lead):
+            self._held, self._state = text[len(self._lead) :], "answer"
+            return True
+        if opening.startswith(text) or self._lead.startswith(text):
             return False
         self._state, self._begun = "answer", True
         return True

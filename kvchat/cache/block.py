@@ -1,10 +1,11 @@
-"""Blocks by name: the KV layout and the hash chain over token ids; knows no torch, no files and no text."""
+"""Blocks and snapshots by name: the KV layout, the hash chain over token ids, points on it; knows no torch, no files."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,33 @@ def xxh3_128(data: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class StateShape:
+    """One tensor of a recurrent layer's state; `dtype` is a key of ELEMENT_BYTES."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * ELEMENT_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
     """The shapes of one token's KV: (heads, dim) of each K and V plane, in the order k0, v0, k1, v1, ...
 
-    Layers without KV have no planes; K and V of a layer may differ. `dtype` is a key of ELEMENT_BYTES.
+    Layers without KV have no planes; K and V of a layer may differ. `dtype` is a key of ELEMENT_BYTES. `states` are
+    the tensors of recurrent layers, whose size knows no length: with any of them only snapshots can be taken up again.
     """
 
     planes: tuple[tuple[int, int], ...]
     dtype: str
+    states: tuple[StateShape, ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.planes and self.dtype in ELEMENT_BYTES, self
+        assert (self.planes or self.states) and self.dtype in ELEMENT_BYTES, self
+        assert all(state.dtype in ELEMENT_BYTES for state in self.states), self
 
     @property
     def bytes_per_token(self) -> int:
@@ -43,15 +60,22 @@ class KVLayout:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form; `from_json` reads it back."""
-        return {"planes": [list(plane) for plane in self.planes], "dtype": self.dtype}
+        states = (
+            {"states": [[list(state.shape), state.dtype] for state in self.states]} if self.states else {}
+        )
+        return {"planes": [list(plane) for plane in self.planes], "dtype": self.dtype, **states}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> KVLayout:
         """The layout that `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         planes = tuple((int(heads), int(dim)) for heads, dim in value["planes"])
-        if not planes or value["dtype"] not in ELEMENT_BYTES:
+        states = tuple(
+            StateShape(tuple(int(size) for size in shape), dtype) for shape, dtype in value.get("states", ())
+        )
+        dtypes = {value["dtype"], *(state.dtype for state in states)}
+        if not (planes or states) or not dtypes <= ELEMENT_BYTES.keys():
             raise ValueError(f"no KV layout: {value!r}")
-        return cls(planes, value["dtype"])
+        return cls(planes, value["dtype"], states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +113,36 @@ class Chain:
             return size // self.bytes_per_block
         ids, others = (np.frombuffer(each, "<i4", size // TOKEN_BYTES) for each in (mine, tokens))
         return int(np.argmax(ids != others)) // self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A position in a token sequence, where a snapshot may be kept: behind the full blocks of `chain` and `rest`.
+
+    `rest` are the ids, as bytes, of fewer tokens than a block; `digest` names all ids up to here.
+    """
+
+    chain: Chain
+    rest: bytes
+    digest: bytes
+
+    @property
+    def tokens(self) -> bytes:
+        """All ids up to here."""
+        return self.chain.tokens + self.rest
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens up to here."""
+        return len(self.chain) * self.chain.block_size + len(self.rest) // TOKEN_BYTES
+
+    def linked(self) -> Chain:
+        """The full blocks and, behind them, the rest as one more, shorter than any block of KV."""
+        return Chain(self.chain.block_size, self.tokens, (*self.chain.hashes, self.digest))
+
+    def alone(self) -> Chain:
+        """All ids as one block: for a model without KV, where there are no blocks to hang from."""
+        return Chain(max(1, self.num_tokens), self.tokens, (self.digest,))
 
 
 class RecentDigests:
@@ -132,3 +186,12 @@ def hash_chain(
         parent = hash_function(parent + ids[start : start + step])
         hashes.append(parent)
     return Chain(block_size, ids, tuple(hashes))
+
+
+def point_at(
+    tokens: Sequence[int], block_size: int, root: bytes, hash_function: HashFunction = xxh3_128
+) -> Point:
+    """The point behind all of `tokens`."""
+    chain = hash_chain(tokens, block_size, root, hash_function)
+    rest = np.asarray(tokens[len(chain) * block_size :], dtype="<i4").tobytes()
+    return Point(chain, rest, hash_function((chain.hashes[-1] if len(chain) else root) + rest))

@@ -16,14 +16,14 @@ from typing import BinaryIO
 
 import filelock
 
-from kvchat.cache.block import Chain
+from kvchat.cache.block import Chain, Point
 from kvchat.cache.entry import (
     NO_PARENT,
     EntryError,
     EntryName,
     FolderMeta,
-    checksum,
     pack_header,
+    pack_snapshot_header,
 )
 from kvchat.cache.folder import (
     META_NAME,
@@ -36,6 +36,7 @@ from kvchat.cache.folder import (
     scan_folder,
 )
 from kvchat.cache.index import FolderIndex, Piece
+from kvchat.cache.reader import Reader
 from kvchat.cache.stats import CacheStats, StatsCounter
 
 
@@ -106,6 +107,18 @@ class DiskTier:
         """The files that continue a chain from block `start` on, as far as they reach without a gap."""
         return self._index.match(chain, start)
 
+    def is_known(self, digest: bytes) -> bool:
+        """Whether a file may hold a block or a snapshot by that name first; whether it does, its tokens prove."""
+        return self._index.is_known(digest)
+
+    def snapshot(self, point: Point) -> Piece | None:
+        """The file with the snapshot at a point; None when there is none."""
+        return self._index.snapshot(point)
+
+    def snapshot_starts(self) -> set[int]:
+        """How many full blocks there are before each snapshot that was ever seen here."""
+        return self._index.snapshot_starts()
+
     @contextmanager
     def open(self, piece: Piece) -> Iterator[Reader]:
         """Read a file; it stays readable even if it is evicted meanwhile.
@@ -113,13 +126,13 @@ class DiskTier:
         Its header is read again, for another process may have replaced the file under the same name.
         """
         with ExitStack() as stack:
-            reader = Reader(self, piece, None)
+            reader = Reader(piece, None, self.condemn)
             try:
                 descriptor, header = self._index.open(piece.name)
                 stack.callback(os.close, descriptor)
                 if header.tokens != piece.header.tokens:
                     raise EntryError("it belongs elsewhere")
-                reader = Reader(self, replace(piece, header=header), descriptor)
+                reader = Reader(replace(piece, header=header), descriptor, self.condemn)
             except FileNotFoundError:
                 pass
             except (OSError, EntryError) as error:
@@ -132,12 +145,19 @@ class DiskTier:
         Evicts first, under the folder's lock. The blocks before `start` have to be stored; what is stored after it, be
         it by another process just now, is not written twice.
         """
+        return self._locked(lambda: self._store_locked(chain, start, payload, priority))
+
+    def store_snapshot(self, point: Point, payload: memoryview, *, priority: int = 0) -> bool:
+        """Write the snapshot at a point, behind the KV of its full blocks where the model has KV. As `store`."""
+        return self._locked(lambda: self._store_snapshot_locked(point, payload, priority))
+
+    def _locked(self, write: Callable[[], bool]) -> bool:
         if self._is_quiet:
             return False
         try:
             make_private_folder(self.folder)
             with hold_lock(self._settings.root, self._settings.lock_timeout_s):
-                return self._store_locked(chain, start, payload, priority)
+                return write()
         except FileNotFoundError:
             pass  # somebody deleted the folder just now; the next store creates it again
         except filelock.Timeout:
@@ -147,11 +167,15 @@ class DiskTier:
             self.warn_once("write", f"the cache folder can't be written, nothing more is stored: {error}")
         return False
 
-    def touch(self, chain: Chain, priority: int = 0) -> None:
-        """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`."""
+    def touch(self, chain: Chain, priority: int = 0, *, snapshot: Point | None = None) -> None:
+        """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`.
+
+        A `snapshot` behind the chain is its tail.
+        """
         if self._is_quiet:
             return
-        for piece in reversed(self.match(chain)):
+        tail = self.snapshot(snapshot) if snapshot else None
+        for piece in reversed([*self.match(chain), *([tail] if tail else [])]):
             path = self.folder / str(piece.name)
             with suppress(OSError):
                 self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)
@@ -193,6 +217,21 @@ class DiskTier:
         above = [piece.name for piece in pieces]
         name = EntryName.of(chain, start, above[-1].key if above else NO_PARENT, priority)
         header = pack_header(self.folder.name, self._meta, chain, start, payload)
+        if not self._evict_for(len(header) + payload.nbytes, frozenset(name.key for name in above)):
+            return False
+        self._write(name, header, payload)
+        self._stats.add(CacheStats(written_bytes=len(header) + payload.nbytes))
+        return True
+
+    def _store_snapshot_locked(self, point: Point, payload: memoryview, priority: int) -> bool:
+        if self.snapshot(point):
+            return True
+        pieces = self.match(point.chain) if self._meta.layout.planes else ()
+        if self._meta.layout.planes and (pieces[-1].end if pieces else 0) < len(point.chain):
+            return False
+        above = [piece.name for piece in pieces]
+        name = EntryName.of_snapshot(point, above[-1].key if above else NO_PARENT, priority)
+        header = pack_snapshot_header(self.folder.name, self._meta, point, payload)
         if not self._evict_for(len(header) + payload.nbytes, frozenset(name.key for name in above)):
             return False
         self._write(name, header, payload)
@@ -263,41 +302,3 @@ class DiskTier:
         raised = replace(name, priority=priority)
         with suppress(filelock.Timeout), hold_lock(self._settings.root, self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
-
-
-class Reader:
-    """One open file. After a failed read the file is condemned or known to be gone."""
-
-    def __init__(self, disk: DiskTier, piece: Piece, descriptor: int | None) -> None:
-        self._disk = disk
-        self._piece = piece
-        self._descriptor = descriptor
-
-    def read(self, block: int, num_blocks: int, into: memoryview) -> bool:
-        """Read `num_blocks` from the chain's block `block` on and verify them. False when they can't be used."""
-        if self._descriptor is None:
-            return False
-        header = self._piece.header
-        first = block - header.start
-        size = header.block_bytes
-        assert first >= 0 and first + num_blocks <= header.num_blocks and into.nbytes == num_blocks * size
-        try:
-            if not self._fill(into, header.payload_offset + first * size):
-                raise EntryError("it is truncated")
-            for index in range(num_blocks):
-                if checksum(into[index * size : (index + 1) * size]) != header.checksums[first + index]:
-                    raise EntryError("a block's checksum is wrong")
-        except (OSError, EntryError) as error:
-            self._disk.condemn(self._piece.name, error)
-            return False
-        return True
-
-    def _fill(self, into: memoryview, offset: int) -> bool:
-        assert self._descriptor is not None
-        done = 0
-        while done < into.nbytes:
-            num_bytes = os.preadv(self._descriptor, [into[done:]], offset + done)
-            if num_bytes == 0:
-                return False
-            done += num_bytes
-        return True

@@ -1,5 +1,7 @@
 """One file of the disk tier: its name, its checked header and its payload's layout; knows no folder, no budget.
 
+A file is a run of blocks (`.kv`) or a snapshot (`.state`), which counts as one block behind those it continues.
+
     magic 8 | version u32 | header_bytes u32 | header_checksum u64      the preamble, little-endian
     facts_bytes u32 | facts (JSON) | token ids | block checksums u64     the rest of the header
     blocks, num_blocks * block_bytes                                     the payload
@@ -21,17 +23,22 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from kvchat.cache.block import TOKEN_BYTES, Chain, KVLayout
+from kvchat.cache.block import TOKEN_BYTES, Chain, KVLayout, Point
 
 FORMAT_VERSION = 1
 MAGIC = b"kvchatKV"
 SUFFIX = ".kv"
+SNAPSHOT_SUFFIX = ".state"
+SNAPSHOT_CODEC = "snapshot"
+"""What stands in a snapshot's header for its encoding: it is always exact."""
 NO_PARENT = "0" * 32
 
 _PREAMBLE = struct.Struct("<8sIIQ")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 256 * 2**20
-_NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-(\d+)-(\d+)-(-?\d+)\.kv")
+_NAME = re.compile(
+    r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-(\d+)-(\d+)-(-?\d+)(\.kv|\.state)"
+)
 
 
 class EntryError(Exception):
@@ -56,6 +63,7 @@ class EntryName:
     start: int
     num_blocks: int
     priority: int
+    is_snapshot: bool = False
 
     @property
     def end(self) -> int:
@@ -64,7 +72,8 @@ class EntryName:
 
     def __str__(self) -> str:
         chain = f"{self.key}-{self.parent}-{self.first}-{self.last}"
-        return f"{chain}-{self.start}-{self.num_blocks}-{self.priority}{SUFFIX}"
+        suffix = SNAPSHOT_SUFFIX if self.is_snapshot else SUFFIX
+        return f"{chain}-{self.start}-{self.num_blocks}-{self.priority}{suffix}"
 
     @classmethod
     def parse(cls, text: str) -> EntryName | None:
@@ -72,8 +81,9 @@ class EntryName:
         found = _NAME.fullmatch(text)
         if found is None or len(text) > 255:
             return None
-        key, parent, first, last, *numbers = found.groups()
-        return cls(key, parent, first, last, *(int(number) for number in numbers))
+        key, parent, first, last, *numbers, suffix = found.groups()
+        start, num_blocks, priority = (int(number) for number in numbers)
+        return cls(key, parent, first, last, start, num_blocks, priority, suffix == SNAPSHOT_SUFFIX)
 
     @classmethod
     def of(cls, chain: Chain, start: int, parent: str, priority: int) -> EntryName:
@@ -81,6 +91,13 @@ class EntryName:
         key = xxhash.xxh3_128_hexdigest(_LENGTH.pack(start) + chain.tokens)
         first, last = chain.hashes[start].hex(), chain.hashes[-1].hex()
         return cls(key, parent, first, last, start, len(chain) - start, priority)
+
+    @classmethod
+    def of_snapshot(cls, point: Point, parent: str, priority: int) -> EntryName:
+        """The name of the file with the snapshot at a point."""
+        key = xxhash.xxh3_128_hexdigest(SNAPSHOT_SUFFIX.encode() + point.tokens)
+        digest = point.digest.hex()
+        return cls(key, parent, digest, digest, len(point.chain), 1, priority, is_snapshot=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +108,14 @@ class FolderMeta:
     codec: str
     block_size: int
     block_bytes: int
+    snapshot_bytes: int = 0
     described: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form; `from_json` reads it back."""
         sizes = {"block_size": self.block_size, "block_bytes": self.block_bytes}
+        if self.snapshot_bytes:
+            sizes["snapshot_bytes"] = self.snapshot_bytes
         shared = {"format": FORMAT_VERSION, "codec": self.codec, "layout": self.layout.to_json()}
         return {**shared, **sizes, "described": dict(self.described)}
 
@@ -103,13 +123,13 @@ class FolderMeta:
     def from_json(cls, value: Mapping[str, Any]) -> FolderMeta:
         """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         described = {str(key): str(text) for key, text in value["described"].items()}
-        sizes = int(value["block_size"]), int(value["block_bytes"])
+        sizes = int(value["block_size"]), int(value["block_bytes"]), int(value.get("snapshot_bytes", 0))
         return cls(KVLayout.from_json(value["layout"]), str(value["codec"]), *sizes, described)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's header: `tokens` are the ids from the root to the run's end, `checksums` one a block."""
+    """A file's header: `tokens` are the ids from the root to the run's or snapshot's end, `checksums` one a block."""
 
     root: str
     start: int
@@ -129,11 +149,9 @@ class Header:
     def check(self, name: EntryName, root: str, meta: FolderMeta) -> None:
         """Raise EntryError unless this header belongs to that name in that folder."""
         is_named = (self.start, self.num_blocks) == (name.start, name.num_blocks)
-        is_shaped = (self.block_size, self.block_bytes, self.codec) == (
-            meta.block_size,
-            meta.block_bytes,
-            meta.codec,
-        )
+        block_bytes = meta.snapshot_bytes if name.is_snapshot else meta.block_bytes
+        codec = SNAPSHOT_CODEC if name.is_snapshot else meta.codec
+        is_shaped = (self.block_size, self.block_bytes, self.codec) == (meta.block_size, block_bytes, codec)
         if not is_named or not is_shaped or self.root != root:
             raise EntryError("it belongs elsewhere")
 
@@ -146,13 +164,24 @@ def checksum(block: memoryview) -> int:
 def pack_header(root: str, meta: FolderMeta, chain: Chain, start: int, payload: memoryview) -> bytes:
     """The header of the file with a chain's blocks from `start` to its end, whose bytes are `payload`."""
     num_blocks = len(chain) - start
-    block_bytes = payload.nbytes // num_blocks
-    facts = {"root": root, "start": start, "num_blocks": num_blocks, "block_bytes": block_bytes}
-    facts |= {"block_size": meta.block_size, "codec": meta.codec, "token_bytes": len(chain.tokens)}
-    text = json.dumps(facts).encode()
+    facts = {"root": root, "start": start, "num_blocks": num_blocks}
+    facts |= {"block_size": meta.block_size, "codec": meta.codec}
+    return _pack(facts, chain.tokens, payload)
+
+
+def pack_snapshot_header(root: str, meta: FolderMeta, point: Point, payload: memoryview) -> bytes:
+    """The header of the file with the snapshot at a point, whose bytes are `payload`."""
+    facts = {"root": root, "start": len(point.chain), "num_blocks": 1}
+    facts |= {"block_size": meta.block_size, "codec": SNAPSHOT_CODEC}
+    return _pack(facts, point.tokens, payload)
+
+
+def _pack(facts: dict[str, Any], tokens: bytes, payload: memoryview) -> bytes:
+    block_bytes = payload.nbytes // facts["num_blocks"]
+    text = json.dumps({**facts, "block_bytes": block_bytes, "token_bytes": len(tokens)}).encode()
     offsets = range(0, payload.nbytes, block_bytes)
     checksums = [checksum(payload[offset : offset + block_bytes]) for offset in offsets]
-    body = _LENGTH.pack(len(text)) + text + chain.tokens + np.asarray(checksums, dtype="<u8").tobytes()
+    body = _LENGTH.pack(len(text)) + text + tokens + np.asarray(checksums, dtype="<u8").tobytes()
     size = _PREAMBLE.size + len(body)
     return _PREAMBLE.pack(MAGIC, FORMAT_VERSION, size, xxhash.xxh3_64_intdigest(body)) + body
 
@@ -197,9 +226,12 @@ def _unpack_body(body: bytes, header_bytes: int) -> Header:
             checksums=tuple(checksums.tolist()),
             payload_offset=header_bytes,
         )
-        num_tokens = (header.start + header.num_blocks) * header.block_size
+        num_tokens = len(header.tokens) / TOKEN_BYTES
+        most = (header.start + header.num_blocks) * header.block_size
+        is_snapshot = header.codec == SNAPSHOT_CODEC
+        is_long_enough = most - header.block_size <= num_tokens < most if is_snapshot else num_tokens == most
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise EntryError("its header can't be read") from error
-    if len(header.checksums) != header.num_blocks or len(header.tokens) != num_tokens * TOKEN_BYTES:
+    if len(header.checksums) != header.num_blocks or not is_long_enough or num_tokens % 1:
         raise EntryError("its header contradicts itself")
     return header

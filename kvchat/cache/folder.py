@@ -3,6 +3,7 @@
     <root>/.lock                          held by whoever writes or evicts
     <root>/<chain root>/meta.json         what the folder's files share
     <root>/<chain root>/<name>.kv         one immutable run
+    <root>/<chain root>/<name>.state      one immutable snapshot
     <root>/<chain root>/<key>.tmp         a run being written, only while the lock is held
 
 A temporary file is written only under the lock, so whoever holds the lock may remove any: its writer is dead.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import filelock
 
-from kvchat.cache.entry import NO_PARENT, SUFFIX, EntryName
+from kvchat.cache.entry import NO_PARENT, EntryName
 
 LOCK_NAME = ".lock"
 META_NAME = "meta.json"
@@ -29,7 +30,7 @@ TEMPORARY = ".tmp"
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One run on disk. `mtime_ns` is when it was last used."""
+    """One run or snapshot on disk. `mtime_ns` is when it was last used."""
 
     path: Path
     name: EntryName
@@ -49,14 +50,14 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """All runs of all fingerprints, and the temporary files that were left behind."""
+    """All runs and snapshots of all fingerprints, and the temporary files that were left behind."""
 
     files: tuple[StoredFile, ...]
     temporary: tuple[Path, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all runs."""
+        """Bytes of all of them."""
         return sum(file.num_bytes for file in self.files)
 
 
@@ -69,7 +70,7 @@ def scan_folder(root: Path) -> FolderScan:
             path = folder / entry.name
             if entry.name.endswith(TEMPORARY):
                 temporary.append(path)
-            elif entry.name.endswith(SUFFIX) and (name := EntryName.parse(entry.name)):
+            elif name := EntryName.parse(entry.name):
                 try:
                     stat = entry.stat(follow_symlinks=False)
                 except OSError:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvchat.cache.block import Chain, RecentDigests
+from kvchat.cache.block import Chain, Point, RecentDigests
 from kvchat.cache.entry import EntryError, EntryName, FolderMeta, Header, read_header
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
@@ -22,7 +22,7 @@ RACY_NS = 2_100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Blocks [start, end) of a chain in one file, proven by its header's token ids."""
+    """Blocks [start, end) of a chain in one file, or the snapshot behind them, proven by its header's token ids."""
 
     name: EntryName
     header: Header
@@ -46,6 +46,7 @@ class FolderIndex:
         self._headers: dict[str, Header] = {}
         self._digests: dict[str, tuple[bytes, ...]] = {}
         self._unusable: set[str] = set()
+        self._snapshot_starts: set[int] = set()
         self._stamp: tuple[int, int] | None = None
         self.gone = RecentDigests()
         """Blocks of files that were seen and then vanished or were evicted."""
@@ -79,6 +80,27 @@ class FolderIndex:
                 at = best.end
             return tuple(pieces)
 
+    def is_known(self, digest: bytes) -> bool:
+        """Whether a file begins with a block, or is a snapshot, by that name."""
+        return digest.hex() in self._by_first
+
+    def snapshot(self, point: Point) -> Piece | None:
+        """The file with the snapshot at a point, proven by all token ids; None when there is none."""
+        with self._lock:
+            self._refresh()
+            named = self._by_first.get(point.digest.hex())
+            for name in list(named.values()) if named else ():
+                header = self._header(name) if name.is_snapshot else None
+                if header is not None and header.tokens == point.tokens:
+                    return Piece(name, header, name.start, name.end)
+        return None
+
+    def snapshot_starts(self) -> set[int]:
+        """How many full blocks there are before each snapshot that was ever seen."""
+        with self._lock:
+            self._refresh()
+            return set(self._snapshot_starts)
+
     def open(self, name: EntryName) -> tuple[int, Header]:
         """A file's descriptor, for the caller to close, and its checked header. Raises OSError, EntryError."""
         descriptor = os.open(self._folder / str(name), os.O_RDONLY | os.O_CLOEXEC)
@@ -101,7 +123,8 @@ class FolderIndex:
         """The usable files that begin with a chain's block and reach past `at`, as far as their tokens are equal."""
         named = self._by_first.get(chain.hashes[block].hex())
         for name in list(named.values()) if named else ():
-            header = self._header(name) if name.start == block and name.end > at else None
+            is_run = not name.is_snapshot and name.start == block and name.end > at
+            header = self._header(name) if is_run else None
             if header is not None:
                 end = chain.num_common_blocks(header.tokens)
                 if end > max(at, block):
@@ -143,6 +166,8 @@ class FolderIndex:
             if name is not None:
                 self._names[text] = name
                 self._by_first.setdefault(name.first, {})[text] = name
+                if name.is_snapshot:
+                    self._snapshot_starts.add(name.start)
 
     def _forget(self, name: EntryName, cause: RecentDigests) -> None:
         """Take a file out and remember the blocks it was matched for, or else its first, by the cause."""

@@ -1,4 +1,4 @@
-"""Filling the arena from a match, token-exact, and how fast that goes; finds nothing, stores nothing."""
+"""Filling the arena and the states from a match, token-exact, and how fast that goes; finds nothing, stores nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvchat.cache.codec import Codec, allocate
-from kvchat.cache.disk import DiskTier
+from kvchat.cache.codec import allocate
 from kvchat.cache.index import Piece
-from kvchat.cache.match import Loaded, Match
+from kvchat.cache.match import FoundSnapshot, Loaded, Match
 from kvchat.cache.pool import spans
+from kvchat.cache.tiers import Tiers
 
 if TYPE_CHECKING:
     import torch
@@ -35,28 +35,34 @@ class Rate:
 
 
 class Loader:
-    """Decodes runs and files into arena planes. For one thread at a time."""
+    """Decodes runs, files and snapshots into arena planes and states. For one thread at a time."""
 
-    def __init__(self, codec: Codec, block_size: int, disk: DiskTier | None) -> None:
-        self._codec = codec
-        self._block_size = block_size
-        self._disk = disk
+    def __init__(self, tiers: Tiers) -> None:
+        self._codec = tiers.codec
+        self._snapshot_codec = tiers.snapshot_codec
+        self._block_size = tiers.settings.block_size
+        self._disk = tiers.disk
         self._scratch: torch.Tensor | None = None
         self._ram_rate = Rate(2e9)
         self._disk_rate = Rate(5e8)
 
     def estimate_s(self, match: Match, start: int, end: int) -> float:
-        """Seconds for the tokens [start, end) of a match, from the rates measured so far."""
-        end = min(end, match.num_tokens)
+        """Seconds for the tokens [start, end) of a match and its snapshot, from the rates measured so far."""
+        snapshot_s = 0.0
+        if match.snapshot:
+            rate = self._ram_rate if match.snapshot.block else self._disk_rate
+            snapshot_s = self._snapshot_codec.num_bytes / rate.bytes_per_s
+        end = min(end, match.block_tokens)
         in_ram = max(0, min(end, match.ram_tokens) - start)
         on_disk = max(0, end - max(start, match.ram_tokens))
         token_bytes = self._codec.block_bytes / self._block_size
-        return token_bytes * (in_ram / self._ram_rate.bytes_per_s + on_disk / self._disk_rate.bytes_per_s)
+        blocks_s = token_bytes * (in_ram / self._ram_rate.bytes_per_s + on_disk / self._disk_rate.bytes_per_s)
+        return blocks_s + snapshot_s
 
     def load(self, match: Match, planes: Sequence[torch.Tensor], start: int, end: int) -> Loaded:
         """Fill the tokens [start, end), as far as they are stored and prove to be right."""
         began = time.perf_counter()
-        end = max(start, min(end, match.num_tokens))
+        end = max(start, min(end, match.block_tokens))
         ram_end = self._load_ram(match, planes, start, end)
         loaded_ram = time.perf_counter()
         disk_end = self._load_disk(match, planes, ram_end, end)
@@ -65,6 +71,32 @@ class Loader:
         self._ram_rate.measure((ram_end - start) * token_bytes, loaded_ram - began)
         self._disk_rate.measure((disk_end - ram_end) * token_bytes, loaded_all - loaded_ram)
         return Loaded(disk_end, ram_end - start, disk_end - ram_end, loaded_all - began)
+
+    def load_snapshot(
+        self, match: Match, planes: Sequence[torch.Tensor], states: Sequence[torch.Tensor], blocks: Loaded
+    ) -> Loaded:
+        """Fill the states, and the arena behind the blocks, which `load` has brought in; `end` is 0 if that failed."""
+        found = match.snapshot
+        assert found is not None
+        began = time.perf_counter()
+        buffer = self._snapshot_bytes(found) if blocks.end >= match.block_tokens else None
+        if buffer is None:
+            return Loaded(0, 0, 0, blocks.seconds + time.perf_counter() - began)
+        rest = range(match.block_tokens, found.num_tokens)
+        self._snapshot_codec.decode(buffer, states, planes, rest)
+        seconds = time.perf_counter() - began
+        rate = self._ram_rate if found.block else self._disk_rate
+        rate.measure(buffer.nbytes, seconds)
+        return Loaded(found.num_tokens, blocks.ram, blocks.disk, blocks.seconds + seconds)
+
+    def _snapshot_bytes(self, found: FoundSnapshot) -> torch.Tensor | None:
+        """A snapshot's bytes, verified; None when they can't be used."""
+        if found.block:
+            return found.block.run.buffer
+        assert found.piece is not None and self._disk is not None
+        buffer = allocate(self._snapshot_codec.num_bytes)
+        with self._disk.open(found.piece) as reader:
+            return buffer if reader.read(found.piece.start, 1, buffer.numpy().data) else None
 
     def _load_ram(self, match: Match, planes: Sequence[torch.Tensor], start: int, end: int) -> int:
         at, end = start, min(end, match.ram_tokens)

@@ -37,7 +37,7 @@ LOCK_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class FolderInfo:
-    """One fingerprint's folder. `num_tokens` are the tokens whose KV is stored; times in seconds since the epoch.
+    """One fingerprint's folder. `num_tokens` are the tokens whose KV is stored in blocks; times in seconds since the epoch.
 
     `meta` is None when the folder does not say what it belongs to.
     """
@@ -49,6 +49,7 @@ class FolderInfo:
     num_bytes: int
     newest_s: float
     oldest_s: float
+    num_snapshots: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -183,11 +184,13 @@ def _describe(folder: Path, files: list[StoredFile]) -> FolderInfo:
         meta = FolderMeta.from_json(json.loads((folder / META_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         meta = None
-    num_blocks = sum(file.name.num_blocks for file in files)
+    num_blocks = sum(file.name.num_blocks for file in files if not file.name.is_snapshot)
+    num_snapshots = sum(file.name.is_snapshot for file in files)
     used_s = [file.mtime_ns / 1e9 for file in files] or [0.0]
     num_tokens = num_blocks * meta.block_size if meta else 0
     num_bytes = sum(file.num_bytes for file in files)
-    return FolderInfo(folder, meta, len(files), num_tokens, num_bytes, max(used_s), min(used_s))
+    times = max(used_s), min(used_s)
+    return FolderInfo(folder, meta, len(files), num_tokens, num_bytes, *times, num_snapshots)
 
 
 def _verify(file: StoredFile) -> int:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
-from kvchat.cache.block import Chain, HashFunction, xxh3_128
+from kvchat.cache.block import Chain, HashFunction, Point, xxh3_128
 from kvchat.cache.disk import open_new
 from kvchat.cache.folder import default_disk_bytes
 from kvchat.cache.index import Piece
@@ -60,8 +60,25 @@ class CacheSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundSnapshot:
+    """A stored snapshot: in RAM as `block`, else on disk as `piece`."""
+
+    point: Point
+    block: Block | None = None
+    piece: Piece | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose state it is."""
+        return self.point.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
-    """The longest stored prefix of some tokens, in whole blocks: first `ram_tokens` in RAM, then `disk_tokens`."""
+    """The longest stored prefix of some tokens, in whole blocks: first `ram_tokens` in RAM, then `disk_tokens`.
+
+    Where only a `snapshot` can be taken up again, it decides how long the prefix is; the blocks reach up to it.
+    """
 
     chain: Chain
     ram_tokens: int
@@ -69,16 +86,22 @@ class Match:
     ended: Ended
     tail: Block | None = None
     pieces: tuple[Piece, ...] = ()
+    snapshot: FoundSnapshot | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Tokens whose KV is stored."""
+        """Tokens whose state is stored."""
+        return self.snapshot.num_tokens if self.snapshot else self.block_tokens
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens whose KV is stored in blocks."""
         return self.ram_tokens + self.disk_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A match that holds still: its blocks in RAM are pinned. `match` may differ from the one that was asked for."""
+    """A match that holds still: what it found in RAM is pinned. `match` may differ from the one that was asked for."""
 
     match: Match
 

@@ -87,6 +87,17 @@ class Pool:
     def __contains__(self, run: Run) -> bool:
         return run in self._runs
 
+    def is_known(self, digest: bytes) -> bool:
+        """Whether something by that name is here; whether it is what is meant, `find` and `match` prove."""
+        return digest in self._index
+
+    def find(self, parent: Block | None, digest: bytes, tokens: bytes) -> Block | None:
+        """The block that follows `parent` and has these very tokens; None when it is not here."""
+        candidates = self._index.get(digest, ())
+        return next(
+            (block for block in candidates if block.parent is parent and block.tokens == tokens), None
+        )
+
     def match(self, chain: Chain) -> Block | None:
         """The last block of the longest prefix of `chain` that is here; None when there is none."""
         tail: Block | None = None
@@ -239,6 +250,14 @@ def spans(tail: Block | None) -> Sequence[tuple[Run, int]]:
         found.append((block.run, block.index + 1))
         block = block.run.parent
     return found[::-1]
+
+
+def block_at(tail: Block | None, depth: int) -> Block | None:
+    """The block of a chain that is `depth` blocks from the root; None for 0."""
+    held = (
+        run.blocks[depth - run.start - 1] for run in (ancestors(tail) if tail else ()) if run.start < depth
+    )
+    return next(held, None) if depth else None
 
 
 def default_ram_bytes() -> int:

@@ -1,36 +1,32 @@
 """PrefixCache: match -> lease -> load -> commit over a RAM and a disk tier; knows no model, no text, no terminal.
 
 Coverage is always a prefix: blocks in RAM from the root on, then blocks on disk. The arena, which is exact to the
-token, belongs to the caller: it is handed in as planes [heads, capacity, dim], one a K and one a V of each layer.
+token, belongs to the caller: it is handed in as planes [heads, capacity, dim], one a K and one a V of each layer. What
+recurrent layers hold is handed in beside it, and stored as snapshots behind the blocks.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from kvchat.cache.block import Chain, KVLayout, RecentDigests, hash_chain, xxh3_128
-from kvchat.cache.codec import allocate, make_codec
-from kvchat.cache.disk import DiskSettings, DiskTier
-from kvchat.cache.entry import FORMAT_VERSION, FolderMeta
+import numpy as np
+
+from kvchat.cache.block import Chain, KVLayout, point_at
+from kvchat.cache.committer import Committer
 from kvchat.cache.folder import scan_folder
 from kvchat.cache.loader import Loader
 from kvchat.cache.match import CacheSettings, Committed, Coverage, Ended, Lease, Loaded, Match
-from kvchat.cache.pool import Block, Pool, Run, spans
-from kvchat.cache.stats import CacheStats, StatsCounter
-from kvchat.cache.writer import Segment, WriteJob, Writer
+from kvchat.cache.matcher import Matcher
+from kvchat.cache.pool import spans
+from kvchat.cache.stats import CacheStats
+from kvchat.cache.tiers import Tiers, Warn
+from kvchat.cache.writer import SnapshotJob
 
 if TYPE_CHECKING:
     import torch
-
-RUN_BYTES = 16 * 2**20
-
-Warn = Callable[[str], None]
 
 
 class PrefixCache:
@@ -49,25 +45,12 @@ class PrefixCache:
         warn: Warn = lambda message: None,
     ) -> None:
         """A cache for one model. `meta` describes it to whoever lists the folder; `warn` takes one line at a time."""
-        self.stats = StatsCounter()
         self._settings = settings
-        self._codec = make_codec(settings.codec, layout, settings.block_size)
-        self._root = chain_root(layout, fingerprint, settings)
-        self._lock = threading.RLock()
-        self._disk = self._open_disk(layout, meta or {}, warn)
-        self._loader = Loader(self._codec, settings.block_size, self._disk)
-        self._writer: Writer | None = None
-        if self._disk and settings.mode == "rw":
-            self._disk.sweep()
-            self._writer = Writer(self._disk, self._codec.block_bytes)
-        limit = min(RUN_BYTES, settings.ram_bytes // 8) if settings.ram_bytes else RUN_BYTES
-        self._run_blocks = max(1, limit // self._codec.block_bytes)
-        # What doesn't fit into RAM passes through one run's worth of memory on its way to the disk.
-        staging_bytes = self._run_blocks * self._codec.block_bytes if self._writer else 0
-        self._pool = Pool(max(0, settings.ram_bytes - staging_bytes), self._remember_evicted)
-        self._staging: torch.Tensor | None = None
-        self._finished: deque[Block | None] = deque()
-        self._evicted = RecentDigests()
+        self._tiers = Tiers(layout, fingerprint, settings, meta or {}, warn)
+        self._matcher = Matcher(self._tiers)
+        self._loader = Loader(self._tiers)
+        self._committer = Committer(self._tiers)
+        self.stats = self._tiers.stats
 
     @property
     def block_size(self) -> int:
@@ -77,12 +60,12 @@ class PrefixCache:
     @property
     def root(self) -> bytes:
         """The root of all chains: fingerprint, layout, block size, encoding and format version in one digest."""
-        return self._root
+        return self._tiers.root
 
     @property
     def codec(self) -> str:
         """The encoding at rest that is in use."""
-        return self._codec.name
+        return self._tiers.codec.name
 
     @property
     def mode(self) -> str:
@@ -92,18 +75,18 @@ class PrefixCache:
     @property
     def disk_budget_bytes(self) -> int:
         """The disk budget of all models together; 0 without a disk tier."""
-        return self._settings.disk_bytes if self._disk else 0
+        return self._settings.disk_bytes if self._tiers.disk else 0
 
     @property
     def disk_used_bytes(self) -> int:
         """Bytes that all models' files take on disk now; counts them anew each time."""
         root = self._settings.disk_root
-        return scan_folder(root).num_bytes if self._disk and root else 0
+        return scan_folder(root).num_bytes if self._tiers.disk and root else 0
 
     @property
     def ram_used_bytes(self) -> int:
-        """Bytes of the runs in RAM."""
-        return self._pool.used_bytes
+        """Bytes of the runs and snapshots in RAM."""
+        return self._tiers.pool.used_bytes
 
     @property
     def ram_budget_bytes(self) -> int:
@@ -114,27 +97,44 @@ class PrefixCache:
         """The longest stored prefix of `tokens`; changes nothing."""
         if self._settings.mode == "off":
             return Match(Chain(self.block_size, b"", ()), 0, 0, Ended.OFF)
-        return self._match(self._chain(tokens))
+        return self._matcher.match(tokens)
 
     def contains(self, tokens: Sequence[int]) -> Coverage:
-        """What each tier holds of `tokens`, each counted from the root; changes nothing."""
+        """What each tier holds of `tokens`, each counted from the root; changes nothing.
+
+        Where a snapshot is needed to take anything up again, the tier that holds the deepest one counts.
+        """
         if self._settings.mode == "off":
             return Coverage(0, 0)
-        chain = self._chain(tokens)
-        with self._lock:
-            tail = self._pool.match(chain)
-        num_on_disk = self._disk.num_covered(chain) if self._disk else 0
+        tiers = self._tiers
+        if tiers.layout.states:
+            found = self._matcher.match(tokens).snapshot
+            return Coverage(
+                found.num_tokens if found and found.block else 0,
+                found.num_tokens if found and found.piece else 0,
+            )
+        chain = tiers.chain(tokens)
+        with tiers.lock:
+            tail = tiers.pool.match(chain)
+        num_on_disk = tiers.disk.num_covered(chain) if tiers.disk else 0
         return Coverage((tail.depth if tail else 0) * self.block_size, num_on_disk * self.block_size)
 
     def num_kept(self, tokens: Sequence[int], priority: int) -> int:
         """How many of `tokens` RAM holds, from the root on, at no less than a priority."""
-        with self._lock:
-            held = [(run, count) for run, count in spans(self._pool.match(self._chain(tokens)))]
-        return sum(count for run, count in held if run.priority >= priority) * self.block_size
+        match = self.match(tokens)
+        tail = match.snapshot.block if match.snapshot else match.tail
+        with self._tiers.lock:
+            held = [(run, count) for run, count in spans(tail) if run.priority >= priority]
+        if match.snapshot:
+            return match.num_tokens if held and tail and held[-1][0] is tail.run else 0
+        return sum(count for _, count in held) * self.block_size
 
     def tip(self, tokens: Sequence[int]) -> str:
-        """The hash of the last full block of `tokens`, as hex; empty when there is none."""
-        chain = self._chain(tokens)
+        """The hash of what would be stored last of `tokens`, as hex: a snapshot's or a full block's; empty for none."""
+        if self._tiers.layout.states:
+            point = point_at(tokens, self.block_size, self.root, self._settings.hash_function)
+            return point.digest.hex() if tokens else ""
+        chain = self._tiers.chain(tokens)
         return chain.hashes[-1].hex() if len(chain) else ""
 
     def estimate_load_s(self, match: Match, start: int = 0, end: int | None = None) -> float:
@@ -144,21 +144,38 @@ class PrefixCache:
     @contextmanager
     def lease(self, match: Match) -> Iterator[Lease]:
         """Pin what a match found in RAM, and count it as used now; matches anew if it was evicted meanwhile."""
+        tiers = self._tiers
         with ExitStack() as stack:
-            with self._lock:
-                self._settle()
-                if match.tail and match.tail.run not in self._pool:
-                    match = self._match(match.chain)
-                stack.enter_context(self._pinned(match.tail))
+            with tiers.lock:
+                tiers.settle()
+                held = [match.tail, match.snapshot.block if match.snapshot else None]
+                if any(block and block.run not in tiers.pool for block in held):
+                    tokens = match.snapshot.point.tokens if match.snapshot else match.chain.tokens
+                    match = self._matcher.match(np.frombuffer(tokens, "<i4").tolist())
+                stack.enter_context(tiers.pinned(match.tail))
+                if match.snapshot:
+                    stack.enter_context(tiers.pinned(match.snapshot.block))
             yield Lease(match)
 
-    def load(self, lease: Lease, planes: Sequence[torch.Tensor], start: int, end: int) -> Loaded:
+    def load(
+        self,
+        lease: Lease,
+        planes: Sequence[torch.Tensor],
+        start: int,
+        end: int,
+        *,
+        states: Sequence[torch.Tensor] = (),
+    ) -> Loaded:
         """Fill the arena's tokens [start, end), token-exact, from what is leased.
 
         `end` may come back smaller, down to `start`, where a file turned out to be gone or corrupt; what is before it
-        is right.
+        is right. With a snapshot it is all, `states` too, or nothing: then `end` comes back as 0 and `states` unchanged.
         """
         loaded = self._loader.load(lease.match, planes, start, end)
+        if lease.match.snapshot:
+            loaded = self._loader.load_snapshot(lease.match, planes, states, loaded)
+            if loaded.end and self._tiers.writer:
+                self._tiers.writer.submit(SnapshotJob(lease.match.snapshot.point, None, 0))
         self.stats.add(CacheStats(load_s=loaded.seconds))
         return loaded
 
@@ -169,194 +186,64 @@ class PrefixCache:
 
         What RAM can't hold, from the root on, goes to the disk alone. Writing to disk goes on in the background.
         """
-        if self._settings.mode != "rw":
+        if self._settings.mode != "rw" or not planes:
             return Committed(0, 0, 0.0)
         began = time.perf_counter()
-        chain = self._chain(tokens[:length])
         deadline = began + self._settings.wait_s
-        with self._lock:
-            tail, num_stored = self._commit_ram(chain, planes, priority, deadline)
-            num_in_ram = tail.depth if tail else 0
-            self._queue_ram(chain, tail, priority)
-            num_stored += self._commit_disk(chain, planes, num_in_ram, priority, deadline)
-        num_bytes = num_stored * self._codec.block_bytes
-        seconds = time.perf_counter() - began
-        self.stats.add(CacheStats(stored_blocks=num_stored, stored_bytes=num_bytes, store_s=seconds))
-        return Committed(num_stored, num_bytes, seconds)
+        with self._tiers.lock:
+            num_stored = self._committer.commit(tokens[:length], planes, priority=priority, deadline=deadline)
+        return self._committed(num_stored, num_stored * self._tiers.codec.block_bytes, began)
+
+    def commit_snapshot(
+        self,
+        tokens: Sequence[int],
+        planes: Sequence[torch.Tensor],
+        states: Sequence[torch.Tensor],
+        *,
+        priority: int = 0,
+    ) -> bool:
+        """Store the `states` of recurrent layers behind all of `tokens`, as `commit` stores KV and after it.
+
+        False when it could not be stored and should be kept elsewhere.
+        """
+        if self._settings.mode != "rw":
+            return False
+        began = time.perf_counter()
+        deadline = began + self._settings.wait_s
+        with self._tiers.lock:
+            is_stored = self._committer.commit_snapshot(
+                tokens, planes, states, priority=priority, deadline=deadline
+            )
+        self._committed(int(is_stored), is_stored * self._tiers.snapshot_codec.num_bytes, began)
+        return is_stored
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until the disk has everything that was committed. False when the time was not enough."""
-        is_done = self._writer.drain(timeout_s) if self._writer else True
-        with self._lock:
-            self._settle()
+        is_done = self._tiers.writer.drain(timeout_s) if self._tiers.writer else True
+        with self._tiers.lock:
+            self._tiers.settle()
         return is_done
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Drain and end the writer, within the bound. False when something was left unwritten."""
-        is_done = self._writer.close(timeout_s) if self._writer else True
-        with self._lock:
-            self._settle()
+        is_done = self._tiers.writer.close(timeout_s) if self._tiers.writer else True
+        with self._tiers.lock:
+            self._tiers.settle()
         return is_done
 
     def clear_ram(self) -> None:
         """Evict everything from RAM that nobody uses."""
-        with self._lock:
-            self._settle()
-            self._pool.clear()
+        with self._tiers.lock:
+            self._tiers.settle()
+            self._tiers.pool.clear()
 
     def check_integrity(self) -> None:
         """Assert what always holds of the RAM tier."""
-        with self._lock:
-            self._settle()
-            self._pool.check_integrity()
+        with self._tiers.lock:
+            self._tiers.settle()
+            self._tiers.pool.check_integrity()
 
-    def _open_disk(self, layout: KVLayout, meta: Mapping[str, str], warn: Warn) -> DiskTier | None:
-        settings = self._settings
-        if settings.mode == "off" or settings.disk_root is None or settings.disk_bytes <= 0:
-            return None
-        block_bytes = self._codec.block_bytes
-        shared = FolderMeta(layout, settings.codec, settings.block_size, block_bytes, dict(meta))
-        where = DiskSettings(
-            settings.disk_root,
-            settings.disk_bytes,
-            settings.mode == "rw",
-            settings.lock_timeout_s,
-            settings.open_new,
-        )
-        return DiskTier(where, self._root, shared, stats=self.stats, warn=warn)
-
-    def _chain(self, tokens: Sequence[int]) -> Chain:
-        return hash_chain(tokens, self.block_size, self._root, self._settings.hash_function)
-
-    def _match(self, chain: Chain) -> Match:
-        with self._lock:
-            tail = self._pool.match(chain)
-        num_in_ram = tail.depth if tail else 0
-        pieces = self._disk.match(chain, num_in_ram) if self._disk else ()
-        num_found = pieces[-1].end if pieces else num_in_ram
-        on_disk = (num_found - num_in_ram) * self.block_size
-        return Match(
-            chain, num_in_ram * self.block_size, on_disk, self._why_ended(chain, num_found), tail, pieces
-        )
-
-    def _why_ended(self, chain: Chain, num_found: int) -> Ended:
-        if num_found == len(chain):
-            return Ended.COMPLETE
-        digest = chain.hashes[num_found]
-        if self._disk and self._disk.is_known_corrupt(digest):
-            return Ended.CORRUPT
-        if digest in self._evicted or (self._disk and self._disk.is_known_gone(digest)):
-            return Ended.EVICTED
-        is_empty = (
-            self._pool.num_blocks == 0 and not self._evicted and (not self._disk or self._disk.is_empty)
-        )
-        return Ended.FIRST_USE if is_empty else Ended.NEW_TEXT
-
-    def _commit_ram(
-        self, chain: Chain, planes: Sequence[torch.Tensor], priority: int, deadline: float
-    ) -> tuple[Block | None, int]:
-        """Store in RAM what fits, from the root on. The chain's last block in RAM, and how many are new."""
-        self._settle()
-        tail = self._pool.match(chain)
-        num_before = tail.depth if tail else 0
-        if tail:
-            self._pool.touch(tail, priority)
-        while (tail.depth if tail else 0) < len(chain):
-            run = self._store_run(chain, tail, planes, priority, deadline)
-            if run is None:
-                break
-            tail = run.blocks[-1]
-        return tail, (tail.depth if tail else 0) - num_before
-
-    def _store_run(
-        self, chain: Chain, tail: Block | None, planes: Sequence[torch.Tensor], priority: int, deadline: float
-    ) -> Run | None:
-        """Store the next run after `tail`, as long as there is room for; None when there is none for a block."""
-        start = tail.depth if tail else 0
-        num_blocks = self._make_room(tail, min(self._run_blocks, len(chain) - start), deadline)
-        if num_blocks == 0:
-            return None
-        buffer = allocate(num_blocks * self._codec.block_bytes)
-        self._codec.encode(planes, start * self.block_size, buffer)
-        return self._pool.insert(tail, chain.prefix(start + num_blocks), buffer, priority)
-
-    def _make_room(self, tail: Block | None, num_blocks: int, deadline: float) -> int:
-        """Evict for at most `num_blocks` after `tail`, which stays; returns for how many there is room now."""
-        with self._pinned(tail):
-            # The writer pins what it has still to write: wait for it rather than store less.
-            while num_blocks and not self._pool.reserve(num_blocks * self._codec.block_bytes):
-                if self._writer and self._writer.is_busy and time.perf_counter() < deadline:
-                    self._writer.drain(deadline - time.perf_counter())
-                    self._settle()
-                else:
-                    num_blocks //= 2
-        return num_blocks
-
-    @contextmanager
-    def _pinned(self, tail: Block | None) -> Iterator[None]:
-        if tail:
-            self._pool.pin(tail)
-        try:
-            yield
-        finally:
-            if tail:
-                with self._lock:
-                    self._pool.unpin(tail)
-
-    def _queue_ram(self, chain: Chain, tail: Block | None, priority: int) -> None:
-        """Have what RAM holds of a chain written, and all of the chain marked on disk as used now."""
-        if self._writer is None:
-            return
-        segments = tuple(Segment(run.start, count, run.buffer) for run, count in spans(tail))
-        if tail:
-            self._pool.pin(tail)
-        is_queued = self._writer.submit(
-            WriteJob(chain, segments, priority, lambda: self._finished.append(tail))
-        )
-        if not is_queued:
-            self._finished.append(tail)
-
-    def _commit_disk(
-        self, chain: Chain, planes: Sequence[torch.Tensor], start: int, priority: int, deadline: float
-    ) -> int:
-        """Pass the blocks from `start` on, for which RAM had no room, to the disk alone; returns how many."""
-        if start == len(chain):
-            return 0
-        self._evicted.add(chain.hashes[start])
-        if (
-            self._writer is None
-            or self._disk is None
-            or not self._writer.drain(deadline - time.perf_counter())
-        ):
-            return 0
-        first = start = max(start, self._disk.num_covered(chain))
-        while start < len(chain) and self._disk.num_covered(chain) >= start and self._disk.is_writable:
-            end = min(start + self._run_blocks, len(chain))
-            if self._staging is None:
-                self._staging = allocate(self._run_blocks * self._codec.block_bytes)
-            buffer = self._staging[: (end - start) * self._codec.block_bytes]
-            self._codec.encode(planes, start * self.block_size, buffer)
-            segment = Segment(start, end - start, buffer)
-            if not self._writer.submit(WriteJob(chain.prefix(end), (segment,), priority, lambda: None)):
-                break
-            start = end
-            if not self._writer.drain(deadline - time.perf_counter()):
-                break
-        return start - first
-
-    def _settle(self) -> None:
-        """Unpin what the writer has finished with."""
-        while self._finished:
-            tail = self._finished.popleft()
-            if tail:
-                self._pool.unpin(tail)
-
-    def _remember_evicted(self, run: Run) -> None:
-        self._evicted.add(run.blocks[0].digest)
-        self.stats.add(CacheStats(evicted_blocks=len(run.blocks)))
-
-
-def chain_root(layout: KVLayout, fingerprint: bytes, settings: CacheSettings) -> bytes:
-    """The root of a model's chains, and the name of its folder: 16 bytes."""
-    regime = [FORMAT_VERSION, settings.block_size, settings.codec, layout.to_json()]
-    return xxh3_128(fingerprint + json.dumps(regime, sort_keys=True).encode())
+    def _committed(self, num_stored: int, num_bytes: int, began: float) -> Committed:
+        seconds = time.perf_counter() - began
+        self.stats.add(CacheStats(stored_blocks=num_stored, stored_bytes=num_bytes, store_s=seconds))
+        return Committed(num_stored, num_bytes, seconds)

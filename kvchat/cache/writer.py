@@ -1,4 +1,4 @@
-"""The background writer: one thread that takes committed chains to the disk, in order; knows no files, no hashes."""
+"""The background writer: one thread that takes what was committed to the disk, in order; knows no files, no hashes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from kvchat.cache.block import Chain
+from kvchat.cache.block import Chain, Point
 from kvchat.cache.disk import DiskTier
 
 if TYPE_CHECKING:
@@ -23,11 +23,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Blocks [start, start + num_blocks) of a chain, encoded in `buffer`, which stays as it is until `done`."""
+    """Blocks [start, start + num_blocks) of a chain, encoded in `buffer`, uint8, which stays as it is until `done`."""
 
     start: int
     num_blocks: int
     buffer: torch.Tensor
+
+
+class Job(Protocol):
+    """Something to be written."""
+
+    @property
+    def done(self) -> Callable[[], None]:
+        """Called on the writer's thread when it is written, or never will be."""
+
+    def write_to(self, disk: DiskTier) -> None:
+        """Write it, and mark it as used now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +50,44 @@ class WriteJob:
     priority: int
     done: Callable[[], None]
 
+    def write_to(self, disk: DiskTier) -> None:
+        """Write the blocks that are not there yet, parents first."""
+        num_covered = disk.num_covered(self.chain)
+        for segment in self.segments:
+            end = segment.start + segment.num_blocks
+            if end <= num_covered:
+                continue
+            if segment.start > num_covered:
+                break  # its parent isn't there, and a chain without its root is dead weight
+            payload = segment.buffer.numpy().data
+            if not disk.store(self.chain.prefix(end), segment.start, payload, priority=self.priority):
+                break
+            num_covered = end
+        disk.touch(self.chain, self.priority)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotJob:
+    """Bring the snapshot at a point to the disk, behind its chain; without a `buffer` it is only marked as used now."""
+
+    point: Point
+    buffer: torch.Tensor | None
+    priority: int
+    done: Callable[[], None] = lambda: None
+
+    def write_to(self, disk: DiskTier) -> None:
+        """Write it if it is not there yet."""
+        if self.buffer is not None:
+            disk.store_snapshot(self.point, self.buffer.numpy().data, priority=self.priority)
+        disk.touch(self.point.chain, self.priority, snapshot=self.point)
+
 
 class Writer:
     """Writes one job after the other, so parents come before children. Safe for threads."""
 
-    def __init__(self, disk: DiskTier, block_bytes: int) -> None:
+    def __init__(self, disk: DiskTier) -> None:
         self._disk = disk
-        self._block_bytes = block_bytes
-        self._jobs: deque[WriteJob] = deque()
+        self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_writing = False
         self._is_closed = False
@@ -58,7 +99,7 @@ class Writer:
         """Whether something is still to be written."""
         return self._is_writing or bool(self._jobs)
 
-    def submit(self, job: WriteJob) -> bool:
+    def submit(self, job: Job) -> bool:
         """Queue a job. False, and `done` is never called, when the queue is full or closed."""
         with self._changed:
             if self._is_closed or len(self._jobs) >= MAX_JOBS:
@@ -94,25 +135,11 @@ class Writer:
                 job = self._jobs.popleft()
                 self._is_writing = True
             try:
-                self._write(job)
+                job.write_to(self._disk)
             except Exception:
-                log.exception("a chain was not written")
+                log.exception("something was not written")
             finally:
                 with self._changed:
                     job.done()
                     self._is_writing = False
                     self._changed.notify_all()
-
-    def _write(self, job: WriteJob) -> None:
-        num_covered = self._disk.num_covered(job.chain)
-        for segment in job.segments:
-            end = segment.start + segment.num_blocks
-            if end <= num_covered:
-                continue
-            if segment.start > num_covered:
-                break  # its parent isn't there, and a chain without its root is dead weight
-            payload = segment.buffer.numpy().data[: segment.num_blocks * self._block_bytes]
-            if not self._disk.store(job.chain.prefix(end), segment.start, payload, priority=job.priority):
-                break
-            num_covered = end
-        self._disk.touch(job.chain, job.priority)

@@ -68,10 +68,16 @@ class Conversation:
         return self.history_of(self.path)
 
     def history_of(self, path: Sequence[Exchange], system: str | None = None) -> tuple[Turn, ...]:
-        """The messages of any exchanges, the system prompt (or another one) first."""
+        """The messages of any exchanges, the system prompt (or another one) first.
+
+        For all of them it is still the time at which the tree's first message was sent, also in another branch and
+        after years: a template that prints the date changes nothing of what was computed.
+        """
         text = system or self._system
         head = (Turn(Role.SYSTEM, text),) if text else ()
-        return head + _turns(path, self.tokenizer)
+        turns = head + _turns(path, self.tokenizer)
+        began = self._tree.began
+        return (replace(turns[0], time_s=began), *turns[1:]) if turns else ()
 
     @property
     def tip(self) -> Exchange | None:

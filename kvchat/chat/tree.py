@@ -160,6 +160,11 @@ class Tree:
         assert not self.has_children(exchange_id)
         del self._exchanges[exchange_id]
 
+    @property
+    def began(self) -> float | None:
+        """When the first of all its messages was sent, in seconds since the epoch; None before."""
+        return min((exchange.created for exchange in self._exchanges.values()), default=None)
+
     def has_children(self, exchange_id: str) -> bool:
         """Whether something was said after it."""
         return any(exchange.parent == exchange_id for exchange in self._exchanges.values())

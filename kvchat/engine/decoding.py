@@ -2,44 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
 from kvchat.engine.request import Finish, Request, Token
 from kvchat.engine.sampling import Sampler
+from kvchat.engine.speculation import Speculation
 from kvchat.models.kv_state import KVState
 from kvchat.models.loader import LoadedModel
 
 
 class Decoding:
-    """One answer being decoded behind the prompt that `state` holds; how it went is in its attributes."""
+    """One answer being decoded behind the prompt that `state` holds; how it went is in its attributes.
 
-    def __init__(self, loaded: LoadedModel, state: KVState, request: Request) -> None:
+    With `speculation`, guessed tokens are computed along with the last one. Each position's token is still chosen
+    from its own logits by the same draws in the same order, and the guesses count as far as they equal what was
+    chosen: the answer is the one without guesses.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, state: KVState, request: Request, speculation: Speculation | None = None
+    ) -> None:
         self.reason = Finish.LENGTH
         self.num_generated = 0
         self._loaded = loaded
         self._state = state
         self._request = request
+        self._speculation = speculation if state.is_divisible else None
         self._room = loaded.context - len(request.prompt)
         wanted = request.max_tokens
         self._limit = self._room if wanted is None else min(self._room, wanted)
+        self._sampler = Sampler(request.sampling, request.prompt, loaded.device)
+        self._is_followed = False
 
-    def tokens(self, logits: torch.Tensor, is_cancelled: Callable[[], bool]) -> Iterator[Token]:
+    def tokens(self, logits: torch.Tensor, is_cancelled: Callable[[], bool]) -> Generator[Token, None, None]:
         """The answer's tokens from the prompt's last logits, [vocab] in float32.
 
         Each is computed when the next is asked for, the last one too: the next turn finds the whole answer held.
+        The state is cut to what was said when the iterator ends or is closed.
         """
-        sampler = Sampler(self._request.sampling, self._request.prompt, logits.device)
-        while self.num_generated < self._limit:
-            if is_cancelled():
-                self.reason = Finish.CANCELLED
-                return
-            token = sampler.choose(logits)
-            if token in self._request.stop_ids:
-                self.reason = Finish.STOP
-                return
-            self.num_generated += 1
-            yield Token(token)
-            if self.num_generated < self._room:
-                logits = self._loaded.forward([token], self._state)
+        chosen = [self._sampler.choose(logits)]
+        try:
+            while self.num_generated < self._limit:
+                for token in chosen:
+                    if is_cancelled():
+                        self.reason = Finish.CANCELLED
+                        return
+                    if token in self._request.stop_ids:
+                        self.reason = Finish.STOP
+                        return
+                    self.num_generated += 1
+                    yield Token(token)
+                if self.num_generated < self._limit:
+                    chosen = self._next(chosen)
+                elif self._limit < self._room:
+                    self._loaded.forward(chosen[-1:], self._state)
+        finally:
+            self._cut(len(self._request.prompt) + self.num_generated)
+
+    def _next(self, said: Sequence[int]) -> list[int]:
+        """What follows `said`, the tokens of the last step: one token, and behind it as many as were guessed right."""
+        guesses = self._guesses(said)
+        held = len(self._state.tokens)
+        started = time.perf_counter()
+        rows = self._loaded.logits([said[-1], *guesses], self._state, 1 + len(guesses))
+        chosen = [self._sampler.choose(rows[0])]
+        seconds = time.perf_counter() - started  # a GPU has done its work once a token is chosen
+        for row, guess in zip(rows[1:], guesses, strict=True):
+            if chosen[-1] != guess:
+                break
+            chosen.append(self._sampler.choose(row))
+        self._cut(held + len(chosen))
+        if self._speculation is not None:
+            self._speculation.learn(guesses, chosen, seconds)
+        return chosen
+
+    def _guesses(self, said: Sequence[int]) -> list[int]:
+        if self._speculation is None:
+            return []
+        if self._is_followed:
+            self._speculation.extend(said)
+        else:  # after the first token, which does not wait for this
+            self._speculation.begin([*self._request.prompt, *said])
+            self._is_followed = True
+        return self._speculation.guesses(self._limit - self.num_generated - 1, self._request.stop_ids)
+
+    def _cut(self, num_tokens: int) -> None:
+        if len(self._state.tokens) > num_tokens:
+            self._state.keep(num_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 
 import torch
 
@@ -13,6 +14,7 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.decoding import Decoding
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
+from kvchat.engine.speculation import Drafts, Speculation
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.loader import LoadedModel
 
@@ -29,8 +31,11 @@ PINNED_PRIORITY = 2
 class Engine:
     """One model and the live KV of one conversation at a time. Not thread-safe: one thread owns it."""
 
-    def __init__(self, loaded: LoadedModel, *, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, chunk_tokens: int = CHUNK_TOKENS, speculation: Speculation | None = None
+    ) -> None:
         self.loaded = loaded
+        self.speculation = speculation
         self.state = loaded.new_state()
         self.chunk_tokens = chunk_tokens
         self.cache: PrefixCache | None = None
@@ -47,6 +52,11 @@ class Engine:
         self.loaded.forward([0] * length, self.state)
         self.prefill_s_per_token = (time.perf_counter() - started) / length
         self.state.keep(0)
+
+    @property
+    def drafts(self) -> Drafts:
+        """What was guessed ahead since the model was loaded."""
+        return self.speculation.drafts if self.speculation else Drafts()
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -88,12 +98,13 @@ class Engine:
             done = len(self.state.tokens) - reuse.num_tokens
             yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
             return
-        decoding = Decoding(self.loaded, self.state, request)
+        decoding = Decoding(self.loaded, self.state, request, self.speculation)
         started = time.perf_counter()
-        for token in decoding.tokens(logits, is_cancelled):
-            yield token
-            if decoding.num_generated == 1 and request.shared:
-                self.store(min(request.shared, len(prompt)), priority=SHARED_PRIORITY)
+        with closing(decoding.tokens(logits, is_cancelled)) as tokens:
+            for token in tokens:
+                yield token
+                if decoding.num_generated == 1 and request.shared:
+                    self.store(min(request.shared, len(prompt)), priority=SHARED_PRIORITY)
         decode_s = time.perf_counter() - started
         prefilled = len(prompt) - reuse.num_tokens
         yield Finished(decoding.reason, reuse, prefilled, prefill_s, decode_s, decoding.num_generated)

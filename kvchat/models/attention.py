@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
@@ -18,14 +19,23 @@ from kvchat.models import flash
 
 NAME = "kvchat"
 _SPECIAL = ("position_bias", "softcap", "s_aux")  # what changes scores or their sum
+_PLAIN_LAYERS = {
+    "full_attention", "sliding_attention", "chunked_attention", "dummy",
+    "linear_attention", "conv", "hybrid", "hybrid_sliding",
+}  # fmt: skip
+"""Others choose among the keys themselves, and hand their choice over as a mask to sdpa by its name alone."""
 
 
 def enable(model: Any) -> None:
     """Use this module's attention in `model` where it would otherwise run on sdpa on a CPU."""
     pluggable = getattr(model, "_supports_attention_backend", False)
     on_sdpa = getattr(model.config, "_attn_implementation", None) == "sdpa" and model.device.type == "cpu"
-    if pluggable and on_sdpa and flash.HAS_CPU_FLASH:
+    if pluggable and on_sdpa and flash.HAS_CPU_FLASH and _layer_types(model) <= _PLAIN_LAYERS:
         model.set_attn_implementation(NAME)
+
+
+def _layer_types(model: Any) -> set[str]:
+    return set(get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0])
 
 
 def arena_mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:

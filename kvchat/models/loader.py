@@ -17,12 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
 from kvchat.models.kv_state import Arena, KVState, Recomputed
-from kvchat.models.reuse import ReusePolicy, ReuseRule, reuse_rule
+from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
 
 DEFAULT_CONTEXT = 4096
 """Context in tokens of a model that does not say its own."""
 
-_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+_COUNT_FROM_PADDING = frozenset(
+    ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+)
+"""Families whose first position is not 0; they work out their positions themselves."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -73,18 +76,26 @@ class LoadedModel:
 
     def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
-        start = len(state.tokens)
-        state.reserve(start + len(tokens))
-        ids = torch.tensor([list(tokens)], device=self.device)
-        arguments: dict[str, Any] = {self.cache_argument: state.cache, "use_cache": True}
-        if self.takes_positions:
-            arguments["position_ids"] = torch.arange(start, start + len(tokens), device=self.device)[None]
+        state.reserve(len(state.tokens) + len(tokens))
+        arguments = self._arguments(tokens, state)
         if self.takes_logits_to_keep:
             arguments["logits_to_keep"] = num_logits
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(input_ids=ids, **arguments).logits[0, -num_logits:].float()
+            logits: torch.Tensor = self.model(**arguments).logits[0, -num_logits:].float()
         state.advance(tokens)
         return logits
+
+    def _arguments(self, tokens: Sequence[int], state: KVState) -> dict[str, Any]:
+        """What a forward over `tokens` is given; where nothing can be continued, all that `state` holds before them."""
+        restarts = self.rule.continuation is Continuation.RESTART
+        start = 0 if restarts else len(state.tokens)
+        given = [*state.tokens, *tokens] if restarts else list(tokens)
+        arguments: dict[str, Any] = {"input_ids": torch.tensor([given], device=self.device)}
+        if not restarts:
+            arguments |= {self.cache_argument: state.cache, "use_cache": True}
+        if self.takes_positions:
+            arguments["position_ids"] = torch.arange(start, start + len(given), device=self.device)[None]
+        return arguments
 
 
 def load_model(
@@ -119,14 +130,13 @@ def load_model(
 
 
 def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
-    """What the engine needs to know about a transformers model. Raises ModelUnavailableError if it has no cache."""
-    accepted = inspect.signature(model.forward).parameters
-    cache_argument = next((argument for argument in _CACHE_ARGUMENTS if argument in accepted), None)
-    if cache_argument is None:
+    """What the engine needs to know about a transformers model. Raises ModelUnavailableError for no text generator."""
+    if _reads_ahead(model):
         raise ModelUnavailableError(
-            f"{name}: the family {model.config.model_type!r} keeps its state in a way kvchat can't follow",
-            "take another model",
+            f"{name}: a {model.config.model_type} model that reads both ways is no text generator",
+            "take a causal language model",
         )
+    accepted = inspect.signature(model.forward).parameters
     own_context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
     defaults = model.generation_config
     return LoadedModel(
@@ -136,12 +146,24 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
         dtype=model.dtype,
         context=min(context or own_context, own_context),
         rule=reuse_rule(model),
-        eos_ids=frozenset(_id_list(defaults.eos_token_id) or _id_list(model.config.eos_token_id)),
+        eos_ids=frozenset(
+            _id_list(defaults.eos_token_id) or _id_list(getattr(model.config, "eos_token_id", None))
+        ),
         generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
-        cache_argument=cache_argument,
-        takes_positions="position_ids" in accepted,
+        cache_argument=cache_argument(model) or "",
+        takes_positions="position_ids" in accepted and model.config.model_type not in _COUNT_FROM_PADDING,
         takes_logits_to_keep="logits_to_keep" in accepted,
     )
+
+
+def _reads_ahead(model: Any) -> bool:
+    """Whether a token's logits depend on what follows it; asked of those alone whose config knows of both."""
+    if not hasattr(model.config, "is_decoder"):
+        return False
+    ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)
+    with torch.inference_mode():
+        one, other = model(input_ids=ids).logits[:, 1].float()
+    return not torch.allclose(one, other, atol=1e-3)
 
 
 def choose_device(wanted: str) -> torch.device:

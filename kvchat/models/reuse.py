@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,10 +22,12 @@ class ReusePolicy(StrEnum):
 
 
 class Continuation(StrEnum):
-    """How tokens may be computed behind a state that is held: `chunk` several at a time, `one_token` one by one."""
+    """How tokens may be computed behind a state that is held: `chunk` several at a time, `one_token` one by one,
+    `restart` not at all: all tokens from the first on are computed for every new one."""
 
     CHUNK = "chunk"
     ONE_TOKEN = "one_token"
+    RESTART = "restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class ReuseRule:
             yield replace(self, policy=ReusePolicy.SNAPSHOTS, continuation=Continuation.ONE_TOKEN)
         if self.policy is not ReusePolicy.NONE:
             yield replace(self, policy=ReusePolicy.NONE, continuation=Continuation.ONE_TOKEN)
+        if self.continuation is not Continuation.RESTART:
+            yield replace(self, policy=ReusePolicy.NONE, continuation=Continuation.RESTART)
 
 
 BLOCKS = ReuseRule(ReusePolicy.BLOCKS)
@@ -51,7 +56,10 @@ STEPS = ReuseRule(
     ReusePolicy.SNAPSHOTS, Continuation.ONE_TOKEN, "a longer continuation of its state is wrong"
 )
 OUTSIDE = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "it keeps state outside of the cache")
+RESTART = ReuseRule(ReusePolicy.NONE, Continuation.RESTART, "its state can't be followed from token to token")
 UNKNOWN = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "its layers are not known")
+
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
 DIVISIBLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "dummy"})
 """Layer types whose state is some tensors a token, or nothing: these alone make `blocks`."""
@@ -61,21 +69,33 @@ RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "hybrid", "hybrid_slid
 
 FAMILIES: Mapping[str, ReuseRule] = MappingProxyType(
     {
+        "bailing_hybrid": SNAPSHOTS,
         "bamba": SNAPSHOTS,  # right with explicit positions alone, which it always gets
         "falcon_h1": SNAPSHOTS,
         "falcon_mamba": STEPS,
         "granitemoehybrid": SNAPSHOTS,
+        "inkling2_text": SNAPSHOTS,
+        "inkling_text": SNAPSHOTS,
         "jamba": STEPS,
+        "kimi_linear": SNAPSHOTS,
         "lfm2": SNAPSHOTS,
         "lfm2_moe": SNAPSHOTS,
+        "lfm3": SNAPSHOTS,
         "mamba": STEPS,
         "mamba2": SNAPSHOTS,
-        "minimax": OUTSIDE,
+        "minimax": RESTART,
+        "moshi": RESTART,
         "nemotron_h": SNAPSHOTS,
+        "olmo_hybrid": SNAPSHOTS,
+        "prophetnet": RESTART,
+        "qwen3_5_moe_text": SNAPSHOTS,
+        "qwen3_5_text": SNAPSHOTS,
         "qwen3_next": SNAPSHOTS,
         "recurrent_gemma": OUTSIDE,
-        "rwkv": OUTSIDE,
-        "xlstm": OUTSIDE,
+        "xlstm": RESTART,
+        "zamba": STEPS,
+        "zamba2": SNAPSHOTS,
+        "zaya": SNAPSHOTS,
     }
 )
 """By transformers' name of the family, where the layer types don't decide. Names that are missing get the safe side."""
@@ -83,6 +103,8 @@ FAMILIES: Mapping[str, ReuseRule] = MappingProxyType(
 
 def reuse_rule(model: Any) -> ReuseRule:
     """What is declared for a loaded transformers model; whatever is not known gets the weakest rule that fits."""
+    if cache_argument(model) is None:
+        return RESTART
     config = model.config.get_text_config(decoder=True)
     named = next((FAMILIES[name] for name in _names(model.config) if name in FAMILIES), None)
     layer_types = set(get_layer_types_and_kwargs(config)[0])
@@ -91,6 +113,12 @@ def reuse_rule(model: Any) -> ReuseRule:
     if named is not None:
         return named
     return STEPS if layer_types <= DIVISIBLE_LAYERS | RECURRENT_LAYERS else UNKNOWN
+
+
+def cache_argument(model: Any) -> str | None:
+    """The argument of a forward that takes the cache; None where the model has none that can be followed."""
+    accepted = inspect.signature(model.forward).parameters
+    return next((argument for argument in _CACHE_ARGUMENTS if argument in accepted), None)
 
 
 def _names(config: Any) -> tuple[str, str]:

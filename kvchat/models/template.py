@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from json import dumps
-from typing import Any
-
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.kv_state import common_prefix
+from kvchat.models.reasoning import ReasoningMarks, marks_in
+from kvchat.models.template_language import TemplateProgram
 from kvchat.models.tokenizer import ChatTokenizer, joined
 
-_OPEN, _CLOSE, _ANSWER = (
-    "\uf8fc",
-    "\uf8fd",
-    "\uf8fe",
-)  # private use: brackets of a placeholder, sign of an answer's
+_OPEN, _CLOSE, _ANSWER = "\uf8fc\uf8fd\uf8fe"  # private use: brackets of a placeholder, sign of an answer's
 _PLACEHOLDER = re.compile(f"{_OPEN}{_ANSWER}?(\\d+){_CLOSE}")
-
-REASONING_MARKS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
-"""How models mark the part of an answer that is not for the reader."""
+_APART_KEYS = ("thinking", "reasoning_content", "reasoning")
+_PROBES = ("a", "-")
+"""What a next message may begin with: two texts that share no beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,36 +53,45 @@ class _Draft:
 
 
 class ChatTemplate:
-    """A model's chat template over its tokenizer. The date it may print is that of its construction.
+    """A model's chat template over its tokenizer. The time that it may print is `now`, or that of its construction.
 
     Raises ModelUnavailableError when the template does not parse, and from `prompt` when it refuses the messages.
     """
 
     def __init__(self, source: str, tokenizer: ChatTokenizer, *, now: datetime | None = None) -> None:
         self.tokenizer = tokenizer
+        self.marks: ReasoningMarks | None = marks_in(source, tokenizer.control)
+        self.asks_for_thought = "enable_thinking" in source
         self._now = now or datetime.now()
-        self._environment = _environment(self._now)
-        try:
-            self._template = self._environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ModelUnavailableError(
-                f"the chat template has an error: {error}", "give a working one with --chat-template"
-            ) from error
-        mentioned = [m for m in REASONING_MARKS if m[1] in source or m[1] in tokenizer.control]
-        self.reasoning_marks: tuple[str, str] | None = mentioned[0] if mentioned else None
+        self._program = TemplateProgram(source)
+        self._header = ""  # of an answer, where the template has no generation prompt
+        self._takes_system = self._shows_system()
         self._lead = self._find_lead()
+        if self._lead.strip() and self._has_no_generation_prompt():
+            self._header, self._lead = self._lead, ""
         self.closing_ids = self._find_closing()
 
-    def prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
+    def at(self, time_s: float | None) -> ChatTemplate:
+        """The same template at another time, in seconds since the epoch; None leaves it."""
+        if time_s is None or not self._program.tells_time:
+            return self
+        other = copy(self)
+        other._now = datetime.fromtimestamp(time_s)
+        return other
+
+    def prompt(
+        self, messages: Sequence[Message], *, think: bool | None = None, answering: bool = True
+    ) -> list[int]:
         """The ids of a conversation up to where the model answers; behind an unfinished answer, up to where it goes on.
 
         For messages without forged control tokens and without generated ids they are the ids of the rendered text.
-        `think` asks for reasoning or for none, of templates that can; None leaves it to the template.
+        `think` asks for reasoning or for none, of templates that can; None leaves it to the template. Unless
+        `answering` they end with the last message.
         """
-        if messages[-1].role == "assistant":
+        if answering and messages[-1].role == "assistant":
             return self.prompt(messages[:-1], think=think) + self.unfinished(messages)
         draft = self._draft(messages, think)
-        rendered = self._restore_reasoning(draft, self._render(draft))
+        rendered = self._restore_reasoning(draft, self._render(draft, answering=answering))
         if self._lead:
             rendered = rendered.replace(self._lead + _OPEN + _ANSWER, _OPEN + _ANSWER)
         return self._encode(rendered, draft)
@@ -101,51 +103,65 @@ class ChatTemplate:
             return []
         return list(self.tokenizer.encode_as_text(last.text) if last.tokens is None else last.tokens)
 
-    def answer_ids(self, text: str) -> tuple[int, ...]:
-        """The ids of an answer that another model gave, as this one would have generated them."""
-        return self.tokenizer.encode_as_text(self._lead + text)
+    def next_prefix(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
+        """What the prompt begins with whatever is said next; nothing if the template refuses that.
+
+        A message of the user's that the conversation ends with is taken for the beginning of a longer one.
+        """
+        begun = messages[-1].text if messages and messages[-1].role == "user" else None
+        said = messages if begun is None else messages[:-1]
+        try:
+            probes = [
+                self.prompt([*said, Message("user", (begun or "") + text)], think=think) for text in _PROBES
+            ]
+        except ModelUnavailableError:
+            return []
+        return probes[0][: common_prefix(*probes)]
 
     def shared_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
-        head = [message for message in messages[:1] if message.role == "system"]
-        try:
-            probes = [self.prompt([*head, Message("user", text)]) for text in ("a", "-")]
-        except ModelUnavailableError:
-            return 0
-        return common_prefix(*probes)
+        return len(self.next_prefix([message for message in messages[:1] if message.role == "system"]))
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of an answer that another model gave, as this one would have generated them."""
+        control = [found.end() for found in self.tokenizer.control_pattern.finditer(self._lead)]
+        end = max(control, default=0)
+        head = self.tokenizer.encode(self._lead[:end]) if end else ()
+        return head + self.tokenizer.encode_as_text(self._lead[end:] + text)
 
     def opens_reasoning(self, messages: Sequence[Message], *, think: bool | None = None) -> bool:
         """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""
-        if self.reasoning_marks is None:
+        if self.marks is None:
             return False
         asked = messages[:-1] if messages[-1].role == "assistant" else messages
-        rendered = self._render(self._draft(asked, think))
-        start, end = self.reasoning_marks
-        return rendered.rstrip().endswith(start) and not rendered.rstrip().endswith(end)
+        rendered = self._render(self._draft(asked, think)).rstrip()
+        return rendered.endswith(self.marks.start) and not rendered.endswith(self.marks.end)
 
     def _draft(self, messages: Sequence[Message], think: bool | None = None) -> _Draft:
         draft = _Draft({} if think is None else {"enable_thinking": think})
-        for index, message in enumerate(messages):
+        for message in messages if self._takes_system else _with_folded_system(messages):
             if message.tokens is None:
-                content = self._protect(message.text, draft)
+                parts = {"content": self._protect(message.text, draft)}
             else:
-                content = self._generated(index, message, draft)
-            draft.messages.append({"role": message.role, "content": content})
+                parts = self._generated(message, draft)
+            draft.messages.append({"role": message.role} | parts)
         return draft
 
-    def _generated(self, index: int, message: Message, draft: _Draft) -> str:
+    def _generated(self, message: Message, draft: _Draft) -> dict[str, str]:
+        """The parts of an answer with ids: those of its reasoning apart, where it has some."""
         ids = tuple(message.tokens or ())
-        if not message.reasoning or self.reasoning_marks is None:
-            return draft.hide(ids, _ANSWER)
-        start, end = self.reasoning_marks
-        cut = self._end_of_reasoning(ids, end)
+        marks = self.marks
+        if marks is None or not (message.reasoning or self.tokenizer.control.get(marks.end) in ids):
+            return {"content": draft.hide(ids, _ANSWER)}
+        cut = self._end_of_reasoning(ids, marks.end)
         answer = ids[cut:]
         while answer and self.tokenizer.is_blank(answer[0]):
             answer = answer[1:]
-        thought = draft.hide(ids[:cut])
-        shown = draft.hide(answer)
-        draft.thoughts.append((index, len(draft.known) - 2, ids))
-        return f"{start}{thought}{end}{shown}"
+        thought, shown = draft.hide(ids[:cut]), draft.hide(answer)
+        draft.thoughts.append((len(draft.messages), len(draft.known) - 2, ids))
+        if marks.is_apart:
+            return {"content": shown} | dict.fromkeys(_APART_KEYS, thought)
+        return {"content": f"{marks.start}{thought}{marks.end}{shown}"}
 
     def _end_of_reasoning(self, ids: Sequence[int], mark: str) -> int:
         single = self.tokenizer.control.get(mark)
@@ -161,31 +177,19 @@ class ChatTemplate:
 
     def _protect(self, text: str, draft: _Draft) -> str:
         """`text` with every control token in it behind a placeholder that stands for its letters."""
-        brackets = re.sub(f"[{_OPEN}{_CLOSE}{_ANSWER}]", "", text)
-        return self.tokenizer.control_pattern.sub(
-            lambda found: draft.hide(self.tokenizer.encode_as_text(found[0])), brackets
+        text = re.sub(f"[{_OPEN}{_CLOSE}{_ANSWER}]", "", text)
+        hidden = self.tokenizer.control_pattern.sub(
+            lambda found: draft.hide(self.tokenizer.encode_as_text(found[0])), text
         )
+        if any(self.tokenizer.has_control(piece) for piece in _PLACEHOLDER.split(hidden)[::2]):
+            return draft.hide(self.tokenizer.encode_as_text(text))  # other letters that are normalized to one
+        return hidden
 
     def _render(self, draft: _Draft, *, count: int | None = None, answering: bool = True) -> str:
         """The text of the first `count` messages, with the generation prompt if `answering`."""
-        messages = draft.messages[:count]
-        try:
-            return self._render_as_is(messages, draft.options, answering)
-        except jinja2.TemplateError as error:
-            if len(messages) > 1 and messages[0]["role"] == "system":
-                folded = _Draft(draft.options, messages=_fold_system(messages))
-                return self._render(folded, answering=answering)
-            raise ModelUnavailableError(
-                f"the chat template refuses this conversation: {error}", "try --chat-template"
-            ) from error
-        except Exception as error:  # whatever a template's own expressions run into
-            raise ModelUnavailableError(f"the chat template fails: {error}", "try --chat-template") from error
-
-    def _render_as_is(self, messages: list[dict[str, str]], options: dict[str, bool], answering: bool) -> str:
-        names: dict[str, Any] = self.tokenizer.names | options
-        return self._template.render(
-            messages=messages, add_generation_prompt=answering, tools=None, documents=None, **names
-        )
+        names = {**self.tokenizer.names, **draft.options, "add_generation_prompt": answering}
+        rendered = self._program.render(draft.messages[:count], self._now, **names)
+        return rendered + self._header if answering else rendered
 
     def _restore_reasoning(self, draft: _Draft, rendered: str) -> str:
         """Where the template kept an answer's reasoning, its exact ids replace all that it wrote for the answer."""
@@ -209,6 +213,19 @@ class ChatTemplate:
                 parts.append(self.tokenizer.encode(piece, is_start=position == 0))
         return joined(parts)
 
+    # What the template does, found out by asking it
+
+    def _shows_system(self) -> bool:
+        """Whether it takes a system message; some refuse it, some leave it out without a word."""
+        sign = "zqx"
+        draft = _Draft(
+            {}, messages=[{"role": "system", "content": sign}, {"role": "user", "content": _PROBES[0]}]
+        )
+        try:
+            return sign in self._render(draft)
+        except ModelUnavailableError:
+            return False
+
     def _find_lead(self) -> str:
         """What the template writes between its generation prompt and an answer, such as the space of `[/INST] yes`.
 
@@ -224,6 +241,10 @@ class ChatTemplate:
         found = _PLACEHOLDER.search(rendered)
         return rendered[len(header) : found.start()] if found and rendered.startswith(header) else ""
 
+    def _has_no_generation_prompt(self) -> bool:
+        draft = self._draft([Message("user", "a")])
+        return self._render(draft) == self._render(draft, answering=False)
+
     def _find_closing(self) -> tuple[int, ...]:
         """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
         draft = self._draft([Message("user", "a"), Message("assistant", "b", tokens=())])
@@ -235,37 +256,12 @@ class ChatTemplate:
         return tuple(i for i in ids if i in self.tokenizer.control.values())
 
 
-class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks answers for training; here its body is just printed."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it (transformers' conventions), in its sandbox, with the clock stopped."""
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: dumps(
-        value, **({"ensure_ascii": False} | options)
-    )
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = now.strftime
-    return environment
-
-
-def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:
     """The system text in front of the first message, for templates that know no system role."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
     system, first, *rest = messages
-    return [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    return [replace(first, text=f"{system.text}\n\n{first.text}"), *rest]
 
 
 def _shared(left: str, right: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.reasoning import marks_in
 
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -24,7 +25,7 @@ class ChatTokenizer:
     """One model's tokenizer. `id` names it: equal ids mean equal token ids for equal text.
 
     Control tokens are those marked special, and those that `control_text` (a chat template) writes itself; in text
-    that a user supplies they must not count, see `encode_as_text`.
+    that a user supplies they must not count, see `encode_as_text`. Those that mark reasoning are decoded as text.
     """
 
     def __init__(
@@ -37,6 +38,12 @@ class ChatTokenizer:
             token.content: number
             for number, token in added.items()
             if token.content.strip() and (token.special or token.content in control_text)
+        }
+        marks = marks_in(control_text, self.control)
+        self._visible = {
+            number: token.content
+            for number, token in added.items()
+            if marks and token.special and token.content.strip() and token.content in marks.start + marks.end
         }
         longest_first = sorted([*self.control, _ANCHOR], key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
@@ -55,6 +62,10 @@ class ChatTokenizer:
             return ids
         return tuple(i for letter in text for i in _encode(self._plain, letter) if i not in forged)
 
+    def has_control(self, text: str) -> bool:
+        """Whether `text` would be read as a control token somewhere, as it is or normalized."""
+        return not set(self.control.values()).isdisjoint(self.encode(text))
+
     @cached_property
     def _plain(self) -> Tokenizer:
         return _anchored(_without_control(self._full, set(self.control)))
@@ -64,8 +75,16 @@ class ChatTokenizer:
         return len(self.encode_as_text(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, without special tokens."""
-        return str(self._full.decode(list(ids), skip_special_tokens=True))
+        """Text of `ids`, without special tokens that are no marks of reasoning."""
+        pieces: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            if token in self._visible:
+                pieces += [_decode(self._full, run), self._visible[token]]
+                run = []
+            else:
+                run.append(token)
+        return "".join([*pieces, _decode(self._full, run)])
 
     def is_blank(self, token: int) -> bool:
         """Whether a token is nothing but white space."""
@@ -74,20 +93,31 @@ class ChatTokenizer:
 
     def stream(self) -> TextStream:
         """A decoder for one answer; what an unfinished answer said is pushed first, and its text put aside."""
-        return TextStream(self._full)
+        return TextStream(self._full, self._visible)
 
 
 class TextStream:
-    """Ids in, text out as soon as it is certain: never ends inside a character, never waits for a space."""
+    """Ids in, text out as soon as it is certain: never ends inside a character, never waits for a space.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Special tokens give no text but for those in `visible`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, visible: Mapping[int, str]) -> None:
         self._tokenizer = tokenizer
+        self._visible = visible
+        self._restart()
+
+    def _restart(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._given = 0
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is incomplete."""
+        if token in self._visible:
+            text = self.finish() + self._visible[token]
+            self._restart()
+            return text
         self._ids.append(token)
         text = self._stream.step(self._tokenizer, token) or ""
         self._given += len(text)
@@ -95,8 +125,7 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back and is whole after all; an unfinished character is left out."""
-        whole = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
-        rest = whole[self._given :].rstrip(_REPLACEMENT)
+        rest = _decode(self._tokenizer, self._ids)[self._given :].rstrip(_REPLACEMENT)
         self._given += len(rest)
         return rest
 
@@ -128,6 +157,10 @@ def _through_transformers(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
         raise ValueError(f"{type(loaded).__name__} is no fast tokenizer")
     named = {key: str(value) for key, value in loaded.special_tokens_map.items() if isinstance(value, str)}
     return loaded.backend_tokenizer, named
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _encode(tokenizer: Tokenizer, text: str, is_start: bool = False) -> tuple[int, ...]:

@@ -32,11 +32,12 @@ def stats_line(answer: Answer, context: int) -> str:
         return "stopped"
     percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
     tiers = "+".join(name for name, n in (("RAM", answer.cache.ram), ("disk", answer.cache.disk)) if n)
+    guesses = f", {timings.draft_n_accepted} of {timings.draft_n} guesses right" if timings.draft_n else ""
     parts = [
         f"cached {usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})",
         f"prefill {timings.prompt_n} in {timings.prompt_ms / 1e3:.2f}s",
         f"ttft {timings.ttft_ms / 1e3:.2f}s",
-        f"{usage.completion_tokens} tok {timings.decode_tokens_per_s:.1f}/s",
+        f"{usage.completion_tokens} tok {timings.decode_tokens_per_s:.1f}/s{guesses}",
         f"ctx {usage.total_tokens}/{context}",
     ]
     if answer.finish_reason is FinishReason.CANCELLED:

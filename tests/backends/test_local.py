@@ -301,3 +301,19 @@ def test_a_pinned_prompt_is_shown_as_pinned(backend: LocalBackend) -> None:
     rows = backend.cache([system, user("hello")]).rows
     assert rows[0].pinned >= 16
     assert rows[1].pinned == 0
+
+
+def test_an_answer_is_the_same_with_guesses_and_says_how_many_came_true(
+    make_config: Callable[..., Config],
+) -> None:
+    history = [user("the quick brown fox " * 6)]
+    said: list[Answer] = []
+    for draft in ("off", 4):
+        backend = LocalBackend(make_config(model__draft=draft))
+        said.append(answer(backend, history, max_tokens=60))
+        again = answer(backend, history, max_tokens=60, stop=(said[0].text[20:24],))
+        backend.close()
+        assert said[-1].text.startswith(again.text)
+    assert said[0].completion == said[1].completion
+    assert said[0].timings.draft_n == 0
+    assert said[1].timings.draft_n >= said[1].timings.draft_n_accepted > 0

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from kvchat.models import attention
 from kvchat.models.attention import arena_attention, arena_mask
+from tests.families.shrink import tiny_random_model
 
 
 def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -66,3 +68,9 @@ def test_a_mask_is_left_out_only_where_nothing_but_causality_is_meant() -> None:
     assert arena_mask(**sizes, attention_mask=torch.tensor([[0] * 2 + [1] * 7], dtype=torch.bool)) is not None
     window = arena_mask(**sizes, mask_function=lambda b, h, q, k: (k <= q) & (k > q - 2))
     assert window.sum() == 6
+
+
+def test_a_model_that_chooses_its_keys_by_itself_keeps_the_attention_that_honours_its_choice() -> None:
+    model = tiny_random_model("deepseek_v32")
+    attention.enable(model)
+    assert model.config._attn_implementation == "sdpa"

@@ -8,8 +8,11 @@ import torch
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.kv_state import Arena, Recomputed, common_prefix
-from kvchat.models.loader import choose_device, choose_dtype, load_model
+from kvchat.models.loader import choose_device, choose_dtype, describe, load_model
 from kvchat.models.reuse import ReusePolicy
+from tests.families import shrink as families
+from tests.families.shrink import tiny_random_model
+from tests.families.sweep import plain_logits
 from tests.tiny import tiny_folder, tiny_model
 
 
@@ -86,3 +89,13 @@ def test_the_common_prefix_of_long_lists_is_exact_at_every_position() -> None:
     left = list(range(500))
     for position in range(0, 500, 7):
         assert common_prefix(left, [*left[:position], -1, *left[position + 1 :]]) == position
+
+
+def test_a_model_that_reads_both_ways_is_refused_and_as_a_decoder_it_counts_its_positions_itself() -> None:
+    with pytest.raises(ModelUnavailableError, match="reads both ways"):
+        describe(tiny_random_model("roberta", is_decoder=False), name="roberta")
+    loaded = describe(tiny_random_model("roberta"), name="roberta")
+    tokens, state = families.random_tokens(20), loaded.new_state()
+    loaded.forward(tokens[:11], state)
+    expected = plain_logits(loaded.model)(tokens)[-1]
+    assert (loaded.forward(tokens[11:], state) - expected).abs().max() < 1e-4

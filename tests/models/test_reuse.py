@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from kvchat.models.loader import describe
 from kvchat.models.reuse import Continuation, ReusePolicy, reuse_rule
+from tests.families.shrink import random_tokens, tiny_random_model
+from tests.families.sweep import plain_logits
 from tests.tiny import tiny_model
 
 BLOCKS, SNAPSHOTS, NONE = ReusePolicy.BLOCKS, ReusePolicy.SNAPSHOTS, ReusePolicy.NONE
@@ -39,3 +42,13 @@ def test_every_rule_falls_back_to_computing_everything_anew() -> None:
         weaker = list(reuse_rule(tiny_model(family).model).weaker())
         assert weaker[-1].policy is NONE
         assert len(set(weaker)) == len(weaker)
+
+
+@pytest.mark.parametrize("family", ["rwkv", "openai-gpt", "moshi"])
+def test_a_model_whose_state_cannot_be_followed_computes_everything_for_every_token(family: str) -> None:
+    loaded = describe(tiny_random_model(family), name=family)
+    assert loaded.rule.continuation is Continuation.RESTART
+    state, tokens, expected = loaded.new_state(), random_tokens(12), plain_logits(loaded.model)
+    for start, end in ((0, 9), (9, 10), (10, 12)):
+        logits = loaded.forward(tokens[start:end], state)
+        assert (logits - expected(tokens[:end])[-1]).abs().max() < 1e-4

@@ -94,6 +94,8 @@ def test_json_has_the_documented_shape() -> None:
         "predicted_n",
         "predicted_ms",
         "ttft_ms",
+        "draft_n",
+        "draft_n_accepted",
     }
     assert list(cache)[:5] == ["live", "ram", "disk", "diverged_at", "reason"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": timings["cache_n"]}

@@ -1,5 +1,7 @@
 """What reaches the terminal is harmless, and the line after an answer has its exact form."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvchat.backends.base import Answer, CacheReport, FinishReason, Phase, Status, Timings, Usage
@@ -31,6 +33,11 @@ def test_the_line_after_an_answer_has_exactly_this_form() -> None:
 )
 def test_the_line_names_the_tier_that_served(ram: int, disk: int, tiers: str) -> None:
     assert f"cached 1842/1910 (96%{tiers}) ·" in stats_line(answer(ram=ram, disk=disk), 8192)
+
+
+def test_the_line_says_how_many_guesses_came_true() -> None:
+    guessed = replace(answer(), timings=replace(answer().timings, draft_n=40, draft_n_accepted=31))
+    assert "212 tok 31.4/s, 31 of 40 guesses right ·" in stats_line(guessed, 8192)
 
 
 def test_a_cancelled_answer_says_stopped() -> None:

@@ -1,0 +1,63 @@
+"""Guessing ahead: a drafter's guesses, as long as pacing lets them be. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvchat.engine.drafting import Drafter, PromptLookup
+from kvchat.engine.pacing import Fixed, Measured, Pacing
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Guessed tokens that were computed, and how many of them came true."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+    def since(self, before: Drafts) -> Drafts:
+        """What was added to `before`."""
+        return Drafts(self.drafted - before.drafted, self.accepted - before.accepted)
+
+
+class Speculation:
+    """What guesses the next tokens, and what says how many guesses pay. Both learn from answer to answer."""
+
+    def __init__(self, drafter: Drafter, pacing: Pacing) -> None:
+        self._drafter = drafter
+        self._pacing = pacing
+        self.drafts = Drafts()
+
+    @classmethod
+    def from_setting(cls, draft: int | None) -> Speculation | None:
+        """`draft` tokens at a time; 0 is none at all, and None as many as pay."""
+        if draft == 0:
+            return None
+        return cls(PromptLookup(), Measured() if draft is None else Fixed(draft))
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """The conversation is `tokens` now."""
+        self._drafter.begin(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The conversation went on by `tokens`."""
+        self._drafter.extend(tokens)
+
+    def guesses(self, room: int, stop_ids: frozenset[int]) -> list[int]:
+        """At most `room` tokens that may come next, up to one that would end the answer."""
+        evidence = self._drafter.evidence
+        length = self._pacing.length(evidence, room) if evidence else 0
+        guesses = self._drafter.draft(length)
+        end = next((at for at, token in enumerate(guesses) if token in stop_ids), len(guesses))
+        return guesses[:end]
+
+    def learn(self, guesses: Sequence[int], chosen: Sequence[int], seconds: float) -> None:
+        """The forward over one token and `guesses` took so long; after it the tokens `chosen` were."""
+        evidence, accepted = self._drafter.evidence, len(chosen) - 1
+        self.drafts = Drafts(self.drafts.drafted + len(guesses), self.drafts.accepted + accepted)
+        self._pacing.measure(1 + len(guesses), len(chosen), seconds)
+        if guesses:
+            self._pacing.judge(evidence, len(guesses), accepted)
+        elif evidence:
+            self._pacing.judge(evidence, 1, int(self._drafter.draft(1)[0] == chosen[0]))

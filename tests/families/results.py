@@ -1,0 +1,51 @@
+"""The table of all families in RESULTS.md: rows are replaced one by one, so that a part can be run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+
+PATH = Path(__file__).with_name("RESULTS.md")
+STAGES = ("prefill", "continued", "ram", "branch", "window", "cancel", "disk")
+_HEAD = f"""\
+# Every causal language model that transformers can build
+
+Written by `pytest -m sweep_all`: tiny random models in float32, every logit of a conversation that is continued over
+three turns, restored from RAM, branched, cut back past the sliding window, cancelled, and restored from disk, against
+transformers computing the same tokens from scratch in one go. Shown is the largest difference of each stage; the bound
+is 1e-4. `not built`: no tiny version could be made of the default config. `refused`: kvchat says so when it loads one.
+
+transformers {transformers.__version__}, torch {torch.__version__.split("+")[0]}
+
+| family | policy | continuation | {" | ".join(STAGES)} | verdict |
+|---|---|---|{"---|" * len(STAGES)}---|
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came out for one family."""
+
+    family: str
+    policy: str = ""
+    continuation: str = ""
+    differences: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
+
+    def __str__(self) -> str:
+        stages = [f"{self.differences[stage]:.0e}" if stage in self.differences else "" for stage in STAGES]
+        verdict = self.verdict.replace("|", "/")
+        return f"| {' | '.join([self.family, self.policy, self.continuation, *stages, verdict])} |"
+
+
+def record(row: Row) -> None:
+    """Put `row` in its place in the table."""
+    lines = PATH.read_text(encoding="utf-8").splitlines() if PATH.exists() else []
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+    rows.pop("family", None)
+    rows[row.family] = str(row)
+    PATH.write_text(_HEAD + "\n".join(rows[name] for name in sorted(rows)) + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""Every causal language model that transformers can build; writes RESULTS.md. Run with `pytest -m sweep_all`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from kvchat.errors import KvchatError
+from kvchat.models import attention
+from kvchat.models.loader import LoadedModel, describe
+from tests.families.results import Row, record
+from tests.families.shrink import tiny_random_model
+from tests.families.sweep import TOLERANCE, Journey, Plain, plain_logits
+
+FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+@pytest.mark.sweep_all
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_right_or_refused(family: str, tmp_path: Path) -> None:
+    try:
+        model = tiny_random_model(family)
+        plain = plain_logits(model)
+        plain([3, 4, 5])
+    except Exception as error:  # whatever a config or a model's own code raises for sizes it can't take
+        record(Row(family, verdict=f"not built: {_first_line(error)}"))
+        pytest.skip(f"not built: {_first_line(error)}")
+    try:
+        attention.enable(model)
+        loaded = describe(model, name=family)
+    except KvchatError as error:
+        record(Row(family, verdict=f"refused: {error.message.removeprefix(f'{family}: ')}"))
+        return
+    differences = _differences(loaded, plain, tmp_path)
+    wrong = {stage: value for stage, value in differences.items() if not value <= TOLERANCE}
+    rule = loaded.rule
+    verdict = "WRONG" if wrong else "right"
+    record(Row(family, rule.policy.value, rule.continuation.value, differences, verdict))
+    assert wrong == {}
+
+
+def _differences(loaded: LoadedModel, plain: Plain, folder: Path) -> dict[str, float]:
+    try:
+        way = Journey(loaded, plain, folder)
+        way.run()
+    except Exception as error:
+        record(Row(loaded.name, loaded.rule.policy.value, verdict=f"FAILED: {_first_line(error)}"))
+        raise
+    return way.differences
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:120]
