@@ -17,6 +17,8 @@ MIN_PAST = 1024
 """Fewer keys than this are done sooner by the flash kernel."""
 MAX_SCORES_BYTES = 16 * 2**20
 """Larger scores than this leave the processor's cache."""
+FEW_ROWS = 32
+"""Up to so many rows a product that walks along the keys reads them at the memory's speed."""
 HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 """Whether this torch has the kernel that everything here stands on."""
 
@@ -28,8 +30,8 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale
     new, total = query.shape[2], key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if new == 1:
-        packed, _ = _flash(query.reshape(1, key.shape[1], groups, query.shape[3]), key, value, scale=scale)
-        return packed.reshape(1, 1, query.shape[1], query.shape[3])
+        packed, _ = _over_past(query.reshape(1, key.shape[1], groups, -1), key, value, scale=scale)
+        return packed.reshape(1, 1, query.shape[1], -1)
     old = total - new
     own_keys, own_values = (
         states[:, :, old:].repeat_interleave(groups, dim=1) if groups > 1 else states[:, :, old:]
@@ -50,23 +52,32 @@ def _over_past(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Unmasked attention of a few rows over many keys, [1, kv_heads, rows, dim], and its log-sum-exp.
 
-    In bfloat16 the scores are one matrix product with bfloat16 factors and float32 sums: as exact as the flash kernel,
-    and about twice as fast for a message's worth of rows, as long as the scores fit into the processor's cache.
+    In bfloat16 the kernel for whole chunks is slow for a few rows: two matrix products are up to twice as fast, as long
+    as the scores fit into the processor's cache.
     """
-    scores_bytes = query.shape[1] * query.shape[2] * key.shape[2] * 4
-    if query.dtype != torch.bfloat16 or key.shape[2] < MIN_PAST or scores_bytes > MAX_SCORES_BYTES:
+    rows, past = query.shape[2], key.shape[2]
+    scores_bytes = query.shape[1] * rows * past * 4
+    if query.dtype != torch.bfloat16 or past < MIN_PAST or scores_bytes > MAX_SCORES_BYTES:
         return _flash(query, key, value, scale=scale)
-    shape = (query.shape[1], query.shape[2], key.shape[2])
-    scores = _SCRATCH.take("scores", shape, torch.float32)
-    keys = _SCRATCH.take("keys", key.shape[1:], torch.float32).copy_(key[0])
     factor = query.shape[3] ** -0.5 if scale is None else scale
-    with _bfloat16_factors():
-        torch.baddbmm(scores, query[0].float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
+    if rows <= FEW_ROWS:
+        scores = _SCRATCH.take("scores", (query.shape[1], rows, past), torch.float32)
+        scores.copy_(torch.bmm(key[0], query[0].transpose(1, 2)).transpose(1, 2)).mul_(factor)
+    else:
+        scores = _exact_scores(query[0], key[0], factor)
     largest = scores.amax(-1)
     torch.softmax(scores, -1, out=scores)
     lse = largest - scores.amax(-1).log()  # the largest share is exp(largest - lse)
-    shares = _SCRATCH.take("shares", shape, value.dtype).copy_(scores)
+    shares = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
     return torch.bmm(shares, value[0])[None], lse[None]
+
+
+def _exact_scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
+    """Products of bfloat16 factors with float32 sums, [kv_heads, rows, keys]: as exact as the flash kernel's."""
+    scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
+    keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
+    with _bfloat16_factors():
+        return torch.baddbmm(scores, query.float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
 
 
 class _Scratch:
