@@ -94,7 +94,7 @@ def test_the_common_prefix_of_long_lists_is_exact_at_every_position() -> None:
 
 
 def test_a_model_that_reads_both_ways_is_refused_and_as_a_decoder_it_counts_its_positions_itself() -> None:
-    with pytest.raises(ModelUnavailableError, match="reads both ways"):
+    with pytest.raises(ModelUnavailableError, match="from left to right"):
         describe(tiny_random_model("roberta", is_decoder=False), name="roberta")
     loaded = describe(tiny_random_model("roberta"), name="roberta")
     tokens, state = families.random_tokens(20), loaded.new_state()
