@@ -177,12 +177,19 @@ def _shallower(given: dict[str, Any]) -> dict[str, Any]:
         return {}
     depth = given[depth_keys[0]]
     lists = {key: value for key, value in given.items() if isinstance(value, list) and len(value) == depth}
+    numbered = {
+        key for key, value in lists.items() if value == list(range(depth))
+    }  # layers that are all of a kind
     own = {int(index): values for index, values in (given.get("per_layer_config") or {}).items()}
-    kinds = [(str(own.get(i)), *(str(value[i]) for value in lists.values())) for i in range(depth)]
+    kinds = [
+        (str(own.get(i)), *(str(value[i]) for key, value in lists.items() if key not in numbered))
+        for i in range(depth)
+    ]
     first = {kinds.index(kind) for kind in kinds}
     others = [index for index in range(depth) if index not in first]
     chosen = sorted(first | set(others[: max(0, _MIN_LAYERS - len(first))]))
     cut: dict[str, Any] = {key: [value[index] for index in chosen] for key, value in lists.items()}
+    cut |= {key: list(range(len(chosen))) for key in numbered}
     if own:
         cut["per_layer_config"] = {new: _narrower(own[old]) for new, old in enumerate(chosen) if old in own}
     return {key: len(chosen) for key in depth_keys} | cut
