@@ -70,7 +70,8 @@ class SamplingConfig:
 class CacheConfig:
     """The prefix cache. Budgets in bytes; None means the default worked out for this machine.
 
-    `mode`: `rw` uses and stores, `ro` uses only, `off` computes every prompt from its first token.
+    `mode`: `rw` uses and stores, `ro` uses only, `off` computes every prompt from its first token. `prepare`: what a
+    template changes of the past is computed while nobody waits, and not when the next message is sent.
     """
 
     mode: str = field(default="rw", metadata={"env": "KVCHAT_CACHE", "choices": CACHE_MODES})
@@ -78,6 +79,7 @@ class CacheConfig:
     disk: ByteSize | None = None
     codec: str = field(default="raw", metadata={"choices": CODECS})
     block_size: int = field(default=16, metadata={"min": 1, "max": 1024})
+    prepare: bool = True
 
 
 @dataclass(frozen=True, slots=True)

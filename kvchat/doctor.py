@@ -20,6 +20,7 @@ from kvchat.config_commands import given_flags
 from kvchat.errors import KvchatError, UsageError
 from kvchat.flags import FLAG_NAMES
 from kvchat.ui.figures import size_text
+from kvchat.ui.render import template_text
 
 PACKAGES = ("kvchat", "torch", "transformers", "tokenizers", "safetensors", "prompt_toolkit", "rich")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -201,6 +202,7 @@ def self_test(backend: Backend) -> Iterator[Finding]:
     yield Finding(
         "loading", f"{info.load_ms / 1e3:.1f} s, {info.dtype} on {info.device}, context {info.context}"
     )
+    yield Finding("template", template_text(info.template))
     first = Turn(Role.USER, "Count from one to twenty in words.")
     said = _answer(backend, [first])
     again = _answer(backend, [first, said.turn(), Turn(Role.USER, "Go on.")])

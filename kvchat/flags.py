@@ -108,6 +108,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             {"type": size_argument, "metavar": "SIZE"},
         ),
         Flag("--cache-disk", "budget on disk", "cache.disk", {"type": size_argument, "metavar": "SIZE"}),
+        Flag(
+            "--no-prepare",
+            "compute nothing ahead while nobody waits",
+            "cache.prepare",
+            {"action": "store_const", "const": False},
+        ),
         Flag("--cache-codec", "how KV is kept; int8 is lossy", "cache.codec", {"choices": CODECS}),
     ),
     "the terminal": (

@@ -61,9 +61,11 @@ class ScriptedBackend:
         self.load_s = load_s
         self.missing = missing
         self.tokenizer = "words"
+        self.template = "append-safe"
         self.closed = False
         self.histories: list[tuple[Turn, ...]] = []
         self.options: list[Options] = []
+        self.prepared: list[tuple[Turn, ...]] = []
         self._cancelled = threading.Event()
         self._started = 0.0
         self._dies_at = float("inf")
@@ -94,7 +96,17 @@ class ScriptedBackend:
     def info(self) -> ModelInfo:
         self._wait_for_load()
         return ModelInfo(
-            "scripted", "Scripted", "float32", "cpu", CONTEXT, 1000, 0, "blocks", "words", 1e3 * self.load_s
+            "scripted",
+            "Scripted",
+            "float32",
+            "cpu",
+            CONTEXT,
+            1000,
+            0,
+            "blocks",
+            "words",
+            1e3 * self.load_s,
+            template=self.template,
         )
 
     def count(self, text: str) -> int:
@@ -172,6 +184,11 @@ class ScriptedBackend:
         total = sum(len(turn.text.split()) for turn in history)
         yield Prefilling(0, total, 0)
         yield Prefilling(total, total, 0)
+
+    def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        self.prepared.append(tuple(history))
+        yield Prefilling(0, len(history), 0)
+        yield Prefilling(len(history), len(history), 0)
 
     def cache(self, history: Sequence[Turn]) -> CacheView:
         """What was asked before is held: live if it was asked last, on disk otherwise; 100 bytes and 10 ms a word."""

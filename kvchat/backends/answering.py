@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from kvchat.backends import base
 from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn, time_of
-from kvchat.backends.loading import Loaded
+from kvchat.backends.loading import Idle, Loaded
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
 from kvchat.config import Config
@@ -24,6 +24,7 @@ class Answering:
 
     def __init__(self, loaded: Loaded, turns: Sequence[Turn], options: Options, config: Config) -> None:
         self.loaded = loaded
+        self.idle, loaded.idle = loaded.idle, Idle()
         self.options = options
         self.reuse = config.cache.mode != "off"
         template, messages = conversation(loaded, turns)
@@ -125,6 +126,8 @@ class Answering:
             predicted_n=finished.num_generated,
             predicted_ms=finished.decode_s * 1e3,
             ttft_ms=(first_text_at - started) * 1e3,
+            idle_n=self.idle.tokens,
+            idle_ms=self.idle.seconds * 1e3,
             draft_n=drafts.drafted,
             draft_n_accepted=drafts.accepted,
         )

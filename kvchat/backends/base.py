@@ -103,7 +103,8 @@ class Timings:
 
     `load_ms`: loading and warming up the model, once a process. `kv_load_ms`: bringing cached KV into the arena.
     `ttft_ms`: from the later of the turn's submission and the model being ready to its first text. Of the `draft_n`
-    tokens that were guessed ahead, `draft_n_accepted` came true.
+    tokens that were guessed ahead, `draft_n_accepted` came true. Between the answer before and this message, `idle_n`
+    tokens were computed ahead in `idle_ms`, while nobody waited.
     """
 
     load_ms: float
@@ -116,6 +117,8 @@ class Timings:
     ttft_ms: float
     draft_n: int = 0
     draft_n_accepted: int = 0
+    idle_n: int = 0
+    idle_ms: float = 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -356,6 +359,13 @@ class Backend(Protocol):
         """Compute and store a conversation's KV ahead of use, a system prompt's alone or up to an answer's beginning.
 
         Yields `Prefilling` events. What is `pinned` is evicted last.
+        """
+
+    def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        """Compute ahead what every next prompt of an answered conversation begins with, as long as nobody asks.
+
+        Yields `Prefilling` events; none where nothing would be gained, because the template keeps what was said. It ends
+        as soon as an answer is asked for; what was computed stays.
         """
 
     def cache(self, history: Sequence[Turn]) -> CacheView:

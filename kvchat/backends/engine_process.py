@@ -98,6 +98,8 @@ class EngineProcess:
             return to_wire(self._backend.cache(history))
         if call["call"] == "warm":
             events = self._backend.warm(history, pinned=call["pinned"])
+        elif call["call"] == "prepare":
+            events = self._backend.prepare(history, from_wire(Options, call["options"]))
         else:
             assert call["call"] == "answer", call["call"]
             events = self._backend.answer(history, from_wire(Options, call["options"]))

@@ -10,12 +10,13 @@ from kvchat.backends import base
 from kvchat.backends.answering import Answering, check_room, conversation
 from kvchat.backends.base import CacheView, Event, ModelInfo, Options, Phase, Role, Status, Turn, VerifySample
 from kvchat.backends.loading import Loaded, load
+from kvchat.backends.preparing import prepare
 from kvchat.backends.report import Asked
 from kvchat.backends.verify import verify_sample
 from kvchat.backends.view import cache_view
 from kvchat.config import Config
 from kvchat.engine.engine import PINNED_PRIORITY, SHARED_PRIORITY
-from kvchat.engine.worker import Worker
+from kvchat.engine.worker import Manner, Worker
 
 
 class LocalBackend:
@@ -75,13 +76,28 @@ class LocalBackend:
 
         return self._worker.run(job)
 
+    def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        turns = tuple(history)
+        if not self.config.cache.prepare or self.config.cache.mode == "off":
+            return iter(())
+
+        def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+            try:
+                for event in prepare(loaded, turns, options, is_cancelled):
+                    self._show(Status(Phase.READY, "preparing", event.done, event.total))
+                    yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
+            finally:
+                self._show(Status(Phase.READY))
+
+        return self._worker.run(job, Manner.IDLE)
+
     def cache(self, history: Sequence[Turn]) -> CacheView:
         turns = tuple(history)
 
         def job(loaded: Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
             yield cache_view(loaded.engine, *conversation(loaded, turns))
 
-        (view,) = self._worker.run(job)
+        (view,) = self._worker.run(job, Manner.LOOK)
         return view
 
     def verify(self, sample: int) -> VerifySample:

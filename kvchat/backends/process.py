@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from kvchat.backends import base
@@ -211,6 +212,11 @@ class ProcessBackend:
             )
         except _DiedError:
             raise EngineDiedError(f"the engine ended ({child.obituary()})", "ask again") from None
+
+    def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        call = {"call": "prepare", "history": to_wire(list(history)), "options": to_wire(options)}
+        with suppress(_DiedError):  # the next message starts it again
+            yield from self._events_of(self._living(), call)
 
     def cache(self, history: Sequence[Turn]) -> base.CacheView:
         view: base.CacheView = from_wire(base.CacheView, self._ask("cache", history=to_wire(list(history))))

@@ -18,7 +18,7 @@ def cache_view(engine: Engine, template: ChatTemplate, messages: Sequence[Messag
     """The cache seen from a conversation; an empty one has no rows."""
     ids, ends = prompt_and_ends(template, messages)
     cache = engine.cache
-    live = common_prefix(engine.state.tokens, ids)
+    live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
     coverage = cache.contains(ids) if cache else Coverage(0, 0)
     pinned = cache.num_kept(ids, PINNED_PRIORITY) if cache else 0
     rows = _rows(engine, messages, ends, (live, coverage.ram, coverage.disk, pinned))

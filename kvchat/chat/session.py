@@ -8,7 +8,18 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from types import TracebackType
 
-from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Options, Text, Turn
+from kvchat.backends.base import (
+    Answer,
+    Backend,
+    Done,
+    Event,
+    FinishReason,
+    Notice,
+    Options,
+    Prefilling,
+    Text,
+    Turn,
+)
 from kvchat.chat.conversation import Conversation
 from kvchat.chat.draft import Draft
 from kvchat.chat.store import Store
@@ -95,6 +106,19 @@ class Session(Conversation):
                 tip, id=new_id(), created=time.time()
             )  # what follows was said to the shorter answer
         return self._answered(tip)
+
+    def prepare(self) -> int:
+        """Compute ahead what the next message's prompt begins with; how many tokens that were.
+
+        It is 0 for most models: only where the template drops reasoning from the past, or rewrites it, is there
+        something to do. Waits for its end; in another thread it may be called while the user reads, for it ends as soon
+        as something is asked, and what was computed stays. Raises KvchatError as `Backend.answer` does.
+        """
+        done = 0
+        if self.last is not None:
+            for event in self.backend.prepare(self.history, self.options):
+                done = event.done if isinstance(event, Prefilling) else done
+        return done
 
     def compact(self, keep: int = 2) -> Events:
         """Let the model summarise all but the last `keep` exchanges and go on with that, as a branch.

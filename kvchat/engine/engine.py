@@ -8,20 +8,21 @@ from contextlib import closing
 
 import torch
 
-from kvchat.cache.block import KVLayout
-from kvchat.cache.match import Ended, Match
+from kvchat.cache.block import KVLayout, StateShape
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.decoding import Decoding
+from kvchat.engine.holding import Holding, next_stop
+from kvchat.engine.pace import Pace
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
 from kvchat.engine.speculation import Drafts, Speculation
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.loader import LoadedModel
+from kvchat.models.reuse import Continuation, ReusePolicy
 
 CHUNK_TOKENS = 256
 """Tokens of one prefill forward: what a cancellation waits for, and what it keeps."""
-MEASURED_TOKENS = 32
-"""Smaller prefill chunks say nothing about the speed of larger ones."""
+SNAPSHOT_TOKENS = 512
+"""In a long prefill a snapshot is taken every so many tokens."""
 SHARED_PRIORITY = 1
 """Of blocks that many conversations begin with, against 0 for those of one."""
 PINNED_PRIORITY = 2
@@ -35,22 +36,34 @@ class Engine:
         self, loaded: LoadedModel, *, chunk_tokens: int = CHUNK_TOKENS, speculation: Speculation | None = None
     ) -> None:
         self.loaded = loaded
-        self.speculation = speculation
+        self.speculation = speculation if loaded.rule.continuation is Continuation.CHUNK else None
         self.state = loaded.new_state()
         self.chunk_tokens = chunk_tokens
-        self.cache: PrefixCache | None = None
-        self.prefill_s_per_token = 0.0  # measured
+        self.pace = Pace()
+        self._holding = Holding(self.state, loaded.rule, self.pace)
+
+    @property
+    def cache(self) -> PrefixCache | None:
+        """Where KV is kept beside the live state."""
+        return self._holding.cache
+
+    @cache.setter
+    def cache(self, cache: PrefixCache | None) -> None:
+        self._holding.cache = cache
+
+    @property
+    def prefill_s_per_token(self) -> float:
+        """What computing many tokens takes, in seconds a token; 0 until it was measured."""
+        return self.pace.prefill_s_per_token
 
     def warm_up(self) -> None:
         """Run three small forwards, so that the first answer does not pay for what is set up lazily, and so that the
         speed of prefilling is known."""
         length = min(64, self.loaded.context - 1)
         for tokens in ([0] * min(length, 16), [0]):
-            self.loaded.forward(tokens, self.state)
+            self._compute(tokens)
         self.state.keep(0)
-        started = time.perf_counter()
-        self.loaded.forward([0] * length, self.state)
-        self.prefill_s_per_token = (time.perf_counter() - started) / length
+        self._compute([0] * length)
         self.state.keep(0)
 
     @property
@@ -65,18 +78,18 @@ class Engine:
 
     @property
     def kv_layout(self) -> KVLayout | None:
-        """The shapes of one token's KV; None where KV can't be cut into blocks. Known after the first forward."""
-        planes = self.state.planes
+        """The shapes of one token's KV and of the recurrent states; None where neither can be taken up again. Known
+        after the first forward."""
+        planes, states = self.state.planes, self.state.states
+        if not planes and not states:
+            return None
         shapes = tuple((plane.shape[0], plane.shape[2]) for plane in planes)
-        return KVLayout(shapes, str(planes[0].dtype).removeprefix("torch.")) if planes else None
+        recurrent = tuple(StateShape(tuple(state.shape), _name(state.dtype)) for state in states)
+        return KVLayout(shapes, _name((planes or states)[0].dtype), recurrent)
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
-        """Give the blocks of the first `num_tokens` that are held (all of them by default) to the cache."""
-        if self.cache is None or not self.state.tokens:
-            return
-        length = len(self.state.tokens) if num_tokens is None else min(num_tokens, len(self.state.tokens))
-        with torch.inference_mode():
-            self.cache.commit(self.state.tokens, self.state.planes, length, priority=priority)
+        """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
+        self._holding.store(num_tokens, priority=priority)
 
     def close(self) -> None:
         """Let the cache write what it still has to write, within its bound."""
@@ -92,7 +105,9 @@ class Engine:
         prompt = list(request.prompt)
         assert 0 < len(prompt) < self.loaded.context, "the caller checks the context"
         started = time.perf_counter()
-        reuse, logits = yield from self._prefill(prompt, request.reuse, is_cancelled)
+        reuse, logits = yield from self._prefill(request, is_cancelled, self.chunk_tokens)
+        if request.reuse:
+            self._count(prompt, reuse)
         prefill_s = time.perf_counter() - started - reuse.kv_load_s
         if logits is None:
             done = len(self.state.tokens) - reuse.num_tokens
@@ -106,90 +121,75 @@ class Engine:
                 if decoding.num_generated == 1 and request.shared:
                     self.store(min(request.shared, len(prompt)), priority=SHARED_PRIORITY)
         decode_s = time.perf_counter() - started
+        if self.speculation is None and decoding.num_generated > 1:
+            self.pace.measure(1, decode_s / decoding.num_generated)
         prefilled = len(prompt) - reuse.num_tokens
         yield Finished(decoding.reason, reuse, prefilled, prefill_s, decode_s, decoding.num_generated)
 
     def warm(
-        self, tokens: Sequence[int], is_cancelled: Callable[[], bool], *, priority: int = SHARED_PRIORITY
+        self,
+        tokens: Sequence[int],
+        is_cancelled: Callable[[], bool],
+        *,
+        priority: int = SHARED_PRIORITY,
+        chunk_tokens: int | None = None,
     ) -> Iterator[Progress]:
-        """Compute `tokens` ahead of use and store them; what a cancellation leaves is stored too."""
+        """Compute `tokens` ahead of use and store them; what a cancellation leaves is stored too.
+
+        Nobody asked for them yet, so the statistics don't count them as asked. `chunk_tokens` is other than usual.
+        """
         assert 0 < len(tokens) < self.loaded.context, "the caller checks the context"
-        yield from self._prefill(list(tokens), True, is_cancelled)
+        yield from self._prefill(Request(tokens), is_cancelled, chunk_tokens or self.chunk_tokens)
         self.store(priority=priority)
 
     def _prefill(
-        self, prompt: list[int], reuse_allowed: bool, is_cancelled: Callable[[], bool]
+        self, request: Request, is_cancelled: Callable[[], bool], chunk_tokens: int
     ) -> Generator[Progress, None, tuple[Reuse, torch.Tensor | None]]:
-        """Bring the state to `prompt`; returns what was reused and the last token's logits, None when cancelled."""
-        reuse = self._keep_what_is_shared(prompt, reuse_allowed)
+        """Bring the state to the prompt; returns what was reused and the last token's logits, None when cancelled."""
+        prompt = list(request.prompt)
+        reuse = self._holding.take_up(prompt) if request.reuse else Reuse(live=self.state.keep(0))
         total = len(prompt) - reuse.num_tokens
+        points = self._snapshot_points(request)
         yield Progress(0, total, reuse)
         logits: torch.Tensor | None = None
-        while len(self.state.tokens) < len(prompt):
+        while (start := len(self.state.tokens)) < len(prompt):
             if is_cancelled():
                 return reuse, None
-            logits = self._prefill_chunk(prompt)
+            end = next_stop(start, [*points, len(prompt)], self.loaded.rule, chunk_tokens)
+            logits = self._compute(prompt[start:end])
+            if end in points:
+                self._holding.take_snapshot(request.shared, priority=SHARED_PRIORITY)
             yield Progress(len(self.state.tokens) - reuse.num_tokens, total, reuse)
         assert logits is not None, "at least one token is computed"
         return reuse, logits
 
-    def _keep_what_is_shared(self, prompt: list[int], reuse_allowed: bool) -> Reuse:
-        """Bring into the state what is known of the prompt but its last token: from itself, then from the cache."""
-        if not reuse_allowed:
-            return Reuse(live=self.state.keep(0))
-        live = self.state.keep(min(common_prefix(self.state.tokens, prompt), len(prompt) - 1))
-        if self.cache is None or not self.state.is_divisible:
-            return Reuse(live)
-        match = self.cache.match(prompt[:-1])
-        gain = match.num_tokens - live
-        if gain <= 0:
-            reuse = Reuse(live, ended=match.ended)
-        elif not self._is_worth_loading(match, live):
-            reuse = Reuse(live, ended=match.ended, skipped=gain)
-        else:
-            reuse = self._load(prompt, match, live)
-        self._count(prompt, reuse)
-        return reuse
-
-    def _is_worth_loading(self, match: Match, live: int) -> bool:
-        assert self.cache is not None
-        if not self.prefill_s_per_token:
-            return True
-        computing_s = (match.num_tokens - live) * self.prefill_s_per_token
-        return self.cache.estimate_load_s(match, live) < computing_s
-
-    def _load(self, prompt: list[int], match: Match, live: int) -> Reuse:
-        assert self.cache is not None
-        self.state.reserve(match.num_tokens)
-        with self.cache.lease(match) as lease, torch.inference_mode():
-            loaded = self.cache.load(lease, self.state.planes, live, match.num_tokens)
-        self.state.advance(prompt[live : loaded.end])
-        ended = match.ended if loaded.end >= match.num_tokens else Ended.CORRUPT
-        return Reuse(live, loaded.ram, loaded.disk, loaded.seconds, ended)
-
     def _count(self, prompt: list[int], reuse: Reuse) -> None:
-        assert self.cache is not None
-        saved_s = reuse.num_tokens * self.prefill_s_per_token
+        if self.cache is None:
+            return
         asked = CacheStats(
             asked_tokens=len(prompt),
             live_tokens=reuse.live,
             ram_tokens=reuse.ram,
             disk_tokens=reuse.disk,
-            saved_s=saved_s,
+            saved_s=reuse.num_tokens * self.prefill_s_per_token,
         )
         self.cache.stats.add(asked)
 
-    def _prefill_chunk(self, prompt: list[int]) -> torch.Tensor:
-        chunk = self._next_chunk(prompt)
+    def _compute(self, tokens: list[int]) -> torch.Tensor:
         started = time.perf_counter()
-        logits = self.loaded.forward(chunk, self.state)
-        if len(chunk) >= MEASURED_TOKENS:
-            now = (time.perf_counter() - started) / len(chunk)
-            self.prefill_s_per_token = (
-                0.5 * (self.prefill_s_per_token + now) if self.prefill_s_per_token else now
-            )
+        logits = self.loaded.forward(tokens, self.state)
+        self.pace.measure(len(tokens), time.perf_counter() - started)
         return logits
 
-    def _next_chunk(self, prompt: list[int]) -> list[int]:
-        start = len(self.state.tokens)
-        return prompt[start : start + self.chunk_tokens] if self.state.is_divisible else prompt[start:]
+    def _snapshot_points(self, request: Request) -> list[int]:
+        """Where in a prompt snapshots are taken: behind what many prompts share, every so often, and before its last
+        token, from where the answer can be tried again."""
+        length = len(request.prompt)
+        if self.loaded.rule.policy is not ReusePolicy.SNAPSHOTS:
+            return []
+        points = {request.shared, length - 1, *range(SNAPSHOT_TOKENS, length, SNAPSHOT_TOKENS)}
+        return sorted(point for point in points if 0 < point < length)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

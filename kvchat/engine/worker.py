@@ -1,4 +1,7 @@
-"""The one thread that owns the model: it loads, then runs jobs in order; anything can be cancelled from outside."""
+"""The one thread that owns the model: it loads, then runs jobs in order; anything can be cancelled from outside.
+
+What is done while nobody waits gives way: it ends as soon as a job is queued, unless that job only looks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -14,9 +18,22 @@ E = TypeVar("E")
 """What a job yields."""
 
 
+class Manner(Enum):
+    """What a job does to one that runs while nobody waits.
+
+    `WORK` ends it. `LOOK` leaves the thing as it is, and is run between two of its events. `IDLE` is such a job
+    itself, and takes the place of the one before.
+    """
+
+    WORK = auto()
+    LOOK = auto()
+    IDLE = auto()
+
+
 @dataclass(slots=True, eq=False)
 class _Job(Generic[T]):
     run: Callable[[T, Callable[[], bool]], Iterator[Any]]
+    manner: Manner
     events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -56,14 +73,19 @@ class Worker(Generic[T]):
         """Whether loading is over, well or not."""
         return self._loaded.is_set()
 
-    def run(self, job: Callable[[T, Callable[[], bool]], Iterator[E]]) -> Iterator[E]:
+    def run(
+        self, job: Callable[[T, Callable[[], bool]], Iterator[E]], manner: Manner = Manner.WORK
+    ) -> Iterator[E]:
         """Queue `job(thing, is_cancelled)` for the worker's thread; yields what it yields, raises what it raises.
 
         It can be cancelled from now on. Closing the iterator cancels it, and waits until it has let go of the model.
         """
         self.start()
-        task: _Job[T] = _Job(job)
+        task: _Job[T] = _Job(job, manner)
         with self._lock:
+            for other in self._pending if manner is not Manner.LOOK else ():
+                if other.manner is Manner.IDLE:
+                    other.cancelled.set()
             self._pending.add(task)
         self._jobs.put(task)
         return self._follow(task)
@@ -120,7 +142,21 @@ class Worker(Generic[T]):
             stream = task.run(self._thing, task.cancelled.is_set)
             for event in stream:
                 task.events.put(("event", event))
+                if task.manner is Manner.IDLE:
+                    self._run_looks(task)
         except BaseException as error:  # handed to whoever reads the stream
             task.events.put(("error", error))
         else:
             task.events.put(("end", None))
+
+    def _run_looks(self, idle: _Job[T]) -> None:
+        """Run what came during an idle job; whatever more than looks has cancelled it before it was queued."""
+        while not idle.cancelled.is_set():
+            try:
+                task = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            if task is None:  # the end: the thread has to find it again
+                self._jobs.put(None)
+                return
+            self._run_one(task)

@@ -1,12 +1,14 @@
-"""The live conversation's KV and what tokens it belongs to; the only importer of transformers' cache classes."""
+"""The live conversation's KV and what tokens it belongs to; knows no prompt, no cache beyond the live one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache
+
+from kvchat.models.arena_layers import ArenaLayer, arena_layers
 
 GROWTH_TOKENS = 4096
 """How far the arena grows at a time where memory can't be reserved without being used (on a GPU)."""
@@ -27,14 +29,34 @@ class KVState(Protocol):
         """K and V of each layer that has them, each [kv_heads, capacity, head_dim]; empty where KV can't be cut."""
 
     @property
+    def states(self) -> list[torch.Tensor]:
+        """What recurrent layers hold, each of one shape whatever the length; empty where there are none."""
+
+    @property
+    def taken(self) -> Mapping[int, list[torch.Tensor]]:
+        """Snapshots that are not kept elsewhere: the `states` as they were behind so many of `tokens`."""
+
+    @property
     def is_divisible(self) -> bool:
-        """Whether a prompt may be computed in several forwards, and a prefix of it kept."""
+        """Whether a prefix of any length can be kept, and the tokens behind it computed in several forwards."""
+
+    def keepable(self, num_tokens: int) -> int:
+        """How many of the first `num_tokens` `keep` would keep; changes nothing."""
 
     def keep(self, num_tokens: int) -> int:
         """Forget all but the first `num_tokens`; returns how many could really be kept."""
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """A forward over `tokens` went through: their state is held from now on."""
+        """The state of `tokens`, behind those held, was computed or brought in: it is held from now on."""
+
+    def take(self) -> None:
+        """Take a snapshot here, where that is the way back and there is none yet."""
+
+    def drop(self, length: int) -> None:
+        """Forget the snapshot behind `length` tokens: it is kept elsewhere."""
+
+    def lose(self) -> None:
+        """A forward failed in the middle: keep what is still right."""
 
     def reserve(self, num_tokens: int) -> None:
         """Make room for `num_tokens` in all. Raises torch.OutOfMemoryError or RuntimeError."""
@@ -63,9 +85,7 @@ class Arena:
         self.tokens: list[int] = []
         self.capacity = capacity
         self.allocated = capacity if device.type == "cpu" else 0
-        self._cache = Cache(
-            layers=[_arena_layer(self, layer) for layer in DynamicCache(config=config).layers]
-        )
+        self._cache = Cache(layers=arena_layers(self, DynamicCache(config=config).layers))
 
     @property
     def cache(self) -> Cache:
@@ -77,10 +97,25 @@ class Arena:
 
     @property
     def planes(self) -> list[torch.Tensor]:
-        layers = [
+        return [plane for layer in self.layers for plane in layer.planes]
+
+    @property
+    def states(self) -> list[torch.Tensor]:
+        return []
+
+    @property
+    def layers(self) -> list[ArenaLayer]:
+        """The layers with buffers; they have them from the first forward on."""
+        return [
             layer for layer in self._cache.layers if isinstance(layer, ArenaLayer) and layer.is_initialized
         ]
-        return [plane[0] for layer in layers for plane in (layer.keys, layer.values)]
+
+    @property
+    def taken(self) -> Mapping[int, list[torch.Tensor]]:
+        return {}
+
+    def keepable(self, num_tokens: int) -> int:
+        return min(num_tokens, len(self.tokens))
 
     def keep(self, num_tokens: int) -> int:
         del self.tokens[num_tokens:]
@@ -89,72 +124,23 @@ class Arena:
     def advance(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
 
+    def take(self) -> None:
+        """Every token is a way back."""
+
+    def drop(self, length: int) -> None:
+        """There is none."""
+
+    def lose(self) -> None:
+        """What a forward wrote behind `tokens` does not count."""
+
     def reserve(self, num_tokens: int) -> None:
         assert num_tokens <= self.capacity, f"{num_tokens} tokens in an arena of {self.capacity}"
         if num_tokens <= self.allocated:
             return
         steps = -(-num_tokens // GROWTH_TOKENS)
         self.allocated = min(self.capacity, steps * GROWTH_TOKENS)
-        for layer in self._cache.layers:
-            if isinstance(layer, ArenaLayer) and layer.is_initialized:
-                layer.grow()
-
-
-class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer of the arena, as transformers sees it: `update` writes the new keys and returns all that count."""
-
-    is_croppable = True
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, arena: Arena, window: int | None) -> None:
-        super().__init__()
-        self.arena = arena
-        self.window = window
-        self.is_sliding = window is not None
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys, self.values = (self._buffer(states) for states in (key_states, value_states))
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = len(self.arena.tokens)
-        end = start + key_states.shape[-2]
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        first = self._first_visible(start)
-        return self.keys[:, :, first:end], self.values[:, :, first:end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        start = len(self.arena.tokens)
-        first = self._first_visible(start)
-        return start + query_length - first, first
-
-    def get_seq_length(self) -> int:
-        return len(self.arena.tokens)
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def grow(self) -> None:
-        """Move to buffers of the arena's present size."""
-        held = len(self.arena.tokens)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = self._buffer(old)
-            new[:, :, :held] = old[:, :, :held]
-            setattr(self, name, new)
-
-    def _buffer(self, like: torch.Tensor) -> torch.Tensor:
-        batch, heads, _, dim = like.shape
-        return like.new_empty(batch, heads, self.arena.allocated, dim)
-
-    def _first_visible(self, start: int) -> int:
-        return 0 if self.window is None else max(0, start - self.window + 1)
+        for layer in self.layers:
+            layer.grow()
 
 
 class Recomputed:
@@ -177,6 +163,17 @@ class Recomputed:
     def planes(self) -> list[torch.Tensor]:
         return []
 
+    @property
+    def states(self) -> list[torch.Tensor]:
+        return []
+
+    @property
+    def taken(self) -> Mapping[int, list[torch.Tensor]]:
+        return {}
+
+    def keepable(self, num_tokens: int) -> int:
+        return 0
+
     def keep(self, num_tokens: int) -> int:
         self.tokens.clear()
         self._cache = DynamicCache(config=self._config)
@@ -185,12 +182,14 @@ class Recomputed:
     def advance(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
 
+    def take(self) -> None:
+        """There is no way back."""
+
+    def drop(self, length: int) -> None:
+        """There is none."""
+
+    def lose(self) -> None:
+        self.keep(0)
+
     def reserve(self, num_tokens: int) -> None:
         """Grows by itself."""
-
-
-def _arena_layer(arena: Arena, layer: Any) -> Any:
-    if not isinstance(layer, CacheLayerMixin):
-        return layer  # a layer without KV of its own
-    window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
-    return ArenaLayer(arena, window)

@@ -18,10 +18,13 @@ from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
 from kvchat.models.kv_state import Arena, KVState, Recomputed
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
+from kvchat.models.snapshots import Snapshots
 
 DEFAULT_CONTEXT = 4096
 """Context in tokens of a model that does not say its own."""
 
+_UNFOLLOWABLE = frozenset(("cpmant", "reformer", "xlm", "xlnet"))
+"""Families whose logits change with what follows, or that take prompts of certain lengths alone."""
 _COUNT_FROM_PADDING = frozenset(
     ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 )
@@ -63,14 +66,15 @@ class LoadedModel:
     def new_state(self) -> KVState:
         """Empty KV for one conversation."""
         config = self.model.config
-        if self.rule.policy is ReusePolicy.BLOCKS:
-            return Arena(config, capacity=self.context, device=self.device)
-        return Recomputed(config)
+        if self.rule.policy is ReusePolicy.NONE:
+            return Recomputed(config)
+        kind = Arena if self.rule.policy is ReusePolicy.BLOCKS else Snapshots
+        return kind(config, capacity=self.context, device=self.device)
 
     def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
         """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
 
-        `state` holds them too afterwards; after an exception it holds what it held before.
+        `state` holds them too afterwards; after an exception it says what it still holds.
         """
         return self.logits(tokens, state, 1)[0]
 
@@ -80,8 +84,12 @@ class LoadedModel:
         arguments = self._arguments(tokens, state)
         if self.takes_logits_to_keep:
             arguments["logits_to_keep"] = num_logits
-        with torch.inference_mode():
-            logits: torch.Tensor = self.model(**arguments).logits[0, -num_logits:].float()
+        try:
+            with torch.inference_mode():
+                logits: torch.Tensor = self.model(**arguments).logits[0, -num_logits:].float()
+        except BaseException:
+            state.lose()
+            raise
         state.advance(tokens)
         return logits
 
@@ -131,9 +139,9 @@ def load_model(
 
 def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
     """What the engine needs to know about a transformers model. Raises ModelUnavailableError for no text generator."""
-    if _reads_ahead(model):
+    if model.config.model_type in _UNFOLLOWABLE or _reads_ahead(model):
         raise ModelUnavailableError(
-            f"{name}: a {model.config.model_type} model that reads both ways is no text generator",
+            f"{name}: a {model.config.model_type} model does not write from left to right",
             "take a causal language model",
         )
     accepted = inspect.signature(model.forward).parameters

@@ -57,11 +57,13 @@ STEPS = ReuseRule(
 )
 OUTSIDE = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "it keeps state outside of the cache")
 RESTART = ReuseRule(ReusePolicy.NONE, Continuation.RESTART, "its state can't be followed from token to token")
-UNKNOWN = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "its layers are not known")
+UNKNOWN = ReuseRule(ReusePolicy.NONE, Continuation.ONE_TOKEN, "its layers are of a kind of their own")
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
-DIVISIBLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "dummy"})
+DIVISIBLE_LAYERS = frozenset(
+    {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "dummy"}
+)
 """Layer types whose state is some tensors a token, or nothing: these alone make `blocks`."""
 
 RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
@@ -91,6 +93,7 @@ FAMILIES: Mapping[str, ReuseRule] = MappingProxyType(
         "qwen3_5_moe_text": SNAPSHOTS,
         "qwen3_5_text": SNAPSHOTS,
         "qwen3_next": SNAPSHOTS,
+        "qwen4_exp_text": UNKNOWN,
         "recurrent_gemma": OUTSIDE,
         "xlstm": RESTART,
         "zamba": STEPS,

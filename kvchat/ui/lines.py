@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from kvchat.backends.base import Backend, Done, Event, Notice, Text
@@ -125,6 +127,13 @@ class LineDialogue:
                         self._write("the message was taken back\n")
         self._watch.look()
         self._offer_room(backend.info().context)
+        if backend.info().template != "append-safe":
+            threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
+
+    def _prepare(self) -> None:
+        """While the user reads and types: compute what the next prompt begins with."""
+        with suppress(KvchatError):  # the next message meets it too
+            self.session.prepare()
 
     def _offer_room(self, context: int) -> None:
         """Say how to make room when the context has just become nearly full."""

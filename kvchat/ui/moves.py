@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from kvchat.backends.base import Role, Turn
+from kvchat.backends.base import Backend, Phase, Role, Turn
 from kvchat.chat.export import FORMATS, local_time
 from kvchat.chat.session import Session
 from kvchat.chat.store import LATEST
@@ -17,6 +17,7 @@ from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.files import file_part, with_files
 from kvchat.ui.recap import recap
+from kvchat.ui.render import template_text
 
 _LISTED = 200
 
@@ -161,7 +162,8 @@ def _read(desk: Desk, argument: str) -> str:
 def _model(desk: Desk, argument: str) -> str:
     session = desk.session
     if not argument:
-        return f"{session.model or session.backend.info().name} answers; /model NAME changes that"
+        name = session.model or session.backend.info().name
+        return _joined(f"{name} answers; /model NAME changes that", _template(session.backend))
     backend = desk.surroundings.open_model(argument)
     desk.show_loading(backend)
     try:
@@ -174,6 +176,13 @@ def _model(desk: Desk, argument: str) -> str:
         desk.show_loading(None)
     session.change_model(argument, backend)
     return _joined(f"{argument} answers from now on", cost_line(session))
+
+
+def _template(backend: Backend) -> str:
+    """What its chat template does to the past, once that is known."""
+    if backend.status().phase in (Phase.STARTING, Phase.LOADING, Phase.FAILED):
+        return ""
+    return f"its chat template {template_text(backend.info().template)}"
 
 
 def _prompt(desk: Desk, argument: str) -> str:

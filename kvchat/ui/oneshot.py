@@ -115,7 +115,9 @@ class OneShot:
     def run(self, messages: Iterable[str]) -> int:
         """Answer all messages; the exit code. Raises KvchatError where an answer fails."""
         with interruptible(self.session.backend):
-            for message in messages:
+            for number, message in enumerate(messages):
+                if number:
+                    self.session.prepare()
                 answer = self._ask(message)
                 self._watch.look()
                 if answer.finish_reason is FinishReason.CANCELLED:

@@ -35,6 +35,7 @@ def stats_line(answer: Answer, context: int) -> str:
     guesses = f", {timings.draft_n_accepted} of {timings.draft_n} guesses right" if timings.draft_n else ""
     parts = [
         f"cached {usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})",
+        *([f"prepared {timings.idle_n} while idle"] if timings.idle_n else []),
         f"prefill {timings.prompt_n} in {timings.prompt_ms / 1e3:.2f}s",
         f"ttft {timings.ttft_ms / 1e3:.2f}s",
         f"{usage.completion_tokens} tok {timings.decode_tokens_per_s:.1f}/s{guesses}",
@@ -50,11 +51,23 @@ def phase_text(status: Status) -> str:
     word = {"prefilling": "prefill", "decoding": "answering"}.get(status.phase, str(status.phase))
     if status.phase == "loading":
         word = status.detail or word
+    if status.phase == "ready" and status.total:
+        word = status.detail
     if not status.total:
         return word
     if status.phase == "loading":
         return f"{word} {100 * status.done // status.total}%"
     return f"{word} {status.done}/{status.total}"
+
+
+def template_text(kind: str) -> str:
+    """What a model's chat template does to a conversation's past, with the kind's name."""
+    about = {
+        "append-safe": "keeps the past to the token",
+        "reasoning-stripping": "drops the reasoning of past answers",
+        "rewriting": "rewrites the past",
+    }
+    return f"{about[kind]} ({kind})"
 
 
 def progress_row(label: str, done: int, total: int, spent_s: float, columns: int) -> str:

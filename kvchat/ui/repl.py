@@ -242,9 +242,16 @@ class Repl:
         self._keyboard.put_back(self._turns.take_back())
 
     def on_turn_end(self) -> None:
-        """The next message may come."""
+        """The next message may come; what its prompt begins with is computed while the user reads."""
         self._view = None
         self._screen.app.invalidate()
+        if not self._turns.waiting and self._info and self._info.template != "append-safe":
+            self._turns.start(self._prepare)
+
+    def _prepare(self) -> None:
+        """In a thread, for it waits."""
+        with suppress(KvchatError):  # the next message meets it too
+            self.session.prepare()
 
     def on_result(self, text: str, shown: str, error: KvchatError | None) -> None:
         """Show what a command gave."""

@@ -51,6 +51,8 @@ _MIN_LAYERS = 3
 _KV_HEADS = {"num_key_value_heads": "num_attention_heads", "num_kv_heads": "num_attention_heads"} | {
     "num_query_groups": "num_attention_heads", "swa_num_key_value_heads": "swa_num_attention_heads"
 }  # fmt: skip
+_GAIN = 1.2
+"""Of the random matrices: above 1 a token's influence grows from layer to layer, and so does rounding."""
 _TIME_STEPS = ("dt_bias", "dt_proj.bias")
 _SPECIAL_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 
@@ -101,6 +103,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
                   "indexer_compress_ratio": 4},
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32]},
     "xmod": {"default_language": "en_XX"},
+    "xlstm": {"chunk_size": 64, "hidden_size": 128, "embedding_dim": 128},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "attention_head_dim": 32, "attention_hidden_size": 128},
     "zamba2": {"attention_head_dim": 32, "attention_hidden_size": 128, "n_mamba_heads": 8, "mamba_headdim": 16}
     | _UNCLAMPED,
@@ -134,7 +137,7 @@ def tiny_random_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
         if name.endswith(_TIME_STEPS):
             torch.nn.init.constant_(parameter, -4)  # a state that remembers tens of tokens, not two
         elif parameter.dim() >= 2:
-            torch.nn.init.normal_(parameter, std=1.5 / max(min(parameter.shape[-2:]), 9) ** 0.5)
+            torch.nn.init.normal_(parameter, std=_GAIN / max(min(parameter.shape[-2:]), 9) ** 0.5)
         elif not name.endswith("weight"):  # those are of norms
             torch.nn.init.normal_(parameter, std=0.1)
     return model
@@ -174,12 +177,19 @@ def _shallower(given: dict[str, Any]) -> dict[str, Any]:
         return {}
     depth = given[depth_keys[0]]
     lists = {key: value for key, value in given.items() if isinstance(value, list) and len(value) == depth}
+    numbered = {
+        key for key, value in lists.items() if value == list(range(depth))
+    }  # layers that are all of a kind
     own = {int(index): values for index, values in (given.get("per_layer_config") or {}).items()}
-    kinds = [(str(own.get(i)), *(str(value[i]) for value in lists.values())) for i in range(depth)]
+    kinds = [
+        (str(own.get(i)), *(str(value[i]) for key, value in lists.items() if key not in numbered))
+        for i in range(depth)
+    ]
     first = {kinds.index(kind) for kind in kinds}
     others = [index for index in range(depth) if index not in first]
     chosen = sorted(first | set(others[: max(0, _MIN_LAYERS - len(first))]))
     cut: dict[str, Any] = {key: [value[index] for index in chosen] for key, value in lists.items()}
+    cut |= {key: list(range(len(chosen))) for key in numbered}
     if own:
         cut["per_layer_config"] = {new: _narrower(own[old]) for new, old in enumerate(chosen) if old in own}
     return {key: len(chosen) for key in depth_keys} | cut

@@ -102,7 +102,7 @@ class Journey:
         """An engine as after a program's start: nothing live, nothing in RAM."""
         engine = Engine(self.loaded, chunk_tokens=CHUNK)
         engine.warm_up()
-        engine.prefill_s_per_token = 0.0  # so that loading always pays
+        engine.pace.prefill_s_per_token = engine.pace.step_s = 0.0  # so that loading and going on always pay
         settings = CacheSettings(ram_bytes=2**24, disk_bytes=2**26, disk_root=self.folder, block_size=8)
         if engine.kv_layout is not None:
             engine.cache = PrefixCache(engine.kv_layout, b"family", settings, warn=lambda message: None)

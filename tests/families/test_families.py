@@ -6,7 +6,7 @@ import pytest
 
 from kvchat.models import attention
 from kvchat.models.loader import LoadedModel, describe
-from kvchat.models.reuse import ReusePolicy
+from kvchat.models.reuse import SNAPSHOTS, Continuation, ReusePolicy
 from tests.families.shrink import WINDOW, random_tokens, tiny_random_model
 from tests.families.sweep import MESSAGE, TOLERANCE, Journey, plain_logits
 from tests.families.zoo import ZOO
@@ -35,13 +35,18 @@ def test_however_it_is_reused_every_logit_is_that_of_a_computation_from_scratch(
 
 
 def test_what_is_declared_is_what_is_reused(travelled: Journey) -> None:
-    reused = travelled.reused
-    assert travelled.loaded.rule == ZOO[travelled.loaded.name]
-    if travelled.loaded.rule.policy is ReusePolicy.BLOCKS:
+    rule, reused = travelled.loaded.rule, travelled.reused
+    assert rule == ZOO[travelled.loaded.name]
+    told = {stage: finished.reuse for stage, finished in reused.items()}
+    if rule.continuation is Continuation.CHUNK:
         assert reused["continued"].prefilled == MESSAGE
-        assert reused["window"].reuse.live == 41 > WINDOW
-        assert reused["ram"].reuse.ram == 64
-        assert reused["disk"].reuse.disk == 72
+        assert told["window"].num_tokens == 41 > WINDOW
+    if rule.policy is ReusePolicy.BLOCKS:
+        assert (told["window"].live, told["ram"].ram, told["disk"].disk) == (41, 64, 72)
+    else:
+        assert told["disk"].disk == 75, "all but the last token of a prompt that was answered before"
+    if rule == SNAPSHOTS:
+        assert (told["window"].ram, told["ram"].ram) == (41, 67)
 
 
 @pytest.mark.parametrize("family", ZOO)

@@ -24,6 +24,7 @@ ZOO: dict[str, ReuseRule] = {
     "cohere2": BLOCKS,
     "llama4": BLOCKS,
     "deepseek_v3": BLOCKS,
+    "deepseek_v32": BLOCKS,
     "mamba": STEPS,
     "mamba2": SNAPSHOTS,
     "falcon_h1": SNAPSHOTS,

@@ -10,6 +10,7 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.kv_state import Arena, Recomputed, common_prefix
 from kvchat.models.loader import choose_device, choose_dtype, describe, load_model
 from kvchat.models.reuse import ReusePolicy
+from kvchat.models.snapshots import Snapshots
 from tests.families import shrink as families
 from tests.families.shrink import tiny_random_model
 from tests.families.sweep import plain_logits
@@ -69,8 +70,9 @@ def test_a_dtype_that_was_asked_for_is_taken_and_auto_is_one_the_device_runs() -
     [
         ("llama", {}, Arena),
         ("gemma2", {"sliding_window": 16}, Arena),
-        ("mamba", {"state_size": 8}, Recomputed),
-        ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}, Recomputed),
+        ("mamba", {"state_size": 8}, Snapshots),
+        ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}, Snapshots),
+        ("recurrent_gemma", {}, Recomputed),
     ],
 )
 def test_the_policy_is_that_of_the_layers(family: str, overrides: dict[str, object], kind: type) -> None:
@@ -92,7 +94,7 @@ def test_the_common_prefix_of_long_lists_is_exact_at_every_position() -> None:
 
 
 def test_a_model_that_reads_both_ways_is_refused_and_as_a_decoder_it_counts_its_positions_itself() -> None:
-    with pytest.raises(ModelUnavailableError, match="reads both ways"):
+    with pytest.raises(ModelUnavailableError, match="from left to right"):
         describe(tiny_random_model("roberta", is_decoder=False), name="roberta")
     loaded = describe(tiny_random_model("roberta"), name="roberta")
     tokens, state = families.random_tokens(20), loaded.new_state()

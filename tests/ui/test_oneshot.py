@@ -62,6 +62,14 @@ def test_turns_are_answered_in_one_conversation() -> None:
     assert asked("one", "two")[1] == "[1] you said: one\n[3] you said: two\n"
 
 
+def test_what_every_next_prompt_begins_with_is_prepared_between_turns_and_not_behind_the_last() -> None:
+    backend = ScriptedBackend()
+    shot = OneShot(Session(backend), Manner(), stdout=io.StringIO(), stderr=io.StringIO())
+    shot.run(["one", "two", "three"])
+    assert [len(history) for history in backend.prepared] == [2, 4]
+    assert [len(history) for history in backend.histories] == [1, 3, 5]
+
+
 def test_json_has_the_documented_shape() -> None:
     code, out, _ = asked("hello there", "again", manner=Manner(json=True, tokens=True))
     first, second = (json.loads(line) for line in out.splitlines())
@@ -96,6 +104,8 @@ def test_json_has_the_documented_shape() -> None:
         "ttft_ms",
         "draft_n",
         "draft_n_accepted",
+        "idle_n",
+        "idle_ms",
     }
     assert list(cache)[:5] == ["live", "ram", "disk", "diverged_at", "reason"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": timings["cache_n"]}

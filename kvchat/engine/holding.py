@@ -1,0 +1,106 @@
+"""What is held of a prompt: the live state first, then what the cache has; and giving it to the cache. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvchat.cache.match import Ended, Match
+from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.engine.pace import Pace
+from kvchat.engine.request import Reuse
+from kvchat.models.kv_state import KVState, common_prefix
+from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
+
+PENDING_BYTES = 128 * 2**20
+"""Snapshots that were taken go to the cache at once when they take more than this."""
+
+
+class Holding:
+    """The live state of one conversation with the cache behind it."""
+
+    def __init__(self, state: KVState, rule: ReuseRule, pace: Pace) -> None:
+        self.state = state
+        self.rule = rule
+        self.pace = pace
+        self.cache: PrefixCache | None = None
+
+    def take_up(self, prompt: Sequence[int]) -> Reuse:
+        """Bring into the state what is known of the prompt but its last token: from itself, then from the cache."""
+        shared = min(common_prefix(self.state.tokens, prompt), len(prompt) - 1)
+        live = self.state.keep(shared)
+        match = self.cache.match(prompt[:-1]) if self.cache else None
+        ended = match.ended if match else Ended.OFF
+        best = max(live, match.num_tokens if match else 0)
+        if self._is_slower_than_all(best, len(prompt)):
+            return Reuse(live=self.state.keep(0), ended=ended, skipped=best)
+        if match is None or best == live:
+            return Reuse(live, ended=ended)
+        if not self._is_worth_loading(match, live):
+            return Reuse(live, ended=ended, skipped=best - live)
+        return self._load(prompt, match, live, shared)
+
+    def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
+        """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
+        state = self.state
+        if self.rule.policy is ReusePolicy.SNAPSHOTS and num_tokens is None:
+            state.take()
+        if self.cache is None or not state.tokens:
+            return
+        length = len(state.tokens) if num_tokens is None else min(num_tokens, len(state.tokens))
+        with torch.inference_mode():
+            self.cache.commit(state.tokens, state.planes, length, priority=priority)
+            for at, states in list(state.taken.items()):
+                tokens = state.tokens[:at]
+                if at <= length and self.cache.commit_snapshot(
+                    tokens, state.planes, states, priority=priority
+                ):
+                    state.drop(at)
+
+    def take_snapshot(self, shared: int, *, priority: int) -> None:
+        """Take one here; `shared` and `priority` are of the tokens that many prompts begin with."""
+        self.state.take()
+        if sum(state.nbytes for states in self.state.taken.values() for state in states) > PENDING_BYTES:
+            self.store(shared, priority=priority)
+            self.store(len(self.state.tokens))
+
+    def _is_slower_than_all(self, held: int, length: int) -> bool:
+        """Whether going on from `held` tokens one by one takes longer than computing the whole prompt in one go."""
+        if self.rule.continuation is not Continuation.ONE_TOKEN or not held:
+            return False
+        return (length - held) * self.pace.step_s > length * self.pace.prefill_s_per_token + self.pace.step_s
+
+    def _is_worth_loading(self, match: Match, live: int) -> bool:
+        assert self.cache is not None
+        token_s = self.pace.prefill_s_per_token
+        if live and self.rule.continuation is Continuation.ONE_TOKEN:
+            token_s = self.pace.step_s
+        computing_s = (match.num_tokens - live) * token_s
+        return not token_s or self.cache.estimate_load_s(match, live) < computing_s
+
+    def _load(self, prompt: Sequence[int], match: Match, live: int, shared: int) -> Reuse:
+        """Load the match behind `live` tokens; the KV of the first `shared` is there, whatever else has to be loaded."""
+        assert self.cache is not None
+        self.state.reserve(match.num_tokens)
+        with self.cache.lease(match) as lease, torch.inference_mode():
+            planes, states = self.state.planes, self.state.states
+            start = min(shared, match.num_tokens)
+            loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
+        end = max(live, loaded.end)
+        self.state.advance(prompt[live:end])
+        ended = match.ended if end >= match.num_tokens else Ended.CORRUPT
+        if lease.match.snapshot is None:
+            return Reuse(live, loaded.ram, loaded.disk, loaded.seconds, ended)
+        ram, disk = (end - live, 0) if lease.match.snapshot.block else (0, end - live)
+        return Reuse(live, ram, disk, loaded.seconds, ended)
+
+
+def next_stop(start: int, stops: Sequence[int], rule: ReuseRule, chunk_tokens: int) -> int:
+    """Where the forward that begins at token `start` ends; the last of the ascending `stops` is the prompt's end."""
+    end = next(stop for stop in stops if stop > start)
+    if rule.policy is ReusePolicy.NONE:
+        return stops[-1]
+    if rule.continuation is Continuation.CHUNK:
+        return min(start + chunk_tokens, end)
+    return start + 1 if start else stops[-2] if len(stops) > 1 else stops[-1]
