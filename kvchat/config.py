@@ -28,6 +28,7 @@ CODECS = ("raw", "int8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
+WEIGHTS = ("auto", "native", "int8", "int4")
 THINK = ("auto", "on", "off")
 
 
@@ -41,6 +42,7 @@ class ModelConfig:
     name: str = field(default=DEFAULT_MODEL, metadata={"env": "KVCHAT_MODEL"})
     dtype: str = field(default="auto", metadata={"env": "KVCHAT_DTYPE", "choices": DTYPES})
     device: str = field(default="auto", metadata={"env": "KVCHAT_DEVICE", "choices": DEVICES})
+    weights: str = field(default="auto", metadata={"env": "KVCHAT_WEIGHTS", "choices": WEIGHTS})
     context: int | None = field(default=None, metadata={"env": "KVCHAT_CONTEXT", "min": 32})
     chat_template: str | None = field(default=None, metadata={"env": "KVCHAT_CHAT_TEMPLATE"})
     trust_remote_code: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, THINK, parse_bytes
+from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, THINK, WEIGHTS, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             {"metavar": "NAME"},
         ),
         Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
+        Flag("--weights", "what decoding reads", "model.weights", {"choices": WEIGHTS}),
         Flag("--device", "where it runs", "model.device", {"choices": DEVICES}),
         Flag("--context", "tokens of context", "model.context", _number(int)),
         Flag(

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.models import attention
-from kvchat.models.loader import LoadedModel, describe
+from kvchat.models.loaded import LoadedModel
+from kvchat.models.stock import describe
 
 VOCABULARY = 320
 

@@ -231,7 +231,8 @@ class ModelInfo:
     """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds.
 
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
-    drops the reasoning of answers, `rewriting` changes more.
+    drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
+    in a few words, `weights_bytes` what they all take.
     """
 
     name: str
@@ -246,6 +247,9 @@ class ModelInfo:
     load_ms: float
     defaults: Options = field(default_factory=Options)
     template: str = "append-safe"
+    weights: str = "native"
+    weights_why: str = ""
+    weights_bytes: int = 0
 
 
 CacheTotals = CacheStats

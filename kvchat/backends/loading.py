@@ -17,7 +17,7 @@ from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
-from kvchat.models.loader import load_model
+from kvchat.models.loader import Wanted, load_model
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
@@ -60,10 +60,9 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     model = load_model(
         files.folder,
         name=files.name,
-        dtype=wanted.dtype,
-        device=wanted.device,
-        context=wanted.context,
-        trust_remote_code=wanted.trust_remote_code,
+        wanted=Wanted(wanted.dtype, wanted.device, wanted.weights, wanted.context, wanted.trust_remote_code),
+        gguf=files.gguf,
+        root=config.paths.models,
     )
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
@@ -100,7 +99,7 @@ def _open_cache(
         return None
     settings = CacheSettings.from_config(config.cache, config.paths.cache if config.chat.save else None)
     dtype = str(model.dtype).removeprefix("torch.")
-    regime = {"dtype": dtype, "device": model.device.type, "weights": "native"}
+    regime = {"dtype": dtype, "device": model.device.type, "weights": model.weights.regime}
     mark = fingerprint(folder, regime, memory=config.paths.models)
     return PrefixCache(layout, mark, settings, meta={"model": model.name, "dtype": dtype}, warn=warn)
 
@@ -115,12 +114,15 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         context=loaded.context,
-        num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        num_parameters=loaded.network.num_parameters,
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,
+        weights=loaded.weights.mode.value,
+        weights_why=loaded.weights.why,
+        weights_bytes=loaded.num_bytes,
         defaults=Options(
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
             top_k=int(settings.get("top_k", 50)) if samples else None,

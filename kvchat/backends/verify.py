@@ -15,7 +15,7 @@ from kvchat.cache.maintenance import read_tokens
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import CHUNK_TOKENS, Engine
 from kvchat.models.kv_state import KVState
-from kvchat.models.loader import LoadedModel
+from kvchat.models.loaded import LoadedModel
 
 FLOAT32_BOUND = 1e-4
 """How far float32 logits may lie apart, whatever the batch shapes."""

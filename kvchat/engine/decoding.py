@@ -11,7 +11,7 @@ from kvchat.engine.request import Finish, Request, Token
 from kvchat.engine.sampling import Sampler
 from kvchat.engine.speculation import Speculation
 from kvchat.models.kv_state import KVState
-from kvchat.models.loader import LoadedModel
+from kvchat.models.loaded import LoadedModel
 
 
 class Decoding:

@@ -16,7 +16,7 @@ from kvchat.engine.holding import Holding, next_stop
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
 from kvchat.engine.speculation import Drafts, Speculation
-from kvchat.models.loader import LoadedModel
+from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
 
 CHUNK_TOKENS = 256

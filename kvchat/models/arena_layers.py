@@ -16,7 +16,7 @@ from transformers.cache_utils import (
 )
 
 if TYPE_CHECKING:
-    from kvchat.models.kv_state import Arena
+    from kvchat.models.arena import Arena
 
 
 def arena_layers(arena: Arena, layers: Sequence[Any]) -> list[Any]:

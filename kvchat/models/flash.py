@@ -23,7 +23,9 @@ HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for
 """Whether this torch has the kernel that everything here stands on."""
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
+) -> torch.Tensor:
     """Causal attention of the last tokens: `query` [1, heads, new, dim] over `key` and `value`
     [1, kv_heads, old + new, dim] -> [1, new, heads, dim]. On a CPU, K and V of one head size.
     """

@@ -17,7 +17,9 @@ from kvchat.models.gguf import GgufTensor
 from kvchat.models.quantize import Integers
 
 _Bytes = NDArray[np.uint8]
-_Parts = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # codes [blocks, n], scales and minima [blocks, n / 32]
+_Parts = tuple[
+    NDArray[Any], NDArray[Any], NDArray[Any]
+]  # codes [blocks, n], scales and minima [blocks, n / 32]
 
 
 def tensor_integers(data: _Bytes, tensor: GgufTensor) -> Integers | None:
@@ -63,7 +65,9 @@ def _q4_k(raw: _Bytes) -> _Parts:
 
 def _q5_k(raw: _Bytes) -> _Parts:
     scale, minimum = _k_scales(raw)
-    bits = np.stack([(raw[:, 16:48] >> group) & 1 for group in range(8)], axis=1)  # bit g of 32 bytes: group g
+    bits = np.stack(
+        [(raw[:, 16:48] >> group) & 1 for group in range(8)], axis=1
+    )  # bit g of 32 bytes: group g
     codes = _k_nibbles(raw[:, 48:176]) | (bits.reshape(len(raw), 256) << 4)
     return codes, scale, minimum
 

@@ -21,9 +21,7 @@ class GgufMatrices:
     def __init__(self, path: Path) -> None:
         gguf = read_gguf(path)
         family = FAMILIES.get(gguf.architecture)
-        matched = (
-            matched_tensors(gguf, expected_tensors(gguf, family, ModelShape.of(gguf))) if family else []
-        )
+        matched = matched_tensors(gguf, expected_tensors(gguf, family, ModelShape.of(gguf))) if family else []
         self._tensors = {target.name: (tensor, target) for tensor, target in matched}
         self._data = np.memmap(path, dtype=np.uint8, mode="r")
 
@@ -45,7 +43,9 @@ class GgufMatrices:
 def bits(path: Path) -> float:
     """Bits a weight that the file's matrices take on average."""
     matrices = [tensor for tensor in read_gguf(path).tensors.values() if len(tensor.shape) > 1]
-    num_weights = sum(tensor.num_bytes // tensor.type.block_bytes * tensor.type.block_size for tensor in matrices)
+    num_weights = sum(
+        tensor.num_bytes // tensor.type.block_bytes * tensor.type.block_size for tensor in matrices
+    )
     return 8 * sum(tensor.num_bytes for tensor in matrices) / num_weights
 
 

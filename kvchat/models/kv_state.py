@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from transformers.cache_utils import Cache, DynamicCache
-
-from kvchat.models.arena_layers import ArenaLayer, arena_layers
-
-GROWTH_TOKENS = 4096
-"""How far the arena grows at a time where memory can't be reserved without being used (on a GPU)."""
+if TYPE_CHECKING:
+    import torch
 
 
 class KVState(Protocol):
@@ -19,10 +14,6 @@ class KVState(Protocol):
 
     tokens: list[int]
     """The token ids whose state is held, in order. The state never says more than it holds."""
-
-    @property
-    def cache(self) -> Cache:
-        """What goes into a forward as `past_key_values`."""
 
     @property
     def planes(self) -> list[torch.Tensor]:
@@ -73,42 +64,17 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return low
 
 
-class Arena:
-    """One contiguous K and V buffer a layer, [1, kv_heads, capacity, head_dim], written in place.
+class Divisible:
+    """What every state has in common that may be cut back to any length: what lies behind `tokens` does not count."""
 
-    A forward writes behind `tokens`; only `advance` makes what it wrote count, so that an exception in the middle of
-    a forward leaves the KV of exactly `tokens`. On a CPU the whole capacity is reserved at the first forward: pages
-    that are never touched cost nothing. Sliding layers keep their whole history and show the model its window.
-    """
+    is_divisible = True
 
-    def __init__(self, config: Any, *, capacity: int, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.capacity = capacity
-        self.allocated = capacity if device.type == "cpu" else 0
-        self._cache = Cache(layers=arena_layers(self, DynamicCache(config=config).layers))
-
-    @property
-    def cache(self) -> Cache:
-        return self._cache
-
-    @property
-    def is_divisible(self) -> bool:
-        return True
-
-    @property
-    def planes(self) -> list[torch.Tensor]:
-        return [plane for layer in self.layers for plane in layer.planes]
 
     @property
     def states(self) -> list[torch.Tensor]:
         return []
-
-    @property
-    def layers(self) -> list[ArenaLayer]:
-        """The layers with buffers; they have them from the first forward on."""
-        return [
-            layer for layer in self._cache.layers if isinstance(layer, ArenaLayer) and layer.is_initialized
-        ]
 
     @property
     def taken(self) -> Mapping[int, list[torch.Tensor]]:
@@ -132,64 +98,3 @@ class Arena:
 
     def lose(self) -> None:
         """What a forward wrote behind `tokens` does not count."""
-
-    def reserve(self, num_tokens: int) -> None:
-        assert num_tokens <= self.capacity, f"{num_tokens} tokens in an arena of {self.capacity}"
-        if num_tokens <= self.allocated:
-            return
-        steps = -(-num_tokens // GROWTH_TOKENS)
-        self.allocated = min(self.capacity, steps * GROWTH_TOKENS)
-        for layer in self.layers:
-            layer.grow()
-
-
-class Recomputed:
-    """The state of a model whose cache can't be cut back: every prompt is computed anew, in one forward."""
-
-    def __init__(self, config: Any) -> None:
-        self.tokens: list[int] = []
-        self._config = config
-        self._cache = DynamicCache(config=config)
-
-    @property
-    def cache(self) -> Cache:
-        return self._cache
-
-    @property
-    def is_divisible(self) -> bool:
-        return False
-
-    @property
-    def planes(self) -> list[torch.Tensor]:
-        return []
-
-    @property
-    def states(self) -> list[torch.Tensor]:
-        return []
-
-    @property
-    def taken(self) -> Mapping[int, list[torch.Tensor]]:
-        return {}
-
-    def keepable(self, num_tokens: int) -> int:
-        return 0
-
-    def keep(self, num_tokens: int) -> int:
-        self.tokens.clear()
-        self._cache = DynamicCache(config=self._config)
-        return 0
-
-    def advance(self, tokens: Sequence[int]) -> None:
-        self.tokens.extend(tokens)
-
-    def take(self) -> None:
-        """There is no way back."""
-
-    def drop(self, length: int) -> None:
-        """There is none."""
-
-    def lose(self) -> None:
-        self.keep(0)
-
-    def reserve(self, num_tokens: int) -> None:
-        """Grows by itself."""

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F
 
 from kvchat.models.flash import attend
+from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
 from kvchat.models.quantize import Projection
+from kvchat.models.reuse import ReuseRule
 
 _POSITIONS_AT_ONCE = 1024
 
@@ -47,28 +49,17 @@ class LeanWeights:
     head: Projection
 
 
-class LeanState:
+class LeanState(Divisible):
     """The arena of one conversation: K and V of every layer, each [kv_heads, capacity, head_dim].
 
     The whole context is reserved at once: pages that are never touched cost nothing.
     """
 
-    is_divisible = True
-
     def __init__(self, shape: LeanShape, capacity: int, dtype: torch.dtype) -> None:
-        self.tokens: list[int] = []
+        super().__init__()
         self.capacity = capacity
         size = (shape.kv_heads, capacity, shape.head_dim)
         self.planes = [torch.empty(size, dtype=dtype) for _ in range(2 * shape.layers)]
-
-    def keep(self, num_tokens: int) -> int:
-        """Forget all but the first `num_tokens`; returns how many are held."""
-        del self.tokens[num_tokens:]
-        return len(self.tokens)
-
-    def advance(self, tokens: Sequence[int]) -> None:
-        """A forward over `tokens` went through: their KV counts from now on."""
-        self.tokens.extend(tokens)
 
     def reserve(self, num_tokens: int) -> None:
         """There is room for the whole context already."""
@@ -83,21 +74,24 @@ class LeanNetwork:
         self.weights = weights
         self._rotations = _Rotations(shape.inverse_frequencies(), weights.embedding.dtype)
 
-    def new_state(self, capacity: int) -> LeanState:
-        """An empty arena for `capacity` tokens."""
+    def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
+        """An empty arena for `capacity` tokens; every rule is kept by it."""
         return LeanState(self.shape, capacity, self.weights.embedding.dtype)
 
-    def logits(self, tokens: Sequence[int], state: LeanState, num_logits: int) -> torch.Tensor:
+    def logits(
+        self, tokens: Sequence[int], state: KVState, num_logits: int, *, restarts: bool = False
+    ) -> torch.Tensor:
         """Logits of the last `num_logits` of `tokens` behind what `state` holds, [num_logits, vocab] in float32.
 
         K and V of `tokens` stand in the arena afterwards, and count once `state.advance` says so.
         """
+        assert isinstance(state, LeanState) and not restarts
         start, epsilon = len(state.tokens), self.shape.norm_epsilon
         x = self.weights.embedding[torch.tensor(tokens)]
         cos, sin = self._rotations.at(start, len(tokens))
         for index, layer in enumerate(self.weights.layers):
             normed = _norm(x, layer.attention_norm, epsilon)
-            planes = state.planes[2 * index], state.planes[2 * index + 1]
+            planes = state.planes[2 * index], state.planes[2 * index + 1]  # [kv_heads, capacity, head_dim]
             x = x + layer.out(self._attention(layer, normed, cos, sin, planes, start))
             normed = _norm(x, layer.feed_forward_norm, epsilon)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
@@ -159,7 +153,11 @@ class LeanNetwork:
     def _norms(self) -> list[torch.Tensor]:
         layers = self.weights.layers
         norms = [norm for layer in layers for norm in (layer.attention_norm, layer.feed_forward_norm)]
-        return [*norms, *(layer.head_norm for layer in layers if layer.head_norm is not None), self.weights.norm]
+        return [
+            *norms,
+            *(layer.head_norm for layer in layers if layer.head_norm is not None),
+            self.weights.norm,
+        ]
 
     def _projections(self) -> list[Projection]:
         of_layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.weights.layers]

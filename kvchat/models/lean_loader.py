@@ -22,12 +22,12 @@ from kvchat.models.quantize import (
     Integers,
     Plane,
     Projection,
-    WeightsMode,
     dequantize,
     fits,
     planes,
     quantize,
 )
+from kvchat.models.weights import WeightsMode
 
 FORMAT_VERSION = 1
 """Rises when what stands in a packed file changes."""
@@ -257,7 +257,7 @@ def _write(home: PackedHome, mode: WeightsMode, path: Path, tensors: dict[str, t
     os.close(descriptor)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        with open(temporary, "rb") as file:
+        with Path(temporary).open("rb") as file:
             os.fsync(file.fileno())
         home.clear(mode.value)
         Path(temporary).replace(path)

@@ -81,7 +81,13 @@ def lean_shape(config: Mapping[str, Any]) -> LeanShape | None:
         None if family.own_head_dim else config["hidden_size"] // config["num_attention_heads"]
     )
     rotates = _rotates(config, family, layers)
-    if epsilon is None or head_dim is None or head_dim % 2 or rotates is None or not _is_plain(config, family):
+    if (
+        epsilon is None
+        or head_dim is None
+        or head_dim % 2
+        or rotates is None
+        or not _is_plain(config, family)
+    ):
         return None
     return LeanShape(
         family=family,

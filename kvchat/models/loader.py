@@ -1,177 +1,104 @@
-"""Files -> LoadedModel: the weights on their device, ready for forwards. Knows no conversation and no engine."""
+"""Files -> LoadedModel: chooses device, dtype, weights and network. Knows no conversation and no engine."""
 
 from __future__ import annotations
 
-import inspect
-import logging
-import warnings
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from kvchat.errors import ModelUnavailableError, OutOfMemoryError
-from kvchat.models import attention
-from kvchat.models.kv_state import Arena, KVState, Recomputed
-from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
-from kvchat.models.snapshots import Snapshots
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError, UsageError
+from kvchat.models import flash
+from kvchat.models.gguf_matrices import bits
+from kvchat.models.lean_loader import Checkpoint, PackedHome, load_integers, load_native, names_fit
+from kvchat.models.lean_shape import LeanShape, lean_shape
+from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.quantize import why_no_integers
+from kvchat.models.reuse import BLOCKS
+from kvchat.models.weights import Weights, WeightsMode
 
-DEFAULT_CONTEXT = 4096
-"""Context in tokens of a model that does not say its own."""
-
-_UNFOLLOWABLE = frozenset(("cpmant", "reformer", "xlm", "xlnet"))
-"""Families whose logits change with what follows, or that take prompts of certain lengths alone."""
-_COUNT_FROM_PADDING = frozenset(
-    ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
-)
-"""Families whose first position is not 0; they work out their positions themselves."""
-_LOG = logging.getLogger(__name__)
+_INT4_BITS = 6.0
+"""A GGUF of fewer bits a weight than this on average is one of 4 bits, with a few matrices of more."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A causal language model on its device. `context` in tokens; `eos_ids` end a turn."""
+class Wanted:
+    """How a model is to be run; `auto` is chosen by what the machine does well, `context` None is the model's own."""
 
-    name: str
-    model: Any
-    device: torch.device
-    dtype: torch.dtype
-    context: int
-    rule: ReuseRule
-    eos_ids: frozenset[int]
-    generation_defaults: dict[str, Any]
-    cache_argument: str
-    takes_positions: bool
-    takes_logits_to_keep: bool
-
-    @property
-    def architecture(self) -> str:
-        """The family's name in transformers, such as `llama`."""
-        return str(self.model.config.model_type)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(item.numel() * item.element_size() for item in self.model.parameters())
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids that the model can score."""
-        return int(self.model.config.get_text_config().vocab_size)
-
-    def new_state(self) -> KVState:
-        """Empty KV for one conversation."""
-        config = self.model.config
-        if self.rule.policy is ReusePolicy.NONE:
-            return Recomputed(config)
-        kind = Arena if self.rule.policy is ReusePolicy.BLOCKS else Snapshots
-        return kind(config, capacity=self.context, device=self.device)
-
-    def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
-        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
-
-        `state` holds them too afterwards; after an exception it says what it still holds.
-        """
-        return self.logits(tokens, state, 1)[0]
-
-    def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
-        """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
-        state.reserve(len(state.tokens) + len(tokens))
-        arguments = self._arguments(tokens, state)
-        if self.takes_logits_to_keep:
-            arguments["logits_to_keep"] = num_logits
-        try:
-            with torch.inference_mode():
-                logits: torch.Tensor = self.model(**arguments).logits[0, -num_logits:].float()
-        except BaseException:
-            state.lose()
-            raise
-        state.advance(tokens)
-        return logits
-
-    def _arguments(self, tokens: Sequence[int], state: KVState) -> dict[str, Any]:
-        """What a forward over `tokens` is given; where nothing can be continued, all that `state` holds before them."""
-        restarts = self.rule.continuation is Continuation.RESTART
-        start = 0 if restarts else len(state.tokens)
-        given = [*state.tokens, *tokens] if restarts else list(tokens)
-        arguments: dict[str, Any] = {"input_ids": torch.tensor([given], device=self.device)}
-        if not restarts:
-            arguments |= {self.cache_argument: state.cache, "use_cache": True}
-        if self.takes_positions:
-            arguments["position_ids"] = torch.arange(start, start + len(given), device=self.device)[None]
-        return arguments
+    dtype: str = "auto"
+    device: str = "auto"
+    weights: str = "auto"
+    context: int | None = None
+    trust_remote_code: bool = False
 
 
 def load_model(
-    folder: Path, *, name: str, dtype: str = "auto", device: str = "auto", context: int | None = None,
-    trust_remote_code: bool = False,
-) -> LoadedModel:  # fmt: skip
-    """The model of a local folder. Raises ModelUnavailableError and OutOfMemoryError, each with its remedy."""
-    _quiet_transformers()
-    target = choose_device(device)
-    number_type = choose_dtype(dtype, target)
-    config = _read_config(folder, name, trust_remote_code)
-    _check_memory(folder, name, number_type, target)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    folder: Path, *, name: str, wanted: Wanted = Wanted(), gguf: Path | None = None, root: Path | None = None
+) -> LoadedModel:
+    """The model of a local folder. Raises ModelUnavailableError, OutOfMemoryError and UsageError, with their remedies.
+
+    `gguf` is the file that the folder was imported from: its integers are used as they are. Integers that are made are
+    kept under the models' `root`.
+    """
+    device = choose_device(wanted.device)
+    dtype = choose_dtype(wanted.dtype, device)
+    _check_memory(folder, name, dtype, device)
+    found = None if wanted.trust_remote_code or device.type != "cpu" else _lean(folder)
+    if found is None:
+        from kvchat.models.stock_loader import (
+            load_stock,  # transformers alone takes longer to import than a model
+        )
+
+        return load_stock(
             folder,
-            config=config,
-            dtype=number_type,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            name=name,
+            dtype=dtype,
+            device=device,
+            context=wanted.context,
+            trust_remote_code=wanted.trust_remote_code,
         )
-        model = model.to(target).eval()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"{name} does not fit on {target}", "take a smaller model, --dtype bfloat16 or --device cpu"
-        ) from error
-    except Exception as error:  # a model's own code may raise anything
-        raise ModelUnavailableError(
-            f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
-        ) from error
-    attention.enable(model)
-    return describe(model, name=name, context=context)
-
-
-def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
-    """What the engine needs to know about a transformers model. Raises ModelUnavailableError for no text generator."""
-    if model.config.model_type in _UNFOLLOWABLE or _reads_ahead(model):
-        raise ModelUnavailableError(
-            f"{name}: a {model.config.model_type} model does not write from left to right",
-            "take a causal language model",
-        )
-    accepted = inspect.signature(model.forward).parameters
-    own_context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
-    defaults = model.generation_config
+    shape, checkpoint = found
+    weights = choose_weights(wanted.weights, device=device, dtype=dtype, gguf=gguf)
+    if weights.mode is WeightsMode.NATIVE:
+        network = load_native(shape, checkpoint, dtype)
+    else:
+        home = PackedHome.of(root, folder) if root else None
+        network = load_integers(shape, checkpoint, weights.mode, gguf=gguf, home=home)
+    defaults = _read_json(folder / "generation_config.json")
+    config = _read_json(folder / "config.json")
     return LoadedModel(
         name=name,
-        model=model,
-        device=model.device,
-        dtype=model.dtype,
-        context=min(context or own_context, own_context),
-        rule=reuse_rule(model),
-        eos_ids=frozenset(
-            _id_list(defaults.eos_token_id) or _id_list(getattr(model.config, "eos_token_id", None))
-        ),
-        generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
-        cache_argument=cache_argument(model) or "",
-        takes_positions="position_ids" in accepted and model.config.model_type not in _COUNT_FROM_PADDING,
-        takes_logits_to_keep="logits_to_keep" in accepted,
+        architecture=str(config["model_type"]),
+        network=network,
+        device=device,
+        dtype=dtype,
+        context=min(wanted.context or shape.context, shape.context),
+        vocab_size=shape.vocabulary,
+        rule=BLOCKS,
+        eos_ids=frozenset(id_list(defaults.get("eos_token_id")) or id_list(config.get("eos_token_id"))),
+        generation_defaults={key: value for key, value in defaults.items() if value is not None},
+        weights=weights,
     )
 
 
-def _reads_ahead(model: Any) -> bool:
-    """Whether a token's logits depend on what follows it; asked of those alone whose config knows of both."""
-    if not hasattr(model.config, "is_decoder"):
-        return False
-    ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)
-    with torch.inference_mode():
-        one, other = model(input_ids=ids).logits[:, 1].float()
-    return not torch.allclose(one, other, atol=1e-3)
+def choose_weights(wanted: str, *, device: torch.device, dtype: torch.dtype, gguf: Path | None) -> Weights:
+    """`auto` is integers where the device has a kernel for them: a GGUF's own, else 8 bits. Raises UsageError for
+    integers that were asked for and can't be."""
+    if wanted == WeightsMode.NATIVE.value:
+        return Weights(WeightsMode.NATIVE, "asked for")
+    obstacle = why_no_integers(device, dtype)
+    if wanted != "auto":
+        if obstacle:
+            raise UsageError(f"--weights {wanted} can't be used: {obstacle}", "take --weights auto")
+        return Weights(WeightsMode(wanted), "asked for", is_own=gguf is not None)
+    if obstacle:
+        return Weights(WeightsMode.NATIVE, obstacle)
+    if gguf is None or bits(gguf) > 8 * 1.5:
+        return Weights(WeightsMode.INT8, "decoding reads half the bytes of bfloat16")
+    mode = WeightsMode.INT4 if bits(gguf) < _INT4_BITS else WeightsMode.INT8
+    return Weights(mode, "the GGUF's own integers", is_own=True)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -200,27 +127,25 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+def _lean(folder: Path) -> tuple[LeanShape, Checkpoint] | None:
+    """What our own network needs, if the folder's model is one that it surely runs right."""
     try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # transformers checks configs with errors of many kinds
-        if "trust_remote_code" in str(error):
-            what, remedy = "needs code of its own", "if you trust its authors, add --trust-remote-code"
-        elif "not recognize" in str(error):
-            what, remedy = "unknown architecture", "upgrade kvchat, or take another model"
-        else:
-            what, remedy = "its config.json can't be used", "fetch it again, or take another model"
-        raise ModelUnavailableError(f"{name}: {what}: {_first_line(error)}", remedy) from error
-    if config.model_type not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        mapped = getattr(config, "auto_map", None) or {}
-        if not (trust_remote_code and "AutoModelForCausalLM" in mapped):
-            raise ModelUnavailableError(
-                f"{name}: the architecture {config.model_type!r} is no text generator that transformers knows",
-                "take a causal language model",
-            )
-    return config
+        config = _read_json(folder / "config.json")
+        shape = lean_shape(config) if flash.HAS_CPU_FLASH else None
+        checkpoint = Checkpoint(folder) if shape else None
+    except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
+        return None
+    if shape is None or checkpoint is None or not names_fit(shape, checkpoint.names):
+        return None
+    return shape, checkpoint
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
 
 
 def _check_memory(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -242,20 +167,3 @@ def _free_bytes(device: torch.device) -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields["MemAvailable"].split()[0]) * 1024
-
-
-def _id_list(ids: int | Sequence[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else list(ids)
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
-
-
-def _quiet_transformers() -> None:
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"transformers\..*")

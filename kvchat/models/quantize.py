@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F
+
+from kvchat.models.weights import WeightsMode
 
 GROUP = 32
 """Weights of one row that share a scale."""
@@ -20,14 +21,6 @@ MAX_ROWS = 14
 """With more rows than this the product in bfloat16 is sooner done. Measured."""
 _ROWS_MULTIPLE = 64  # what the kernel takes in its fast form
 _NIBBLE = 16
-
-
-class WeightsMode(StrEnum):
-    """What decoding reads: the weights as they are, or their integers of 8 or 4 bits."""
-
-    NATIVE = "native"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,6 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from transformers.cache_utils import get_layer_types_and_kwargs
-
 
 class ReusePolicy(StrEnum):
     """`blocks`: KV can be cut at any token and put together again. `snapshots`: the state can be kept and taken up
@@ -108,6 +106,10 @@ def reuse_rule(model: Any) -> ReuseRule:
     """What is declared for a loaded transformers model; whatever is not known gets the weakest rule that fits."""
     if cache_argument(model) is None:
         return RESTART
+    from transformers.cache_utils import (
+        get_layer_types_and_kwargs,  # not for models that do without transformers
+    )
+
     config = model.config.get_text_config(decoder=True)
     named = next((FAMILIES[name] for name in _names(model.config) if name in FAMILIES), None)
     layer_types = set(get_layer_types_and_kwargs(config)[0])

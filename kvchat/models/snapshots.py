@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
-from kvchat.models.kv_state import Arena
+from kvchat.models.arena import Arena
 
 TAKEN_BYTES = 256 * 2**20
 """What snapshots may take that were taken and are not stored yet; the newest is kept whatever it takes."""

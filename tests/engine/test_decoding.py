@@ -10,7 +10,7 @@ from kvchat.engine.pacing import Fixed
 from kvchat.engine.request import Finish, Finished, Request, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.engine.speculation import Drafts, Speculation
-from kvchat.models.loader import LoadedModel
+from kvchat.models.loaded import LoadedModel
 from tests.tiny import random_tokens, tiny_model
 
 PROMPT = random_tokens(37)

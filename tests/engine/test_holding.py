@@ -15,7 +15,7 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.holding import next_stop
 from kvchat.engine.request import Finish, Finished, Request, Token
-from kvchat.models.loader import LoadedModel
+from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import BLOCKS, SNAPSHOTS, STEPS, Continuation, ReusePolicy, ReuseRule
 from tests.engine.test_engine import Breaks
 from tests.tiny import random_tokens, tiny_model

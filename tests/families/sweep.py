@@ -15,7 +15,7 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finished, Request, Token
 from kvchat.models.kv_state import KVState
-from kvchat.models.loader import LoadedModel
+from kvchat.models.loaded import LoadedModel
 from tests.families.shrink import WINDOW, random_tokens
 
 Plain = Callable[[list[int]], torch.Tensor]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from kvchat.models import attention
-from kvchat.models.loader import LoadedModel, describe
+from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import SNAPSHOTS, Continuation, ReusePolicy
+from kvchat.models.stock import describe
 from tests.families.shrink import WINDOW, random_tokens, tiny_random_model
 from tests.families.sweep import MESSAGE, TOLERANCE, Journey, plain_logits
 from tests.families.zoo import ZOO

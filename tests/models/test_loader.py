@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.kv_state import Arena, Recomputed, common_prefix
-from kvchat.models.loader import choose_device, choose_dtype, describe, load_model
+from kvchat.models.arena import Arena, Recomputed
+from kvchat.models.kv_state import common_prefix
+from kvchat.models.loader import Wanted, choose_device, choose_dtype, load_model
 from kvchat.models.reuse import ReusePolicy
 from kvchat.models.snapshots import Snapshots
+from kvchat.models.stock import describe
 from tests.families import shrink as families
 from tests.families.shrink import tiny_random_model
 from tests.families.sweep import plain_logits
@@ -20,7 +22,7 @@ from tests.tiny import tiny_folder, tiny_model
 def test_a_folder_becomes_a_model_in_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     for dtype in ("float32", "bfloat16"):
-        loaded = load_model(folder, name="tiny", dtype=dtype)
+        loaded = load_model(folder, name="tiny", wanted=Wanted(dtype=dtype))
         assert loaded.dtype == getattr(torch, dtype)
         assert loaded.context == 512
         assert loaded.eos_ids == {1}
@@ -29,8 +31,8 @@ def test_a_folder_becomes_a_model_in_the_dtype_that_was_asked_for(tmp_path: Path
 
 def test_the_context_can_be_made_smaller_and_never_larger_than_the_models_own(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
-    assert load_model(folder, name="tiny", context=100).context == 100
-    assert load_model(folder, name="tiny", context=10_000).context == 512
+    assert load_model(folder, name="tiny", wanted=Wanted(context=100)).context == 100
+    assert load_model(folder, name="tiny", wanted=Wanted(context=10_000)).context == 512
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""A loaded model as the engine sees it: token ids and a state in, logits out. Knows no files and no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from kvchat.models.kv_state import KVState
+from kvchat.models.reuse import Continuation, ReuseRule
+from kvchat.models.weights import NATIVE, Weights
+
+
+class Network(Protocol):
+    """The forward pass: transformers' own modules, or our lean ones for llama-like models on a CPU."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the model."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights that are held."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads."""
+
+    def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
+        """Empty KV for one conversation of up to `capacity` tokens, kept as `rule` allows."""
+
+    def logits(
+        self, tokens: Sequence[int], state: KVState, num_logits: int, *, restarts: bool
+    ) -> torch.Tensor:
+        """Logits of the last `num_logits` of `tokens` behind `state`, [num_logits, vocab] in float32.
+
+        With `restarts` all that `state` holds is computed again before them.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal language model on its device. `context` in tokens; `eos_ids` end a turn."""
+
+    name: str
+    architecture: str
+    network: Network
+    device: torch.device
+    dtype: torch.dtype
+    context: int
+    vocab_size: int
+    rule: ReuseRule
+    eos_ids: frozenset[int]
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+    weights: Weights = NATIVE
+
+    @property
+    def model(self) -> Any:
+        """transformers' model, where it is one."""
+        return self.network.model  # type: ignore[attr-defined]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.network.num_bytes
+
+    def new_state(self) -> KVState:
+        """Empty KV for one conversation."""
+        return self.network.new_state(self.rule, self.context)
+
+    def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
+        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
+
+        `state` holds them too afterwards; after an exception it says what it still holds.
+        """
+        return self.logits(tokens, state, 1)[0]
+
+    def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
+        """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
+        state.reserve(len(state.tokens) + len(tokens))
+        restarts = self.rule.continuation is Continuation.RESTART
+        try:
+            with torch.inference_mode():
+                logits = self.network.logits(tokens, state, num_logits, restarts=restarts)
+        except BaseException:
+            state.lose()
+            raise
+        state.advance(tokens)
+        return logits
+
+
+def id_list(ids: int | Sequence[int] | None) -> list[int]:
+    """Token ids as a config states them: none, one or several."""
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)

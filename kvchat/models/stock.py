@@ -1,0 +1,127 @@
+"""Models that run on transformers' own modules: every family, every device. Knows no files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvchat.errors import ModelUnavailableError
+from kvchat.models.arena import Arena, Recomputed
+from kvchat.models.kv_state import KVState
+from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.reuse import ReusePolicy, ReuseRule, cache_argument, reuse_rule
+from kvchat.models.snapshots import Snapshots
+
+DEFAULT_CONTEXT = 4096
+"""Context in tokens of a model that does not say its own."""
+
+_UNFOLLOWABLE = frozenset(("cpmant", "reformer", "xlm", "xlnet"))
+"""Families whose logits change with what follows, or that take prompts of certain lengths alone."""
+_COUNT_FROM_PADDING = frozenset(
+    ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+)
+"""Families whose first position is not 0; they work out their positions themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class StockNetwork:
+    """A transformers model and which arguments its forward takes."""
+
+    model: Any
+    cache_argument: str
+    takes_positions: bool
+    takes_logits_to_keep: bool
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(item.numel() * item.element_size() for item in self.model.parameters())
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads: all but an embedding that is no head too."""
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if embedding is None or (head is not None and head.weight is embedding.weight):
+            return self.num_bytes
+        return self.num_bytes - sum(item.numel() * item.element_size() for item in embedding.parameters())
+
+    def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
+        """Empty KV for one conversation of up to `capacity` tokens."""
+        config = self.model.config
+        if rule.policy is ReusePolicy.NONE:
+            return Recomputed(config)
+        kind = Arena if rule.policy is ReusePolicy.BLOCKS else Snapshots
+        return kind(config, capacity=capacity, device=self.model.device)
+
+    def logits(
+        self, tokens: Sequence[int], state: KVState, num_logits: int, *, restarts: bool
+    ) -> torch.Tensor:
+        """Logits of the last `num_logits` of `tokens` behind `state`, [num_logits, vocab] in float32."""
+        arguments = self._arguments(tokens, state, restarts)
+        if self.takes_logits_to_keep:
+            arguments["logits_to_keep"] = num_logits
+        logits: torch.Tensor = self.model(**arguments).logits[0, -num_logits:].float()
+        return logits
+
+    def _arguments(self, tokens: Sequence[int], state: KVState, restarts: bool) -> dict[str, Any]:
+        """What a forward over `tokens` is given; where nothing can be continued, all that `state` holds before them."""
+        start = 0 if restarts else len(state.tokens)
+        given = [*state.tokens, *tokens] if restarts else list(tokens)
+        device = self.model.device
+        arguments: dict[str, Any] = {"input_ids": torch.tensor([given], device=device)}
+        if not restarts:
+            assert isinstance(state, Arena | Recomputed)
+            arguments |= {self.cache_argument: state.cache, "use_cache": True}
+        if self.takes_positions:
+            arguments["position_ids"] = torch.arange(start, start + len(given), device=device)[None]
+        return arguments
+
+
+def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
+    """What the engine needs to know about a transformers model. Raises ModelUnavailableError for no text generator."""
+    if model.config.model_type in _UNFOLLOWABLE or _reads_ahead(model):
+        raise ModelUnavailableError(
+            f"{name}: a {model.config.model_type} model does not write from left to right",
+            "take a causal language model",
+        )
+    accepted = inspect.signature(model.forward).parameters
+    own_context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+    defaults = model.generation_config
+    return LoadedModel(
+        name=name,
+        architecture=str(model.config.model_type),
+        network=StockNetwork(
+            model,
+            cache_argument=cache_argument(model) or "",
+            takes_positions="position_ids" in accepted and model.config.model_type not in _COUNT_FROM_PADDING,
+            takes_logits_to_keep="logits_to_keep" in accepted,
+        ),
+        device=model.device,
+        dtype=model.dtype,
+        context=min(context or own_context, own_context),
+        vocab_size=int(model.config.get_text_config().vocab_size),
+        rule=reuse_rule(model),
+        eos_ids=frozenset(
+            id_list(defaults.eos_token_id) or id_list(getattr(model.config, "eos_token_id", None))
+        ),
+        generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
+    )
+
+
+def _reads_ahead(model: Any) -> bool:
+    """Whether a token's logits depend on what follows it; asked of those alone whose config knows of both."""
+    if not hasattr(model.config, "is_decoder"):
+        return False
+    ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)
+    with torch.inference_mode():
+        one, other = model(input_ids=ids).logits[:, 1].float()
+    return not torch.allclose(one, other, atol=1e-3)

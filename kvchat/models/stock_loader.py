@@ -1,0 +1,78 @@
+"""Files -> a model on transformers' own modules. The only place that reads weights through transformers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError
+from kvchat.models import attention
+from kvchat.models.loaded import LoadedModel
+from kvchat.models.stock import describe
+
+
+def load_stock(
+    folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, context: int | None,
+    trust_remote_code: bool,
+) -> LoadedModel:  # fmt: skip
+    """The model of a local folder, whatever its family. Raises ModelUnavailableError and OutOfMemoryError."""
+    _quiet_transformers()
+    config = _read_config(folder, name, trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+        model = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"{name} does not fit on {device}", "take a smaller model, --dtype bfloat16 or --device cpu"
+        ) from error
+    except Exception as error:  # a model's own code may raise anything
+        raise ModelUnavailableError(
+            f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
+        ) from error
+    attention.enable(model)
+    return describe(model, name=name, context=context)
+
+
+def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers checks configs with errors of many kinds
+        if "trust_remote_code" in str(error):
+            what, remedy = "needs code of its own", "if you trust its authors, add --trust-remote-code"
+        elif "not recognize" in str(error):
+            what, remedy = "unknown architecture", "upgrade kvchat, or take another model"
+        else:
+            what, remedy = "its config.json can't be used", "fetch it again, or take another model"
+        raise ModelUnavailableError(f"{name}: {what}: {_first_line(error)}", remedy) from error
+    if config.model_type not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        mapped = getattr(config, "auto_map", None) or {}
+        if not (trust_remote_code and "AutoModelForCausalLM" in mapped):
+            raise ModelUnavailableError(
+                f"{name}: the architecture {config.model_type!r} is no text generator that transformers knows",
+                "take a causal language model",
+            )
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def _quiet_transformers() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"transformers\..*")
