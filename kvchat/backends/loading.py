@@ -57,14 +57,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
     wanted = config.model
-    model = load_model(
-        files.folder,
-        name=files.name,
-        dtype=wanted.dtype,
-        device=wanted.device,
-        context=wanted.context,
-        trust_remote_code=wanted.trust_remote_code,
-    )
+    model = load_model(files.folder, wanted, name=files.name)
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
         raise ModelUnavailableError(

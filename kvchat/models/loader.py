@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,17 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
+from kvchat.models.device import (
+    check_memory,
+    choose_device,
+    choose_dtype,
+    free_bytes,
+    is_out_of_memory,
+    memory_need,
+)
 from kvchat.models.kv_state import Arena, KVState, Recomputed
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
 from kvchat.models.snapshots import Snapshots
@@ -107,34 +116,41 @@ class LoadedModel:
 
 
 def load_model(
-    folder: Path, *, name: str, dtype: str = "auto", device: str = "auto", context: int | None = None,
-    trust_remote_code: bool = False,
-) -> LoadedModel:  # fmt: skip
-    """The model of a local folder. Raises ModelUnavailableError and OutOfMemoryError, each with its remedy."""
+    folder: Path,
+    settings: ModelConfig,
+    *,
+    name: str | None = None,
+    free_bytes: Callable[[torch.device], int | None] = free_bytes,
+) -> LoadedModel:
+    """The model of a local folder, run as `settings` say; `name` is what it is called, if not as it is there.
+
+    Weights that don't fit into the device's `free_bytes` are not touched. Raises ModelUnavailableError and
+    OutOfMemoryError, each with its remedy.
+    """
     _quiet_transformers()
-    target = choose_device(device)
-    number_type = choose_dtype(dtype, target)
-    config = _read_config(folder, name, trust_remote_code)
-    _check_memory(folder, name, number_type, target)
+    name = name or settings.name
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    config = _read_config(folder, name, settings.trust_remote_code)
+    need = memory_need(folder, config, dtype)
+    check_memory(name, need, free_bytes(device), device=device, context=settings.context)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=number_type,
+            dtype=dtype,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=settings.trust_remote_code,
         )
-        model = model.to(target).eval()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"{name} does not fit on {target}", "take a smaller model, --dtype bfloat16 or --device cpu"
-        ) from error
+        model = model.to(device).eval()
     except Exception as error:  # a model's own code may raise anything
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"{name} does not fit on {device}", "take a smaller model") from error
         raise ModelUnavailableError(
             f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
         ) from error
     attention.enable(model)
-    return describe(model, name=name, context=context)
+    return describe(model, name=name, context=settings.context)
 
 
 def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
@@ -174,32 +190,6 @@ def _reads_ahead(model: Any) -> bool:
     return not torch.allclose(one, other, atol=1e-3)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then CPU. Raises ModelUnavailableError for one that is not there."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
-    if not present[wanted]:
-        raise ModelUnavailableError(
-            f"this machine has no {wanted} device that torch can use", "take --device auto"
-        )
-    return torch.device(wanted)
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, float16 on MPS, else float32."""
-    if wanted != "auto":
-        chosen = getattr(torch, wanted)
-        assert isinstance(chosen, torch.dtype)
-        return chosen
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "mps":
-        return torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
 def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(
@@ -221,27 +211,6 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
                 "take a causal language model",
             )
     return config
-
-
-def _check_memory(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> None:
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    free = _free_bytes(device)
-    if free is not None and stored > 2 * free + (1 << 30):  # even at half the stored width it could not fit
-        raise OutOfMemoryError(
-            f"{name} has {stored / 1e9:.1f} GB of weights, and {device} has {free / 1e9:.1f} GB free ({dtype})",
-            "take a smaller model",
-        )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _id_list(ids: int | Sequence[int] | None) -> list[int]:
