@@ -17,7 +17,7 @@ from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
-from kvchat.models.loader import Wanted, load_model
+from kvchat.models.loader import Origins, load_model
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
@@ -57,13 +57,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
     wanted = config.model
-    model = load_model(
-        files.folder,
-        name=files.name,
-        wanted=Wanted(wanted.dtype, wanted.device, wanted.weights, wanted.context, wanted.trust_remote_code),
-        gguf=files.gguf,
-        root=config.paths.models,
-    )
+    model = load_model(files.folder, wanted, name=files.name, origin=Origins(files.gguf, config.paths.models))
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
         raise ModelUnavailableError(

@@ -51,16 +51,16 @@ def arena_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """`query` [1, heads, new, dim] over `key` and `value` [1, kv_heads, old + new, dim] -> [1, new, heads, dim]."""
     new, total = query.shape[2], key.shape[2]
-    if mask is not None or new == total:
-        return _stock(module, query, key, value, mask, **kwargs)
+    if attention_mask is not None or new == total:
+        return _stock(module, query, key, value, attention_mask, **kwargs)
     if not _mergeable(query, key, value, kwargs):
-        mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)[None, None]
-        return _stock(module, query, key, value, mask, **kwargs)
+        visible = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+        return _stock(module, query, key, value, visible[None, None], **kwargs)
     return flash.attend(query, key, value, scale=kwargs.get("scaling")).contiguous(), None
 
 

@@ -98,7 +98,8 @@ def _nibbles(packed: _Bytes) -> _Bytes:
 
 def _fifth_bits(packed: _Bytes) -> _Bytes:
     """4 bytes -> 32 codes of 0 or 16."""
-    return np.unpackbits(np.ascontiguousarray(packed), axis=1, bitorder="little") << 4
+    bits = np.unpackbits(np.ascontiguousarray(packed), axis=1, bitorder="little")
+    return bits * np.uint8(16)
 
 
 def _k_nibbles(packed: _Bytes) -> _Bytes:

@@ -40,15 +40,6 @@ class GgufMatrices:
         return found.take_rows(_row_order(tensor.shape[0], target.interleaved_heads))
 
 
-def bits(path: Path) -> float:
-    """Bits a weight that the file's matrices take on average."""
-    matrices = [tensor for tensor in read_gguf(path).tensors.values() if len(tensor.shape) > 1]
-    num_weights = sum(
-        tensor.num_bytes // tensor.type.block_bytes * tensor.type.block_size for tensor in matrices
-    )
-    return 8 * sum(tensor.num_bytes for tensor in matrices) / num_weights
-
-
 def _row_order(num_rows: int, heads: int) -> torch.Tensor:
     """llama.cpp lays the rows of rotated pairs side by side, transformers in two halves."""
     return torch.arange(num_rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

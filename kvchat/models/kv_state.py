@@ -67,10 +67,12 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 class Divisible:
     """What every state has in common that may be cut back to any length: what lies behind `tokens` does not count."""
 
-    is_divisible = True
-
     def __init__(self) -> None:
         self.tokens: list[int] = []
+
+    @property
+    def is_divisible(self) -> bool:
+        return True
 
     @property
     def states(self) -> list[torch.Tensor]:

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from kvchat.models.flash import attend
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
 from kvchat.models.quantize import Projection
 from kvchat.models.reuse import ReuseRule
+from kvchat.models.weights import WeightsMode
 
 _POSITIONS_AT_ONCE = 1024
 
@@ -95,7 +96,7 @@ class LeanNetwork:
             x = x + layer.out(self._attention(layer, normed, cos, sin, planes, start))
             normed = _norm(x, layer.feed_forward_norm, epsilon)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
+            x = x + layer.down(functional.silu(gate) * up)
         return self.weights.head(_norm(x[-num_logits:], self.weights.norm, epsilon)).float()
 
     def _attention(
@@ -121,6 +122,12 @@ class LeanNetwork:
         query = query_key[:, : shape.heads].transpose(0, 1)[None]
         attended = attend(query, keys[None, :, :end], values[None, :, :end], scale=None)
         return attended.reshape(x.shape[0], -1)
+
+    @property
+    def mode(self) -> WeightsMode:
+        """What decoding reads, by most of its matrices."""
+        planes = sorted(len(projection.planes) for projection in self._projections())
+        return (WeightsMode.NATIVE, WeightsMode.INT4, WeightsMode.INT8)[planes[len(planes) // 2]]
 
     @property
     def num_parameters(self) -> int:

@@ -63,11 +63,17 @@ class LeanShape:
     rope: Mapping[str, Any]
     is_tied: bool | None
 
+    @property
+    def kv_numbers_per_token(self) -> int:
+        """How many numbers K and V of one token are, in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
     def inverse_frequencies(self) -> torch.Tensor:
         """Angle a position of each pair of a head's numbers, float32 [head_dim / 2] (RoPE, Su et al. 2021)."""
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
-        frequencies = 1.0 / (self.rope["rope_theta"] ** exponents)
-        return _llama3(frequencies, self.rope) if self.rope.get("rope_type") == "llama3" else frequencies
+        frequencies: torch.Tensor = 1.0 / (self.rope["rope_theta"] ** exponents)
+        scaled = self.rope["rope_type"] == "llama3"
+        return _llama3(frequencies, self.rope) if scaled else frequencies
 
 
 def lean_shape(config: Mapping[str, Any]) -> LeanShape | None:
@@ -144,4 +150,5 @@ def _llama3(frequencies: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     wavelengths = 2 * math.pi / frequencies
     smooth = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
-    return (1 - smooth) * frequencies / rope["factor"] + smooth * frequencies
+    scaled: torch.Tensor = (1 - smooth) * frequencies / rope["factor"] + smooth * frequencies
+    return scaled

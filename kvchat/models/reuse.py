@@ -87,7 +87,6 @@ FAMILIES: Mapping[str, ReuseRule] = MappingProxyType(
         "moshi": RESTART,
         "nemotron_h": SNAPSHOTS,
         "olmo_hybrid": SNAPSHOTS,
-        "prophetnet": RESTART,
         "qwen3_5_moe_text": SNAPSHOTS,
         "qwen3_5_text": SNAPSHOTS,
         "qwen3_next": SNAPSHOTS,

@@ -10,38 +10,42 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
+from kvchat.models.device import check_memory, choose_dtype, is_out_of_memory, memory_need
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.stock import describe
 
 
 def load_stock(
-    folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, context: int | None,
-    trust_remote_code: bool,
-) -> LoadedModel:  # fmt: skip
-    """The model of a local folder, whatever its family. Raises ModelUnavailableError and OutOfMemoryError."""
+    folder: Path, settings: ModelConfig, *, name: str, device: torch.device, free: int | None
+) -> LoadedModel:
+    """The model of a local folder, whatever its family, unless it does not fit into `free` bytes of `device`.
+
+    Raises ModelUnavailableError and OutOfMemoryError, each with its remedy.
+    """
     _quiet_transformers()
-    config = _read_config(folder, name, trust_remote_code)
+    dtype = choose_dtype(settings.dtype, device)
+    config = _read_config(folder, name, settings.trust_remote_code)
+    check_memory(name, memory_need(folder, config, dtype), free, device=device, context=settings.context)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=settings.trust_remote_code,
         )
         model = model.to(device).eval()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"{name} does not fit on {device}", "take a smaller model, --dtype bfloat16 or --device cpu"
-        ) from error
     except Exception as error:  # a model's own code may raise anything
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"{name} does not fit on {device}", "take a smaller model") from error
         raise ModelUnavailableError(
             f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
         ) from error
     attention.enable(model)
-    return describe(model, name=name, context=context)
+    return describe(model, name=name, context=settings.context)
 
 
 def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:

@@ -176,14 +176,9 @@ class ChatTemplate:
         return len(ids)
 
     def _protect(self, text: str, draft: _Draft) -> str:
-        """`text` with every control token in it behind a placeholder that stands for its letters."""
+        """`text`, or if there is a control token in it a placeholder that stands for its letters."""
         text = re.sub(f"[{_OPEN}{_CLOSE}{_ANSWER}]", "", text)
-        hidden = self.tokenizer.control_pattern.sub(
-            lambda found: draft.hide(self.tokenizer.encode_as_text(found[0])), text
-        )
-        if any(self.tokenizer.has_control(piece) for piece in _PLACEHOLDER.split(hidden)[::2]):
-            return draft.hide(self.tokenizer.encode_as_text(text))  # other letters that are normalized to one
-        return hidden
+        return draft.hide(self.tokenizer.encode_as_text(text)) if self.tokenizer.has_control(text) else text
 
     def _render(self, draft: _Draft, *, count: int | None = None, answering: bool = True) -> str:
         """The text of the first `count` messages, with the generation prompt if `answering`."""

@@ -63,8 +63,9 @@ class ChatTokenizer:
         return tuple(i for letter in text for i in _encode(self._plain, letter) if i not in forged)
 
     def has_control(self, text: str) -> bool:
-        """Whether `text` would be read as a control token somewhere, as it is or normalized."""
-        return not set(self.control.values()).isdisjoint(self.encode(text))
+        """Whether a control token is written in `text`, as it is or in other letters that are normalized to it."""
+        is_written = self.control_pattern.search(text) is not None
+        return is_written or not set(self.control.values()).isdisjoint(self.encode(text))
 
     @cached_property
     def _plain(self) -> Tokenizer:

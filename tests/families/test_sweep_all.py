@@ -27,8 +27,8 @@ def test_a_family_is_right_or_refused(family: str, tmp_path: Path) -> None:
         plain = plain_logits(model)
         plain([3, 4, 5])
     except Exception as error:  # whatever a config or a model's own code raises for sizes it can't take
-        record(Row(family, verdict=f"not built: {_first_line(error)}"))
-        pytest.skip(f"not built: {_first_line(error)}")
+        record(Row(family, verdict=f"not built: {_in_short(error)}"))
+        pytest.skip(f"not built: {_in_short(error)}")
     try:
         attention.enable(model)
         loaded = describe(model, name=family)
@@ -48,10 +48,10 @@ def _differences(loaded: LoadedModel, plain: Plain, folder: Path) -> dict[str, f
         way = Journey(loaded, plain, folder)
         way.run()
     except Exception as error:
-        record(Row(loaded.name, loaded.rule.policy.value, verdict=f"FAILED: {_first_line(error)}"))
+        record(Row(loaded.name, loaded.rule.policy.value, verdict=f"FAILED: {_in_short(error)}"))
         raise
     return way.differences
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:120]
+def _in_short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.arena import Arena, Recomputed
 from kvchat.models.kv_state import common_prefix
-from kvchat.models.loader import Wanted, choose_device, choose_dtype, load_model
+from kvchat.models.loader import load_model
 from kvchat.models.reuse import ReusePolicy
 from kvchat.models.snapshots import Snapshots
 from kvchat.models.stock import describe
@@ -22,7 +23,7 @@ from tests.tiny import tiny_folder, tiny_model
 def test_a_folder_becomes_a_model_in_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     for dtype in ("float32", "bfloat16"):
-        loaded = load_model(folder, name="tiny", wanted=Wanted(dtype=dtype))
+        loaded = load_model(folder, ModelConfig(name="tiny", dtype=dtype))
         assert loaded.dtype == getattr(torch, dtype)
         assert loaded.context == 512
         assert loaded.eos_ids == {1}
@@ -31,8 +32,8 @@ def test_a_folder_becomes_a_model_in_the_dtype_that_was_asked_for(tmp_path: Path
 
 def test_the_context_can_be_made_smaller_and_never_larger_than_the_models_own(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
-    assert load_model(folder, name="tiny", wanted=Wanted(context=100)).context == 100
-    assert load_model(folder, name="tiny", wanted=Wanted(context=10_000)).context == 512
+    assert load_model(folder, ModelConfig(context=100)).context == 100
+    assert load_model(folder, ModelConfig(context=10_000)).context == 512
 
 
 @pytest.mark.parametrize(
@@ -49,22 +50,8 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, damage: dict[str, obj
     config = json.loads((folder / "config.json").read_text()) | damage
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelUnavailableError, match=said) as caught:
-        load_model(folder, name="tiny")
+        load_model(folder, ModelConfig(name="tiny"))
     assert "\n" not in str(caught.value)
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(ModelUnavailableError, match="no cuda"):
-        choose_device("cuda")
-    assert choose_device("auto").type in ("cpu", "mps")
-
-
-def test_a_dtype_that_was_asked_for_is_taken_and_auto_is_one_the_device_runs() -> None:
-    cpu = torch.device("cpu")
-    assert choose_dtype("float16", cpu) is torch.float16
-    assert choose_dtype("auto", cpu) in (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize(
