@@ -52,7 +52,7 @@ class StockNetwork:
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if embedding is None or (head is not None and head.weight is embedding.weight):
             return self.num_bytes
-        unread = sum(int(item.numel() * item.element_size() for item in embedding.parameters())
+        unread = sum(int(item.numel()) * item.element_size() for item in embedding.parameters())
         return self.num_bytes - unread
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
