@@ -63,8 +63,7 @@ def _over_past(
         return _flash(query, key, value, scale=scale)
     factor = query.shape[3] ** -0.5 if scale is None else scale
     if rows <= FEW_ROWS:
-        scores = _SCRATCH.take("scores", (query.shape[1], rows, past), torch.float32)
-        scores.copy_(torch.bmm(key[0], query[0].transpose(1, 2)).transpose(1, 2)).mul_(factor)
+        scores = _scores_along_keys(query[0], key[0]).mul_(factor)
     else:
         scores = _exact_scores(query[0], key[0], factor)
     largest = scores.amax(-1)
@@ -72,6 +71,18 @@ def _over_past(
     lse = largest - scores.amax(-1).log()  # the largest share is exp(largest - lse)
     shares = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
     return torch.bmm(shares, value[0])[None], lse[None]
+
+
+def _scores_along_keys(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Products of few queries, [kv_heads, rows, keys] in float32, at the speed at which memory yields the keys.
+
+    torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost.
+    """
+    queries = query.transpose(1, 2)
+    rounded = torch.bmm(key, queries)
+    lost = torch.baddbmm(rounded, key, queries, beta=-1)
+    scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
+    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2))
 
 
 def _exact_scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:

@@ -83,14 +83,19 @@ class Checkpoint:
         """Of all tensors."""
         return {name for name in self._files if not name.endswith(_IGNORED)}
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; its values are not read."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
     def get(self, name: str) -> torch.Tensor:
         """A tensor as it is stored."""
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor
 
 
-def names_fit(shape: LeanShape, names: set[str]) -> bool:
+def is_of(shape: LeanShape, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint holds what the model's shape calls for, and nothing that it does not know."""
+    names = checkpoint.names
     needed = {_EMBEDDING, "model.norm.weight"}
     allowed = {f"{_HEAD}.weight"}
     if not (shape.is_tied or (shape.is_tied is None and f"{_HEAD}.weight" not in names)):
@@ -100,7 +105,7 @@ def names_fit(shape: LeanShape, names: set[str]) -> bool:
         matrices = [*parts.qkv, parts.out, *parts.gate_up, parts.down]
         needed |= {f"{name}.weight" for name in [*parts.norms, *matrices]}
         allowed |= {f"{name}.bias" for name in matrices}
-    return needed <= names <= needed | allowed
+    return needed <= names <= needed | allowed and _sizes_fit(shape, checkpoint)
 
 
 def load_native(shape: LeanShape, checkpoint: Checkpoint, dtype: torch.dtype) -> LeanNetwork:
@@ -159,6 +164,22 @@ class _LayerNames:
             gate_up=tuple(f"{feed_forward}.{name}" for name in gate_up),
             down=f"{feed_forward}.down_proj",
         )
+
+
+def _sizes_fit(shape: LeanShape, checkpoint: Checkpoint) -> bool:
+    heads = shape.heads + 2 * shape.kv_heads
+    sizes = {
+        "qkv": (heads * shape.head_dim, shape.hidden),
+        "out": (shape.hidden, shape.heads * shape.head_dim),
+        "gate_up": (2 * shape.feed_forward, shape.hidden),
+        "down": (shape.hidden, shape.feed_forward),
+        "head": (shape.vocabulary, shape.hidden),
+    }
+    for key, names in _projections(shape, checkpoint.names):
+        parts = [checkpoint.shape(f"{name}.weight") for name in names]
+        if (sum(part[0] for part in parts), parts[0][1]) != sizes[key.rpartition(".")[2]]:
+            return False
+    return checkpoint.shape(_EMBEDDING) == sizes["head"]
 
 
 def _projections(shape: LeanShape, names: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -22,7 +22,7 @@ from kvchat.models.device import (
     weights_bytes,
 )
 from kvchat.models.lean import LeanNetwork
-from kvchat.models.lean_loader import Checkpoint, PackedHome, load_integers, load_native, names_fit
+from kvchat.models.lean_loader import Checkpoint, PackedHome, is_of, load_integers, load_native
 from kvchat.models.lean_shape import LeanShape, lean_shape
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.quantize import INTEGER_SHARE, why_no_integers
@@ -141,7 +141,7 @@ def _lean(folder: Path) -> _Lean | None:
         found = _Lean(config, shape, Checkpoint(folder)) if shape else None
     except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
         return None
-    return found if found and names_fit(found.shape, found.checkpoint.names) else None
+    return found if found and is_of(found.shape, found.checkpoint) else None
 
 
 def _is_quantised(gguf: Path, folder: Path) -> bool:

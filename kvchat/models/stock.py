@@ -53,7 +53,7 @@ class StockNetwork:
         if embedding is None or (head is not None and head.weight is embedding.weight):
             return self.num_bytes
         unread = sum(int(item.numel()) * item.element_size() for item in embedding.parameters())
-        return self.num_bytes - unread
+        return int(self.num_bytes - unread)
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """Empty KV for one conversation of up to `capacity` tokens."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from kvchat.backends.answering import effective_options
 from kvchat.backends.base import (
@@ -52,7 +53,7 @@ def answer(backend: LocalBackend, history: Sequence[Turn], **options: object) ->
 
 
 def greedy(backend: LocalBackend, prompt: Sequence[int], count: int) -> tuple[int, ...]:
-    model = backend._worker.wait().engine.loaded.model
+    model = AutoModelForCausalLM.from_pretrained(backend.config.model.name, dtype=torch.float32)
     ids = torch.tensor([list(prompt)])
     with torch.inference_mode():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)

@@ -20,7 +20,8 @@ from kvchat.models.device import (
     kv_bytes_per_token,
     weights_bytes,
 )
-from kvchat.models.loader import describe, load_model
+from kvchat.models.loader import load_model
+from kvchat.models.stock import describe
 from tests.families.shrink import tiny_random_model
 from tests.families.zoo import ZOO
 from tests.tiny import tiny_folder
