@@ -231,7 +231,7 @@ class ModelInfo:
     """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds.
 
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
-    drops the reasoning of answers, `rewriting` changes more.
+    drops the reasoning of answers, `rewriting` changes more. `adapter` is the folder of one that is in its weights.
     """
 
     name: str
@@ -246,6 +246,7 @@ class ModelInfo:
     load_ms: float
     defaults: Options = field(default_factory=Options)
     template: str = "append-safe"
+    adapter: str = ""
 
 
 CacheTotals = CacheStats

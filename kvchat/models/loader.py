@@ -6,7 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.config import ModelConfig
-from kvchat.errors import ModelUnavailableError, OutOfMemoryError
+from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
+from kvchat.models.adapter import apply_adapter, check_adapter
 from kvchat.models.device import (
     check_memory,
     choose_device,
@@ -56,6 +57,7 @@ class LoadedModel:
     cache_argument: str
     takes_positions: bool
     takes_logits_to_keep: bool
+    adapter: Path | None = None
 
     @property
     def architecture(self) -> str:
@@ -132,6 +134,9 @@ def load_model(
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     config = _read_config(folder, name, settings.trust_remote_code)
+    adapter = Path(settings.adapter).expanduser() if settings.adapter else None
+    if adapter:
+        check_adapter(adapter)
     need = memory_need(folder, config, dtype)
     check_memory(name, need, free_bytes(device), device=device, context=settings.context)
     try:
@@ -142,7 +147,11 @@ def load_model(
             local_files_only=True,
             trust_remote_code=settings.trust_remote_code,
         )
+        if adapter:
+            model = apply_adapter(model, adapter)
         model = model.to(device).eval()
+    except KvchatError:
+        raise
     except Exception as error:  # a model's own code may raise anything
         if is_out_of_memory(error):
             raise OutOfMemoryError(f"{name} does not fit on {device}", "take a smaller model") from error
@@ -150,7 +159,7 @@ def load_model(
             f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
         ) from error
     attention.enable(model)
-    return describe(model, name=name, context=settings.context)
+    return replace(describe(model, name=name, context=settings.context), adapter=adapter)
 
 
 def describe(model: Any, *, name: str, context: int | None = None) -> LoadedModel:
