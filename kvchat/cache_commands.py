@@ -248,4 +248,5 @@ def _name(info: FolderInfo | None) -> str:
     described = info.meta.described if info.meta else {}
     if "model" not in described:
         return info.path.name
-    return f"{described['model']} {described.get('dtype', '')}".rstrip()
+    adapter = f"+{Path(described['adapter']).name}" if described.get("adapter") else ""
+    return f"{described['model']}{adapter} {described.get('dtype', '')}".rstrip()

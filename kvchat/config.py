@@ -45,6 +45,7 @@ class ModelConfig:
     weights: str = field(default="auto", metadata={"env": "KVCHAT_WEIGHTS", "choices": WEIGHTS})
     context: int | None = field(default=None, metadata={"env": "KVCHAT_CONTEXT", "min": 32})
     chat_template: str | None = field(default=None, metadata={"env": "KVCHAT_CHAT_TEMPLATE"})
+    adapter: str | None = field(default=None, metadata={"env": "KVCHAT_ADAPTER"})
     trust_remote_code: bool = False
     draft: int | None = field(
         default=None,

@@ -202,6 +202,8 @@ def self_test(backend: Backend) -> Iterator[Finding]:
     yield Finding(
         "loading", f"{info.load_ms / 1e3:.1f} s, {info.dtype} on {info.device}, context {info.context}"
     )
+    if info.adapter:
+        yield Finding("adapter", info.adapter)
     yield Finding("template", template_text(info.template))
     first = Turn(Role.USER, "Count from one to twenty in words.")
     said = _answer(backend, [first])

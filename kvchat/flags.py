@@ -64,6 +64,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "model.name",
             {"metavar": "NAME"},
         ),
+        Flag("--adapter", "a LoRA adapter's folder, as peft saves it", "model.adapter", {"metavar": "DIR"}),
         Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
         Flag("--weights", "what decoding reads", "model.weights", {"choices": WEIGHTS}),
         Flag("--device", "where it runs", "model.device", {"choices": DEVICES}),

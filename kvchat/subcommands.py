@@ -114,22 +114,28 @@ _MODELS = "models on this disk"
 _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}
 
 
-def _bench(what: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
-    def lines(args: argparse.Namespace, config: Config) -> Iterator[str]:
-        from kvchat.bench import commands
+def _positive(text: str) -> int:
+    """A number of things, as argparse wants it."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
-        yield from getattr(commands, f"{what}_lines")(args, config)
 
-    return lines
-
+_bench = partial(_verb, "bench_commands")
 
 _BENCH = "measurements on this machine"
 _LENGTHS: dict[str, dict[str, Any]] = {
-    "--lengths": {"metavar": "N", "type": int, "nargs": "+", "help": "tokens of history"}
+    "--lengths": {"metavar": "N", "type": _positive, "nargs": "+", "help": "tokens of prompt or history"}
 }
-_REPEATS: dict[str, dict[str, Any]] = {
-    "--repeats": {"metavar": "N", "type": int, "default": 3, "help": "runs of each"}
+_RUNS: dict[str, dict[str, Any]] = {
+    "--repeats": {"metavar": "N", "type": _positive, "default": 3, "help": "runs of each (3)"},
+    "--threads": {"metavar": "N", "type": _positive, "help": "threads to compute on"},
 }
+_AGAINST: dict[str, dict[str, Any]] = {
+    "--against": {"metavar": "NAMES", "help": "others that take turns: nocache,transformers,llama.cpp"},
+    "--llama-python": {"metavar": "FILE", "help": "an interpreter that has llama-cpp-python"},
+}
+_PLOT: dict[str, dict[str, Any]] = {"--plot": {"metavar": "FILE", "help": "draw it: FILE.svg or FILE.png"}}
 _SESSIONS = "conversations that were saved"
 _SESSION: dict[str, dict[str, Any]] = {
     "session": {
@@ -199,13 +205,62 @@ COMMANDS: tuple[Command, ...] = (
     Command("cache clear", _CACHE, "remove all stored KV", _cache("cache_clear"), _DRY_RUN, _AT),
     Command("cache path", _CACHE, "print the folder that KV is stored in", _cache("cache_path"), flags=_AT),
     Command(
+        "bench start",
+        _BENCH,
+        "from exec to a prompt that takes keys, and to the first word of -p",
+        _bench("started"),
+        _RUNS | _AGAINST,
+        _HOW,
+    ),
+    Command(
         "bench ttft",
         _BENCH,
         "time to the first token, by where the history is",
-        _bench("ttft"),
-        _LENGTHS | _REPEATS,
+        _bench("first_tokens"),
+        _LENGTHS | _RUNS | _AGAINST | _PLOT,
+        _HOW,
     ),
-    Command("bench codec", _BENCH, "what int8 costs in quality", _bench("codec"), _REPEATS),
+    Command(
+        "bench prefill",
+        _BENCH,
+        "tokens a second of computing a prompt",
+        _bench("prefilled"),
+        _LENGTHS | _RUNS | _AGAINST | _PLOT,
+        _HOW,
+    ),
+    Command(
+        "bench decode",
+        _BENCH,
+        "tokens a second of an answer, by how much is held",
+        _bench("decoded"),
+        _LENGTHS | _RUNS | _AGAINST | _PLOT,
+        _HOW,
+    ),
+    Command(
+        "bench restore",
+        _BENCH,
+        "KV from RAM and from disk against computing it",
+        _bench("restored"),
+        _LENGTHS | _RUNS,
+        _HOW,
+    ),
+    Command(
+        "bench lookup",
+        _BENCH,
+        "what guessing ahead gains and costs",
+        _bench("looked_up"),
+        _RUNS,
+        (*_HOW, "--draft"),
+    ),
+    Command(
+        "bench memory",
+        _BENCH,
+        "the most memory that a chat takes",
+        _bench("remembered"),
+        _LENGTHS | _AGAINST | {"--threads": _RUNS["--threads"]},
+        _HOW,
+    ),
+    Command("bench codec", _BENCH, "what int8 costs in quality", _bench("encoded"), _RUNS, _HOW),
     Command("sessions ls", _SESSIONS, "list them, the latest first", _sessions("listed"), _LIMIT),
     Command("sessions show", _SESSIONS, "print one", _sessions("shown"), _SESSION),
     Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),

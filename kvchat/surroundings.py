@@ -11,10 +11,10 @@ from kvchat.ui.desk import Surroundings
 
 
 def surroundings_of(config: Config, open_backend: Callable[[Config], Backend]) -> Surroundings:
-    """Other models with the settings of this one, and this cache's folder."""
+    """Other models with the settings of this one but its adapter, and this cache's folder."""
 
     def open_model(name: str) -> Backend:
-        return open_backend(replace(config, model=replace(config.model, name=name)))
+        return open_backend(replace(config, model=replace(config.model, name=name, adapter=None)))
 
     def model_names() -> list[str]:
         from kvchat.models.catalog import Catalog

@@ -15,6 +15,12 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose context is so long that no answer ends before a test does something to it."""
+    return tiny_folder(tmp_path_factory.mktemp("model") / "long", max_position_embeddings=30_000)
+
+
 @pytest.fixture
 def make_config(tiny_path: Path, tmp_path: Path) -> Callable[..., Config]:
     """Settings for the tiny model with every folder of its own; `cache__mode="off"` sets `cache.mode`."""

@@ -45,6 +45,7 @@ from kvchat.errors import (
 
 CONTEXT = 8192
 WORD_S = 0.02
+PREPARE_S = 0.4
 
 ERRORS: dict[str, KvchatError] = {
     "fail": KvchatError("it failed", "try again"),
@@ -57,11 +58,13 @@ ERRORS: dict[str, KvchatError] = {
 class ScriptedBackend:
     """Implements `Backend` with one thread's worth of care; a token is a word."""
 
-    def __init__(self, *, load_s: float = 0.0, missing: bool = False) -> None:
+    def __init__(self, *, load_s: float = 0.0, missing: bool = False, template: str = "append-safe") -> None:
         self.load_s = load_s
         self.missing = missing
         self.tokenizer = "words"
-        self.template = "append-safe"
+        self.template = template
+        self._idle_n = 0
+        self._is_preparing = False
         self.closed = False
         self.histories: list[tuple[Turn, ...]] = []
         self.options: list[Options] = []
@@ -87,7 +90,7 @@ class ScriptedBackend:
         if self._is_dead:
             return Status(Phase.STARTING)
         if self._phase is not Phase.STARTING:
-            return Status(self._phase)
+            return Status(self._phase, *(("preparing", 1, 2) if self._is_preparing else ()))
         spent = time.monotonic() - self._started if self._started else 0.0
         if spent >= self.load_s:
             return Status(Phase.READY)
@@ -174,6 +177,7 @@ class ScriptedBackend:
                     count,
                     spent,
                     min(spent, 20.0),
+                    idle_n=self._idle_n,
                 ),
                 CacheReport(cached, 0, 0, cached, "new text"),
             )
@@ -187,6 +191,10 @@ class ScriptedBackend:
 
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
         self.prepared.append(tuple(history))
+        self._is_preparing = True
+        time.sleep(PREPARE_S if self.template != "append-safe" else 0)
+        self._is_preparing = False
+        self._idle_n = len(history)
         yield Prefilling(0, len(history), 0)
         yield Prefilling(len(history), len(history), 0)
 

@@ -1,4 +1,7 @@
-"""kvchat's command line with the scripted backend in place of a model; KVCHAT_TEST_LOAD_S makes it load slowly."""
+"""kvchat's command line with the scripted backend in place of a model.
+
+KVCHAT_TEST_LOAD_S makes it load slowly, KVCHAT_TEST_TEMPLATE is the kind of its chat template.
+"""
 
 import os
 import sys
@@ -11,7 +14,9 @@ from tests.scripted import ScriptedBackend
 
 def scripted(config: Config) -> Backend:
     return ScriptedBackend(
-        load_s=float(os.environ.get("KVCHAT_TEST_LOAD_S", "0")), missing=config.model.name == "nobody"
+        load_s=float(os.environ.get("KVCHAT_TEST_LOAD_S", "0")),
+        missing=config.model.name == "nobody",
+        template=os.environ.get("KVCHAT_TEST_TEMPLATE", "append-safe"),
     )
 
 

@@ -47,6 +47,11 @@ def tiny_model(
     return describe(model, name=f"tiny-{family}", context=context)
 
 
+def transformers_model(folder: Path) -> Any:
+    """A folder's model as transformers alone loads it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def random_tokens(length: int, *, seed: int = 0) -> list[int]:
     """Token ids that stop nothing."""
     generator = torch.Generator().manual_seed(seed)

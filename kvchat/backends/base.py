@@ -232,7 +232,7 @@ class ModelInfo:
 
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
-    in a few words, `weights_bytes` what they all take.
+    in a few words, `weights_bytes` what they all take. `adapter` is the folder of one that is in its weights.
     """
 
     name: str
@@ -250,6 +250,7 @@ class ModelInfo:
     weights: str = "native"
     weights_why: str = ""
     weights_bytes: int = 0
+    adapter: str = ""
 
 
 CacheTotals = CacheStats

@@ -94,8 +94,9 @@ def _open_cache(
     settings = CacheSettings.from_config(config.cache, config.paths.cache if config.chat.save else None)
     dtype = str(model.dtype).removeprefix("torch.")
     regime = {"dtype": dtype, "device": model.device.type, "weights": model.weights.regime}
-    mark = fingerprint(folder, regime, memory=config.paths.models)
-    return PrefixCache(layout, mark, settings, meta={"model": model.name, "dtype": dtype}, warn=warn)
+    mark = fingerprint(folder, regime, memory=config.paths.models, adapter=model.adapter)
+    meta = {"model": model.name, "dtype": dtype} | ({"adapter": str(model.adapter)} if model.adapter else {})
+    return PrefixCache(layout, mark, settings, meta=meta, warn=warn)
 
 
 def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> ModelInfo:
@@ -105,6 +106,7 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
     return ModelInfo(
         name=loaded.name,
         architecture=loaded.architecture,
+        adapter=str(loaded.adapter or ""),
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         context=loaded.context,

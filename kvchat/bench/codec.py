@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kvchat.backends.loading import Loaded, load
-from kvchat.bench.measure import english, table
+from kvchat.bench.measure import english
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
@@ -33,7 +33,18 @@ class CodecRow:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
-        return asdict(self)
+        return {"bench": "codec", **asdict(self)}
+
+    def cells(self) -> dict[str, str]:
+        """What a table shows."""
+        return {
+            "prefix": str(self.prefix),
+            "positions": str(self.positions),
+            "KL (nats)": f"{self.kl:.2e}",
+            "largest KL": f"{self.kl_max:.2e}",
+            "top-1 agreement": f"{self.top1:.3f}",
+            "int8 / raw bytes": f"{self.bytes_int8 / self.bytes_raw:.2f}",
+        }
 
 
 def measure(config: Config, *, texts: int = NUM_TEXTS) -> Iterator[CodecRow]:
@@ -43,23 +54,6 @@ def measure(config: Config, *, texts: int = NUM_TEXTS) -> Iterator[CodecRow]:
         text = english(PREFIX_TOKENS + NUM_POSITIONS + 8, loaded.tokenizer.count, skip=number * 7)
         tokens = list(loaded.tokenizer.encode(text))[: PREFIX_TOKENS + NUM_POSITIONS]
         yield _row(loaded, tokens)
-
-
-def report(rows: list[CodecRow]) -> list[str]:
-    """The rows as a table."""
-    header = ["prefix", "positions", "KL (nats)", "largest KL", "top-1 agreement", "int8 / raw bytes"]
-    cells = [
-        [
-            str(row.prefix),
-            str(row.positions),
-            f"{row.kl:.2e}",
-            f"{row.kl_max:.2e}",
-            f"{row.top1:.3f}",
-            f"{row.bytes_int8 / row.bytes_raw:.2f}",
-        ]
-        for row in rows
-    ]
-    return table(header, cells)
 
 
 def _row(loaded: Loaded, tokens: list[int]) -> CodecRow:

@@ -2,104 +2,115 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from kvchat.backends.base import Backend, Role, Turn
-from kvchat.backends.local import LocalBackend
-from kvchat.bench.measure import Spread, ask, english, isolated, table
-from kvchat.config import Config
+from kvchat.backends.base import Answer, ModelInfo, Role, Turn
+from kvchat.bench.contender import Contender, Setup, running
+from kvchat.bench.histories import MODES, Histories, opened
+from kvchat.bench.measure import Spread, english, json_of, paired, rounds, spreads, use_threads
+from kvchat.bench.plot import Chart
+from kvchat.bench.prompts import token_ids
 
-LENGTHS = (250, 500, 1000, 4000)
-MESSAGE = "Number {}: please tell me in one short sentence what all of this text is about."
-MODES = ("live", "ram", "disk", "none")
+LENGTHS = (250, 1000, 4000)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One history length in tokens; milliseconds to the first token by where the history was found."""
+    """One history length in tokens; milliseconds to the first token by where the history was found.
+
+    `live`, `ram`, `disk` and `none` are kvchat's; contenders held the history themselves.
+    """
 
     history: int
     message: int
     ttft_ms: dict[str, Spread]
+    times_live: dict[str, Spread]
+    info: ModelInfo
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
-        spreads = {mode: spread.to_json() for mode, spread in self.ttft_ms.items()}
-        return {"history_tokens": self.history, "message_tokens": self.message, "ttft_ms": spreads}
+        return {
+            "bench": "ttft",
+            "history_tokens": self.history,
+            "message_tokens": self.message,
+            "ttft_ms": json_of(self.ttft_ms),
+            "times_live": json_of(self.times_live),
+            "kv_bytes": self.history * self.info.kv_bytes_per_token,
+            "flops_saved": 2 * self.info.num_parameters * self.history,
+        }
+
+    def cells(self) -> dict[str, str]:
+        """What a table shows."""
+        times = {f"{name} ms": str(value) for name, value in self.ttft_ms.items()}
+        ratios = {
+            f"{name} / live": f"{ratio.median:.1f}x"
+            for name, ratio in self.times_live.items()
+            if name not in ("ram", "disk")
+        }
+        sizes = {
+            "KV MB": f"{self.history * self.info.kv_bytes_per_token / 1e6:.1f}",
+            "GFLOP saved": f"{2 * self.info.num_parameters * self.history / 1e9:.0f}",
+        }
+        return {"history": str(self.history), "new": str(self.message), **times, **ratios, **sizes}
 
 
-class _Bench:
-    """Two backends of the same model: one keeps KV in RAM, one on disk alone; both may compute everything anew."""
+class _Round:
+    """One length: kvchat's backends and the contenders take turns."""
 
-    def __init__(self, config: Config, folder: Path, leave: ExitStack) -> None:
-        apart = replace(config, paths=replace(config.paths, cache=folder))
-        self.in_ram = self._open(isolated(apart), leave)
-        self.on_disk = self._open(isolated(apart, ram=0, disk=2**31), leave)
-        self.without = self._open(isolated(apart, mode="off"), leave)
-        self._asked = 0
+    def __init__(self, histories: Histories, contenders: Mapping[str, Contender], length: int) -> None:
+        self.new = 0
+        self._histories = histories
+        self._contenders = contenders
+        self._history = [Turn(Role.SYSTEM, english(length, histories.in_ram.count))]
+        histories.prepare(self._history)
+        self._prompt: list[int] = []
+        self._held = 0
 
-    def row(self, length: int, repeats: int) -> Row:
-        """Measure one history length; the modes take turns, so that all see the same machine."""
-        history = [Turn(Role.SYSTEM, english(length, self.in_ram.count))]
-        for backend in (self.in_ram, self.on_disk):
-            ask(backend, [*history, self._message()])
-        found: dict[str, list[float]] = {mode: [] for mode in MODES}
-        new = 0
-        for _ in range(repeats):
-            for mode in MODES:
-                ttft_ms, num_computed = self._measure(mode, history)
-                found[mode].append(ttft_ms)
-                new = num_computed if mode == "live" else new
-        return Row(length, new, {mode: Spread.of(values) for mode, values in found.items()})
+    def once(self, name: str) -> float:
+        """Milliseconds to the first token."""
+        if name in self._contenders:
+            return self._theirs(self._contenders[name])
+        answer = self._histories.ask(name, self._history)
+        if name == "live":
+            self._remember(answer)
+        return answer.timings.ttft_ms
 
-    def _measure(self, mode: str, history: Sequence[Turn]) -> tuple[float, int]:
-        backend = {"live": self.in_ram, "ram": self.in_ram, "disk": self.on_disk, "none": self.without}[mode]
-        if mode in ("ram", "disk"):
-            ask(
-                backend, [Turn(Role.SYSTEM, "Something else."), self._message()]
-            )  # the arena forgets the history
-        answer = ask(backend, [*history, self._message()])
-        report = answer.cache
-        tier = {"live": report.live, "ram": report.ram, "disk": report.disk, "none": 1}[mode]
-        assert tier > 0 or "faster" in report.reason, f"the history was not found in {mode}: {report}"
-        return answer.timings.ttft_ms, answer.timings.prompt_n
+    def _remember(self, answer: Answer) -> None:
+        self.new = answer.timings.prompt_n
+        self._held = answer.timings.cache_n
+        self._prompt = list(answer.prompt)
 
-    def _message(self) -> Turn:
-        self._asked += 1
-        return Turn(Role.USER, MESSAGE.format(self._asked))
-
-    @staticmethod
-    def _open(config: Config, leave: ExitStack) -> Backend:
-        backend = LocalBackend(config)
-        leave.callback(backend.close)
-        backend.info()
-        return backend
+    def _theirs(self, contender: Contender) -> float:
+        """A contender that holds the same history is asked the last message."""
+        if not self._prompt:
+            self.once("live")
+        contender.answer(self._prompt[: self._held])
+        return contender.answer(self._prompt).first_s * 1e3
 
 
-def measure(config: Config, *, lengths: Sequence[int] = LENGTHS, repeats: int = 5) -> Iterator[Row]:
+def measure(
+    setup: Setup, against: Sequence[str] = (), *, lengths: Sequence[int] = LENGTHS, repeats: int = 3
+) -> Iterator[Row]:
     """A row a history length, as it is measured."""
     with ExitStack() as leave:
-        folder = Path(leave.enter_context(tempfile.TemporaryDirectory(prefix="kvchat-bench-")))
-        bench = _Bench(config, folder, leave)
+        setup = replace(setup, threads=use_threads(setup.threads))
+        token_ids(setup.config, max(lengths))  # refuses what there is no text for
+        histories = leave.enter_context(opened(setup.config))
+        others = [name for name in against if name != "nocache"]  # which is `none`
+        contenders = leave.enter_context(running(others, setup))
         for length in lengths:
-            yield bench.row(length, repeats)
+            turn = _Round(histories, contenders, length)
+            found = rounds((*MODES, *others), repeats, turn.once)
+            yield Row(length, turn.new, spreads(found), paired(found, "live"), histories.in_ram.info())
 
 
-def report(rows: Sequence[Row]) -> list[str]:
-    """The rows as a table; milliseconds, median (lowest-highest)."""
-    header = ["history", "new", *(f"{mode} ms" for mode in MODES), "none / live"]
-    cells = [
-        [
-            str(row.history),
-            str(row.message),
-            *(str(row.ttft_ms[mode]) for mode in MODES),
-            f"{row.ttft_ms['none'].median / row.ttft_ms['live'].median:.1f}x",
-        ]
-        for row in rows
-    ]
-    return table(header, cells)
+def chart(rows: Sequence[Row]) -> Chart:
+    """Milliseconds to the first token against the history's length."""
+    names = {"none": "kvchat, without the cache", "live": "kvchat, live", "ram": "kvchat, from RAM"}
+    names |= {"disk": "kvchat, from disk"}
+    lines = {names.get(name, name): [row.ttft_ms[name] for row in rows] for name in rows[0].ttft_ms}
+    x = [row.history for row in rows]
+    return Chart("Time to the first token", "tokens of history", "milliseconds", x, lines, logarithmic=True)

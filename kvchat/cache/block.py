@@ -58,6 +58,11 @@ class KVLayout:
         """Bytes of one token's KV over all planes, as it lies in the arena."""
         return sum(heads * dim for heads, dim in self.planes) * ELEMENT_BYTES[self.dtype]
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent states, whatever the length."""
+        return sum(state.num_bytes for state in self.states)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form; `from_json` reads it back."""
         states = (

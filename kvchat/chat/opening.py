@@ -44,8 +44,8 @@ def opening(config: Config, *, key: str | None, is_fork: bool, flags: Collection
             raise UsageError("--fork of what?", "give -c or -r with it")
         return Opening(config, store)
     row = store.session(key or LATEST)
-    if row.model and "model.name" not in flags:
-        config = replace(config, model=replace(config.model, name=row.model))
+    if row.model and row.model != config.model.name and "model.name" not in flags:
+        config = replace(config, model=replace(config.model, name=row.model, adapter=None))
     if "chat.system" not in flags:
         config = replace(config, chat=replace(config.chat, system=row.system))
     return Opening(config, store, row, is_fork)

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import torch
 
-from kvchat.cache.block import KVLayout, StateShape
+from kvchat.cache.block import KVLayout
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.decoding import Decoding
@@ -16,6 +16,7 @@ from kvchat.engine.holding import Holding, next_stop
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
 from kvchat.engine.speculation import Drafts, Speculation
+from kvchat.models.kv_state import kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
 
@@ -80,12 +81,7 @@ class Engine:
     def kv_layout(self) -> KVLayout | None:
         """The shapes of one token's KV and of the recurrent states; None where neither can be taken up again. Known
         after the first forward."""
-        planes, states = self.state.planes, self.state.states
-        if not planes and not states:
-            return None
-        shapes = tuple((plane.shape[0], plane.shape[2]) for plane in planes)
-        recurrent = tuple(StateShape(tuple(state.shape), _name(state.dtype)) for state in states)
-        return KVLayout(shapes, _name((planes or states)[0].dtype), recurrent)
+        return kv_layout(self.state)
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
         """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
@@ -189,7 +185,3 @@ class Engine:
             return []
         points = {request.shared, length - 1, *range(SNAPSHOT_TOKENS, length, SNAPSHOT_TOKENS)}
         return sorted(point for point in points if 0 < point < length)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

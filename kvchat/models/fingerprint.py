@@ -18,23 +18,31 @@ _MEMORY_NAME = "weights.json"
 _SHA256_DIGITS = 64
 _IGNORED_CONFIG = frozenset(
     {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
+    | {"base_model_name_or_path", "inference_mode", "revision"}  # of an adapter
 )
 
 
-def fingerprint(folder: Path, regime: Mapping[str, Any], *, memory: Path) -> bytes:
-    """The fingerprint of a model's folder run in a `regime` (dtype, device kind, weights mode, adapter …).
+def fingerprint(
+    folder: Path, regime: Mapping[str, Any], *, memory: Path, adapter: Path | None = None
+) -> bytes:
+    """The fingerprint of a model's folder run in a `regime` (dtype, device kind, weights mode …), with an `adapter`.
 
     The weights' hashes are remembered in the folder `memory`, under each file's real path, inode, size and time.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stated = {key: value for key, value in config.items() if key not in _IGNORED_CONFIG}
     parts = {
         "weights": _weights(folder, memory / _MEMORY_NAME),
-        "config": stated,  # the RoPE regime stands here
+        "config": _stated(folder / "config.json"),  # the RoPE regime stands here
         "regime": dict(regime),
         "transformers": version("transformers"),
     }
+    if adapter is not None:
+        parts["adapter"] = _stated(adapter / "adapter_config.json") | _weights(adapter, memory / _MEMORY_NAME)
     return xxhash.xxh3_128_digest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in _IGNORED_CONFIG}
 
 
 def _weights(folder: Path, memory: Path) -> dict[str, str]:
@@ -42,7 +50,7 @@ def _weights(folder: Path, memory: Path) -> dict[str, str]:
     remembered = _read(memory)
     hashes: dict[str, str] = {}
     seen: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_model.bin")]):
         real = path.resolve()
         if len(real.name) == _SHA256_DIGITS and not real.suffix:
             hashes[path.name] = real.name

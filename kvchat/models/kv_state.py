@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from kvchat.cache.block import KVLayout, StateShape
+
 if TYPE_CHECKING:
     import torch
 
@@ -62,6 +64,21 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle)
     return low
+
+
+def kv_layout(state: KVState) -> KVLayout | None:
+    """The shapes of one token's KV and of the recurrent states; None where neither can be taken up again. Known
+    after the first forward."""
+    planes, states = state.planes, state.states
+    if not planes and not states:
+        return None
+    shapes = tuple((plane.shape[0], plane.shape[2]) for plane in planes)
+    recurrent = tuple(StateShape(tuple(state.shape), _name(state.dtype)) for state in states)
+    return KVLayout(shapes, _name((planes or states)[0].dtype), recurrent)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Divisible:

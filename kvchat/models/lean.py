@@ -86,8 +86,9 @@ class LeanNetwork:
 
         K and V of `tokens` stand in the arena afterwards, and count once `state.advance` says so.
         """
-        assert isinstance(state, LeanState) and not restarts
-        start, epsilon = len(state.tokens), self.shape.norm_epsilon
+        assert isinstance(state, LeanState)
+        start, epsilon = 0 if restarts else len(state.tokens), self.shape.norm_epsilon
+        tokens = [*state.tokens, *tokens] if restarts else tokens
         x = self.weights.embedding[torch.tensor(tokens)]
         cos, sin = self._rotations.at(start, len(tokens))
         for index, layer in enumerate(self.weights.layers):

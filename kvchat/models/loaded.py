@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     weights: Weights = NATIVE
+    adapter: Path | None = None
 
     @property
     def model(self) -> Any:

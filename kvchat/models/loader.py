@@ -55,7 +55,7 @@ def load_model(
     name = name or settings.name
     device = choose_device(settings.device)
     free = free_bytes(device)
-    lean = None if device.type != "cpu" or settings.trust_remote_code else _lean(folder)
+    lean = _lean(folder) if device.type == "cpu" and not _needs_transformers(settings) else None
     if lean is not None:
         return _load_lean(folder, settings, name=name, origin=origin, free=free, lean=lean)
     from kvchat.models.stock_loader import (
@@ -142,6 +142,10 @@ def _lean(folder: Path) -> _Lean | None:
     except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
         return None
     return found if found and is_of(found.shape, found.checkpoint) else None
+
+
+def _needs_transformers(settings: ModelConfig) -> bool:
+    return settings.trust_remote_code or settings.adapter is not None
 
 
 def _is_quantised(gguf: Path, folder: Path) -> bool:

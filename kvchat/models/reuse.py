@@ -38,10 +38,8 @@ class ReuseRule:
 
     def weaker(self) -> Iterator[ReuseRule]:
         """The rules to fall back to, the next weaker one first; the last is always right."""
-        if self.policy is ReusePolicy.BLOCKS:
-            yield replace(self, policy=ReusePolicy.SNAPSHOTS)
         if self.policy is not ReusePolicy.NONE and self.continuation is Continuation.CHUNK:
-            yield replace(self, policy=ReusePolicy.SNAPSHOTS, continuation=Continuation.ONE_TOKEN)
+            yield replace(self, continuation=Continuation.ONE_TOKEN)
         if self.policy is not ReusePolicy.NONE:
             yield replace(self, policy=ReusePolicy.NONE, continuation=Continuation.ONE_TOKEN)
         if self.continuation is not Continuation.RESTART:

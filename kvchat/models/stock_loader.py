@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.config import ModelConfig
-from kvchat.errors import ModelUnavailableError, OutOfMemoryError
+from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
+from kvchat.models.adapter import apply_adapter, check_adapter
 from kvchat.models.device import check_memory, choose_dtype, is_out_of_memory, memory_need
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.stock import describe
@@ -28,6 +30,9 @@ def load_stock(
     _quiet_transformers()
     dtype = choose_dtype(settings.dtype, device)
     config = _read_config(folder, name, settings.trust_remote_code)
+    adapter = Path(settings.adapter).expanduser() if settings.adapter else None
+    if adapter:
+        check_adapter(adapter)
     check_memory(name, memory_need(folder, config, dtype), free, device=device, context=settings.context)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -37,7 +42,11 @@ def load_stock(
             local_files_only=True,
             trust_remote_code=settings.trust_remote_code,
         )
+        if adapter:
+            model = apply_adapter(model, adapter)
         model = model.to(device).eval()
+    except KvchatError:
+        raise
     except Exception as error:  # a model's own code may raise anything
         if is_out_of_memory(error):
             raise OutOfMemoryError(f"{name} does not fit on {device}", "take a smaller model") from error
@@ -45,7 +54,7 @@ def load_stock(
             f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
         ) from error
     attention.enable(model)
-    return describe(model, name=name, context=settings.context)
+    return replace(describe(model, name=name, context=settings.context), adapter=adapter)
 
 
 def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:

@@ -119,10 +119,17 @@ class TextStream:
             text = self.finish() + self._visible[token]
             self._restart()
             return text
-        self._ids.append(token)
-        text = self._stream.step(self._tokenizer, token) or ""
+        try:
+            text = self._step(token)
+        except Exception:  # a bare one: a byte that is no text changed what the bytes before it were read as
+            self._restart()
+            text = self._step(token)
         self._given += len(text)
-        return str(text)
+        return text
+
+    def _step(self, token: int) -> str:
+        self._ids.append(token)
+        return str(self._stream.step(self._tokenizer, token) or "")
 
     def finish(self) -> str:
         """What was held back and is whole after all; an unfinished character is left out."""

@@ -163,7 +163,7 @@ def _model(desk: Desk, argument: str) -> str:
     session = desk.session
     if not argument:
         name = session.model or session.backend.info().name
-        return _joined(f"{name} answers; /model NAME changes that", _template(session.backend))
+        return _joined(f"{name} answers; /model NAME changes that", *_facts(session.backend))
     backend = desk.surroundings.open_model(argument)
     desk.show_loading(backend)
     try:
@@ -178,11 +178,13 @@ def _model(desk: Desk, argument: str) -> str:
     return _joined(f"{argument} answers from now on", cost_line(session))
 
 
-def _template(backend: Backend) -> str:
-    """What its chat template does to the past, once that is known."""
+def _facts(backend: Backend) -> list[str]:
+    """Its adapter, and what its chat template does to the past, once that is known."""
     if backend.status().phase in (Phase.STARTING, Phase.LOADING, Phase.FAILED):
-        return ""
-    return f"its chat template {template_text(backend.info().template)}"
+        return []
+    info = backend.info()
+    adapter = f"with the adapter {info.adapter}" if info.adapter else ""
+    return [adapter, f"its chat template {template_text(info.template)}"]
 
 
 def _prompt(desk: Desk, argument: str) -> str:

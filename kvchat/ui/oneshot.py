@@ -12,7 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kvchat.backends.base import Answer, Backend, Done, Event, FinishReason, Notice, Phase, Prefilling, Text
+from kvchat.backends.base import (
+    Answer,
+    Backend,
+    Done,
+    Event,
+    FinishReason,
+    ModelInfo,
+    Notice,
+    Phase,
+    Prefilling,
+    Text,
+)
 from kvchat.chat.session import Session, new_id
 from kvchat.errors import EXIT_INTERRUPTED, UsageError
 from kvchat.ui.cache_watch import CacheWatch
@@ -75,13 +86,13 @@ def open_turns(name: str, stdin: TextIO) -> TextIO:
         ) from None
 
 
-def answer_json(session: Session, answer: Answer, model: str, *, tokens: bool = False) -> dict[str, Any]:
+def answer_json(session: Session, answer: Answer, info: ModelInfo, *, tokens: bool = False) -> dict[str, Any]:
     """One answer as the object that `--json` prints."""
     usage, tip = answer.usage, session.tip
     report: dict[str, Any] = {
         "id": tip.id if tip and tip.answer is answer else new_id(),
         "session_id": session.id,
-        "model": model,
+        "model": info.name,
         "response": answer.text,
         "reasoning": answer.reasoning,
         "finish_reason": str(answer.finish_reason),
@@ -94,6 +105,8 @@ def answer_json(session: Session, answer: Answer, model: str, *, tokens: bool = 
         "timings": asdict(answer.timings),
         "cache": asdict(answer.cache),
     }
+    if info.adapter:
+        report["adapter"] = info.adapter
     if tokens:
         report["tokens"] = {"prompt": list(answer.prompt), "completion": list(answer.completion)}
     return report
@@ -173,7 +186,7 @@ class OneShot:
     def _report(self, answer: Answer) -> None:
         info = self.session.backend.info()
         if self.manner.json:
-            report = answer_json(self.session, answer, info.name, tokens=self.manner.tokens)
+            report = answer_json(self.session, answer, info, tokens=self.manner.tokens)
             self._stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
             self._stdout.flush()
         if not self.manner.quiet and (self._stderr.isatty() or self.manner.verbose):

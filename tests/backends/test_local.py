@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from kvchat.backends.answering import effective_options
 from kvchat.backends.base import (
@@ -25,7 +24,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
-from tests.tiny import tiny_folder
+from tests.tiny import tiny_folder, transformers_model
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def answer(backend: LocalBackend, history: Sequence[Turn], **options: object) ->
 
 
 def greedy(backend: LocalBackend, prompt: Sequence[int], count: int) -> tuple[int, ...]:
-    model = AutoModelForCausalLM.from_pretrained(backend.config.model.name, dtype=torch.float32)
+    model = transformers_model(Path(backend.config.model.name))
     ids = torch.tensor([list(prompt)])
     with torch.inference_mode():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)

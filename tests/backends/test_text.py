@@ -62,3 +62,17 @@ def test_reasoning_that_never_ends_is_no_answer() -> None:
 
 def test_without_marks_nothing_is_reasoning() -> None:
     assert split(["<think>x</think>y"], marks=None) == ("", "<think>x</think>y")
+
+
+CHANNELS = ("<|c|>analysis<|m|>", "<|e|><|s|>assistant<|c|>final<|m|>")
+
+
+@pytest.mark.parametrize(
+    "text", ["<|c|>analysis<|m|>hm<|e|><|s|>assistant<|c|>final<|m|>yes", "<|c|>final<|m|>yes"]
+)
+@given(sizes=st.lists(st.integers(1, 9), min_size=30, max_size=30))
+def test_an_answer_without_reasoning_may_have_a_lead_of_its_own(text: str, sizes: list[int]) -> None:
+    splitter = ReasoningSplitter(CHANNELS, lead="<|c|>final<|m|>")
+    found = [part for piece in cut(text, sizes) for part in splitter.feed(piece)] + splitter.finish()
+    assert "".join(part.text for part in found if not part.is_reasoning) == "yes"
+    assert "".join(part.text for part in found if part.is_reasoning) == ("hm" if "hm" in text else "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import Answer, Done, Event, FinishReason, Notice, Options, Text, Turn
+from kvchat.backends.base import Answer, Done, Event, FinishReason, Notice, Options, Text, Turn, time_of
 from kvchat.chat.conversation import Conversation
 from kvchat.chat.session import SUMMARY_REQUEST, Session
 from kvchat.chat.store import Store
@@ -366,3 +366,32 @@ def test_a_store_that_can_not_be_written_is_named_once_and_the_conversation_goes
     assert len(notices) == 1
     assert "not saved" in notices[0]
     assert said(session) == ["one", "two"]
+
+
+def test_it_is_the_time_of_the_beginning_for_a_whole_conversation_wherever_it_goes_on(
+    session: Session,
+) -> None:
+    began = session.path[0].created
+    assert time_of(session.history) == began
+    other = reopened(session)
+    other.ask("four")
+    finish(other.retry())
+    finish(other.edit(1, "one, anew"))
+    other.fork("beside")
+    other.ask("five")
+    other.switch(session.id)
+    other.ask("six")
+    other.drop_oldest(1)
+    other.ask("seven")
+    assert isinstance(other.backend, ScriptedBackend)
+    assert {time_of(history) for history in other.backend.histories} == {began}
+
+
+def test_a_new_conversation_has_a_time_of_its_own(session: Session) -> None:
+    before = time_of(session.history)
+    session.new()
+    session.ask("hello")
+    after = time_of(session.history)
+    assert before is not None
+    assert after is not None
+    assert after > before

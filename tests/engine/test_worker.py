@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvchat.engine.worker import Worker
+from kvchat.engine.worker import Manner, Worker
 
 
 def endless(thing: str, is_cancelled: Callable[[], bool]) -> Iterator[str]:
@@ -84,3 +84,46 @@ def test_closing_unloads() -> None:
     worker.wait()
     worker.close()
     assert unloaded == ["model"]
+
+
+def test_idle_work_lets_a_look_through_and_ends_when_there_is_work() -> None:
+    worker = Worker(lambda: "model")
+    done: list[str] = []
+
+    def idle(_: str, is_cancelled: Callable[[], bool]) -> Iterator[str]:
+        while not is_cancelled():
+            yield "step"
+        done.append("idle")
+
+    def job(name: str) -> Callable[[str, Callable[[], bool]], Iterator[str]]:
+        def run(_: str, __: Callable[[], bool]) -> Iterator[str]:
+            done.append(name)
+            yield name
+
+        return run
+
+    steps = worker.run(idle, Manner.IDLE)
+    assert next(steps) == "step"
+    assert list(worker.run(job("look"), Manner.LOOK)) == ["look"]
+    assert done == ["look"], "and the idle work goes on"
+    assert list(worker.run(job("work"))) == ["work"]
+    assert set(steps) == {"step"}
+    assert done == ["look", "idle", "work"]
+    worker.close()
+
+
+def test_newer_idle_work_takes_the_place_of_older() -> None:
+    worker = Worker(lambda: "model")
+    older, newer = (worker.run(endless, Manner.IDLE) for _ in range(2))
+    assert list(older)[-1] == "cancelled"
+    assert next(newer) == "model"
+    newer.close()  # type: ignore[attr-defined]
+    worker.close()
+
+
+def test_a_worker_that_closes_does_not_wait_for_idle_work() -> None:
+    worker = Worker(lambda: "model")
+    steps = worker.run(endless, Manner.IDLE)
+    next(steps)
+    worker.close()
+    assert list(steps)[-1] == "cancelled"

@@ -236,3 +236,11 @@ def test_a_template_that_refuses_everything_is_trusted_with_nothing() -> None:
     template = ChatTemplate(source, ChatTokenizer(byte_tokenizer(("</s>",)), control_text=source))
     assert kind_of(template) is TemplateKind.REWRITING
     assert template.next_prefix([Message("user", "a")]) == []
+
+
+def test_bytes_that_are_no_text_after_all_do_not_end_the_stream() -> None:
+    tokenizer = metaspace_tokenizer(("</s>",))
+    stream = ChatTokenizer(tokenizer).stream()
+    ids = [tokenizer.token_to_id(piece) for piece in ("<0x7D>", "<0xFF>", "<0x41>", "<0x42>")]
+    assert "".join(map(stream.push, ids)).startswith("}")
+    assert stream.push(tokenizer.encode("fox", add_special_tokens=False).ids[-1])

@@ -1,0 +1,64 @@
+"""Backends of one model whose KV of a history is where it is asked for: live, in RAM, on disk, or nowhere."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from kvchat.backends.base import Answer, Backend, Role, Turn
+from kvchat.backends.local import LocalBackend
+from kvchat.bench.measure import ask, isolated, one_by_one
+from kvchat.config import Config
+
+MODES = ("live", "ram", "disk", "none")
+_MESSAGE = "Number {}: please tell me in one short sentence what all of this text is about."
+
+
+class Histories:
+    """One backend keeps KV in RAM, one on disk alone, one computes everything anew."""
+
+    def __init__(self, in_ram: Backend, on_disk: Backend, without: Backend) -> None:
+        self.in_ram = in_ram
+        self.on_disk = on_disk
+        self.without = without
+        self._asked = 0
+
+    def prepare(self, history: Sequence[Turn]) -> None:
+        """Compute a history once wherever it is kept."""
+        for backend in (self.in_ram, self.on_disk):
+            ask(backend, [*history, self._message()])
+
+    def ask(self, mode: str, history: Sequence[Turn]) -> Answer:
+        """The first token behind a prepared history and a new message."""
+        backend = {"live": self.in_ram, "ram": self.in_ram, "disk": self.on_disk, "none": self.without}[mode]
+        if mode in ("ram", "disk"):  # the arena forgets the history
+            ask(backend, [Turn(Role.SYSTEM, "Something else."), self._message()])
+        answer = ask(backend, [*history, self._message()])
+        report = answer.cache
+        tier = {"live": report.live, "ram": report.ram, "disk": report.disk, "none": 1}[mode]
+        assert tier > 0 or "faster" in report.reason, f"the history was not found in {mode}: {report}"
+        return answer
+
+    def _message(self) -> Turn:
+        self._asked += 1
+        return Turn(Role.USER, _MESSAGE.format(self._asked))
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Histories]:
+    """The backends with a folder of their own; they and it are gone afterwards."""
+    with ExitStack() as leave:
+        folder = Path(leave.enter_context(tempfile.TemporaryDirectory(prefix="kvchat-bench-")))
+        apart = one_by_one(replace(config, paths=replace(config.paths, cache=folder)))
+        settings = (isolated(apart), isolated(apart, ram=0, disk=2**31), isolated(apart, mode="off"))
+        yield Histories(*(_open(each, leave) for each in settings))
+
+
+def _open(config: Config, leave: ExitStack) -> Backend:
+    backend = LocalBackend(config)
+    leave.callback(backend.close)
+    backend.info()
+    return backend

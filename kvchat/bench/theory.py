@@ -1,0 +1,65 @@
+"""What the arithmetic says a measurement could be: bytes to read and operations to do, against this machine's memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_READ_BYTES = 2**28
+_NUM_READS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Theory:
+    """One model on one machine. `read_bytes_per_s` is what reading memory was measured to reach."""
+
+    kv_bytes_per_token: int
+    weights_bytes: int
+    num_parameters: int
+    read_bytes_per_s: float
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Theory:
+        """From what our contender says of itself; measures the memory."""
+        return cls(
+            facts["kv_bytes_per_token"], facts["weights_bytes"], facts["num_parameters"], read_bandwidth()
+        )
+
+    def bytes_read(self, depth: int) -> int:
+        """What decoding one token behind `depth` others has to read: all weights, and their KV."""
+        return self.weights_bytes + depth * self.kv_bytes_per_token
+
+    def share_of_bandwidth(self, depth: int, tokens_per_s: float) -> float:
+        """How much of the machine's bandwidth that many tokens a second use."""
+        return self.bytes_read(depth) * tokens_per_s / self.read_bytes_per_s
+
+    def prefill_flops(self, num_tokens: int) -> int:
+        """Operations that prefilling takes: a multiplication and an addition a parameter and token."""
+        return 2 * self.num_parameters * num_tokens
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        return [
+            f"KV {self.kv_bytes_per_token / 1e3:.1f} kB a token; weights {self.weights_bytes / 1e6:.0f} MB, read once a token",
+            f"reading memory reaches {self.read_bytes_per_s / 1e9:.1f} GB/s here: at most "
+            f"{self.read_bytes_per_s / self.bytes_read(0):.0f} tokens/s on an empty context",
+            f"prefilling a token takes {self.prefill_flops(1) / 1e9:.2f} GFLOP, which a hit saves",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all of torch's threads together read from memory; the best of several big reads."""
+    import torch
+
+    block = torch.ones(_READ_BYTES // 8, dtype=torch.int64)
+    best = float("inf")
+    for _ in range(_NUM_READS):
+        started = time.perf_counter()
+        block.sum()
+        best = min(best, time.perf_counter() - started)
+    return _READ_BYTES / best

@@ -1,0 +1,120 @@
+"""`kvchat bench WHAT`: measures, and yields what was found as a table or as JSON, a row a line; draws it if asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvchat.bench import codec, decode, lookup, memory, plot, prefill, restore, start, ttft
+from kvchat.bench.contender import Setup, parse_names
+from kvchat.bench.measure import Row, use_threads
+from kvchat.config import Config
+from kvchat.ui.tables import Look, table
+
+_PIPE_COLUMNS = 240
+
+R = TypeVar("R", bound=Row)
+
+
+def started(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """From exec to keys and words."""
+    rows = start.measure(_setup(args, config), repeats=args.repeats, against=parse_names(args.against))
+    yield from _shown(args, rows)
+
+
+def first_tokens(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Time to the first token against the length of the history."""
+    yield from _shown(args, ttft.measure(*_run(args, config), **_sizes(args, ttft.LENGTHS)), chart=ttft.chart)
+
+
+def prefilled(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Tokens a second of prompts."""
+    rows = prefill.measure(*_run(args, config), **_sizes(args, prefill.LENGTHS))
+    yield from _shown(args, rows, chart=prefill.chart, notes=lambda found: found[0].theory.lines())
+
+
+def decoded(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Tokens a second of answers."""
+    rows = decode.measure(*_run(args, config), **_sizes(args, decode.DEPTHS))
+    yield from _shown(args, rows, chart=decode.chart, notes=lambda found: found[0].theory.lines())
+
+
+def restored(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """KV from the tiers against computing it."""
+    use_threads(args.threads)
+    yield from _shown(args, restore.measure(config, **_sizes(args, restore.LENGTHS)))
+
+
+def looked_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """What guessing ahead gains and costs."""
+    use_threads(args.threads)
+    yield from _shown(args, lookup.measure(config, repeats=args.repeats))
+
+
+def remembered(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The most memory that a chat takes."""
+    lengths = args.lengths or memory.LENGTHS
+    yield from _shown(
+        args, memory.measure(_setup(args, config), lengths=lengths, against=parse_names(args.against))
+    )
+
+
+def encoded(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """What int8 at rest costs in quality."""
+    use_threads(args.threads)
+    yield from _shown(args, codec.measure(config, texts=args.repeats))
+
+
+def _setup(args: argparse.Namespace, config: Config) -> Setup:
+    return Setup(config, args.threads, args.llama_python)
+
+
+def _run(args: argparse.Namespace, config: Config) -> tuple[Setup, Sequence[str]]:
+    if args.plot:
+        plot.check(Path(args.plot))
+    return _setup(args, config), parse_names(args.against)
+
+
+def _sizes(args: argparse.Namespace, lengths: Sequence[int]) -> dict[str, Any]:
+    return {"lengths": args.lengths or lengths, "repeats": args.repeats}
+
+
+def _shown(
+    args: argparse.Namespace,
+    rows: Iterable[R],
+    *,
+    chart: Callable[[Sequence[R]], plot.Chart] | None = None,
+    notes: Callable[[Sequence[R]], list[str]] = lambda _: [],
+) -> Iterator[str]:
+    found: list[R] = []
+    for row in rows:
+        found.append(row)
+        if args.json:
+            yield json.dumps(row.to_json())
+    if not args.json:
+        yield _table(found)
+        yield from notes(found)
+    if chart and args.plot:
+        plot.draw(chart(found), Path(args.plot))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    cells = [row.cells() for row in rows]
+    is_terminal = sys.stdout.isatty()
+    columns = shutil.get_terminal_size().columns if is_terminal else _PIPE_COLUMNS
+    look = Look(columns, color=is_terminal and not os.environ.get("NO_COLOR"))
+    heading = list(cells[0])
+    if is_terminal and sum(len(name) + 2 for name in heading) > columns:
+        return "\n\n".join(_upright(row, look) for row in cells)
+    return table([list(row.values()) for row in cells], look, heading=heading)
+
+
+def _upright(row: dict[str, str], look: Look) -> str:
+    """One row as lines of name and value, where the screen is too narrow for columns."""
+    return table([[name, value] for name, value in row.items()], look)

@@ -1,0 +1,267 @@
+"""The next prompt's beginning, computed while nobody waits: for each template what its kind promises, and the same answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvchat.backends.base import Answer, Done, Event, Options, Phase, Prefilling, Role, Turn
+from kvchat.backends.local import LocalBackend
+from kvchat.backends.preparing import prepare
+from kvchat.backends.process import ProcessBackend
+from kvchat.chat.session import Session
+from kvchat.cli import main
+from kvchat.config import Config
+from kvchat.models.template import Message
+from tests.models.chat_templates import (
+    KEEPS,
+    SAMPLES,
+    VOCABULARY,
+    Sample,
+    byte_tokenizer,
+    generated,
+    metaspace_tokenizer,
+)
+from tests.tiny import tiny_model
+
+BY_NAME = {sample.name: sample for sample in SAMPLES}
+SYSTEM = Turn(Role.SYSTEM, "the quick brown fox jumps over the lazy dog and so on " * 30)
+Open = Callable[..., LocalBackend]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sample], Path]:
+    """A model's folder for each template; the weights are the same, and end no answer by themselves."""
+    weights = tmp_path_factory.mktemp("weights")
+    loaded = tiny_model("llama", vocab_size=VOCABULARY, max_position_embeddings=4096)
+    with torch.no_grad():
+        loaded.model.lm_head.weight[:10] = 0
+        loaded.model.lm_head.weight[-10:] = 0
+    loaded.model.save_pretrained(weights)
+
+    def folder_of(sample: Sample) -> Path:
+        folder = weights.with_name(sample.name)
+        if not folder.exists():
+            folder.mkdir()
+            for path in weights.iterdir():
+                (folder / path.name).symlink_to(path)
+            build = metaspace_tokenizer if sample.is_metaspace else byte_tokenizer
+            build(sample.special, sample.plain).save(str(folder / "tokenizer.json"))
+            names = {"bos_token": sample.bos, "eos_token": sample.eos}
+            (folder / "tokenizer_config.json").write_text(json.dumps(names))
+            (folder / "chat_template.jinja").write_text(sample.source)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture
+def open_backend(
+    folders: Callable[[Sample], Path], make_config: Callable[..., Config]
+) -> Iterator[Callable[..., LocalBackend]]:
+    opened: list[LocalBackend] = []
+
+    def open_(name: str, **settings: object) -> LocalBackend:
+        config = make_config(model__name=str(folders(BY_NAME[name])), **{"cache__disk": "0"} | settings)
+        opened.append(LocalBackend(config))
+        return opened[-1]
+
+    yield open_
+    for backend in opened:
+        backend.close()
+
+
+def user(text: str) -> Turn:
+    return Turn(Role.USER, text)
+
+
+def answer(backend: LocalBackend, history: Sequence[Turn], max_tokens: int = 4) -> Answer:
+    *_, last = backend.answer(history, Options(max_tokens=max_tokens, temperature=0.0))
+    assert isinstance(last, Done)
+    return last.answer
+
+
+def prepared(backend: LocalBackend, history: Sequence[Turn]) -> list[Event]:
+    return list(backend.prepare(history, Options()))
+
+
+def with_answer(backend: LocalBackend, history: Sequence[Turn], text: str, thought: str = "") -> list[Turn]:
+    """The history with an answer, whose KV is live as if it had just been generated."""
+    template = backend._worker.wait().template
+    messages = [Message(turn.role.value, turn.text, turn.reasoning, turn.tokens) for turn in history]
+    made = generated(template, messages, text, thought if template.marks else "")
+    turn = Turn(Role.ASSISTANT, text, made.reasoning, tuple(made.tokens or ()), template.tokenizer.id)
+    list(backend.warm([*history, turn]))
+    return [*history, turn]
+
+
+def share(said: Answer) -> float:
+    """Of the prompt, what came from the cache."""
+    return said.timings.cache_n / (said.timings.cache_n + said.timings.prompt_n)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "harmony"])
+def test_ten_turns_of_a_reasoning_chat_find_their_past_computed(open_backend: Open, name: str) -> None:
+    backend, cold = open_backend(name), open_backend(name, cache__mode="off")
+    unprepared = open_backend(name, cache__prepare=False)
+    history: list[Turn] = [SYSTEM]
+    shares: list[float] = []
+    for number in range(10):
+        history.append(user(f"and so on {number}"))
+        said = answer(backend, history)
+        assert said.completion == answer(cold, history).completion
+        assert (said.timings.idle_n > 0) is (number > 0)
+        shares.append(share(said))
+        history = with_answer(backend, history, "the lazy dog " * 8, "the quick brown fox " * 10)
+        assert prepared(backend, history)
+    assert min(shares[1:]) >= 0.95
+    list(unprepared.warm(history))
+    assert prepared(unprepared, history) == []
+    assert share(answer(unprepared, [*history, user("and so on")])) < 0.95, "or this test shows nothing"
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_reuse_is_as_classified_and_changes_no_answer(open_backend: Open, sample: Sample) -> None:
+    backend, cold = open_backend(sample.name), open_backend(sample.name, cache__mode="off")
+    assert backend.info().template == sample.kind
+    history: list[Turn] = [Turn(Role.SYSTEM, "be brief")]
+    for question in ("hello", "and so on <|im_end|>", "the fox"):
+        history.append(user(question))
+        asked = answer(backend, history).prompt
+        history = with_answer(backend, history, "lazy dog", "quick fox")
+        steps = prepared(backend, history)
+        again = prepared(backend, history)
+        said, afresh = (answer(one, [*history, user("world")], 6) for one in (backend, cold))
+        assert said.completion == afresh.completion
+        assert again == [], "what is done is not done again"
+        assert bool(steps) is (sample.kind is not KEEPS)
+        if sample.kind is KEEPS:
+            assert said.timings.cache_n == len(asked) + len(history[-1].tokens or ())
+        else:
+            *_, last = steps
+            assert isinstance(last, Prefilling)
+            assert last.done == last.total == said.timings.idle_n
+            assert said.timings.cache_n == last.cached + last.total
+
+
+@pytest.mark.parametrize("verb", ["retry", "continue"])
+def test_an_answer_is_retried_and_continued_as_if_nothing_had_been_prepared(
+    open_backend: Open, verb: str
+) -> None:
+    backend, cold = open_backend("qwen3"), open_backend("qwen3", cache__mode="off")
+    asked = [SYSTEM, user("hello")]
+    answer(backend, asked)
+    history = with_answer(backend, asked, "the lazy dog " * 8, "the quick brown fox " * 10)
+    backend._worker.wait().engine.store()  # as an answer does at its end
+    assert prepared(backend, history)
+    wanted = asked if verb == "retry" else history
+    said = answer(backend, wanted, 8)
+    assert said.completion == answer(cold, wanted, 8).completion
+    assert said.timings.prompt_n <= 16, "its blocks were kept before"
+
+
+def test_what_was_computed_before_a_message_was_sent_is_kept(open_backend: Open) -> None:
+    backend, cold = open_backend("qwen3"), open_backend("qwen3", cache__mode="off")
+    history = with_answer(backend, [SYSTEM, user("hello")], "the lazy dog " * 200, "fox")
+    loaded = backend._worker.wait()
+    is_sent = threading.Event()
+    steps = prepare(loaded, history, Options(), is_sent.is_set)
+    at_first, first = next(steps), next(steps)
+    is_sent.set()
+    assert list(steps) == []
+    assert 0 < first.done < first.total
+    said = answer(backend, [*history, user("on")])
+    assert said.timings.cache_n >= at_first.reuse.num_tokens + first.done
+    assert said.timings.idle_n == first.done
+    assert said.completion == answer(cold, [*history, user("on")]).completion
+
+
+def test_what_comes_too_late_leaves_the_live_conversation_as_it_is(open_backend: Open) -> None:
+    backend = open_backend("qwen3")
+    before = with_answer(backend, [SYSTEM, user("hello")], "the lazy dog", "fox")
+    answer(backend, [*before, user("on")])
+    held = list(backend._worker.wait().engine.state.tokens)
+    assert prepared(backend, before) == []
+    assert backend._worker.wait().engine.state.tokens == held
+
+
+def test_nothing_is_prepared_beyond_the_context_or_with_reuse_off(open_backend: Open) -> None:
+    long = open_backend("qwen3", model__context=64)
+    history = [user("hello"), Turn(Role.ASSISTANT, "the lazy dog " * 60)]
+    assert prepared(long, history) == []
+    assert prepared(open_backend("qwen3", cache__mode="off"), history[:1]) == []
+
+
+def test_idle_work_is_not_counted_as_asked(open_backend: Open) -> None:
+    backend = open_backend("qwen3")
+    said = answer(backend, [SYSTEM, user("hello")])
+    history = with_answer(backend, [SYSTEM, user("hello")], "the lazy dog", "fox")
+    assert prepared(backend, history)
+    totals = backend.cache(history).process
+    assert totals.asked_tokens == said.usage.prompt_tokens
+    assert backend.status().phase is Phase.READY
+
+
+def test_a_message_that_is_still_typed_counts_as_far_as_it_is(open_backend: Open) -> None:
+    backend = open_backend("chatml")
+    template = backend._worker.wait().template
+    typed = template.next_prefix([Message("user", "the quick bro")])
+    whole = template.prompt([Message("user", "the quick brown fox")])
+    assert len(typed) > len(template.next_prefix([]))
+    assert whole[: len(typed) - 4] == typed[:-4]
+
+
+def test_a_session_prepares_and_says_how_much(open_backend: Open) -> None:
+    session = Session(open_backend("mistral"), Options(max_tokens=40, temperature=0.0), SYSTEM.text)
+    assert session.prepare() == 0, "nothing was said yet"
+    session.ask("hello")
+    done = session.prepare()
+    assert done > 40
+    assert session.prepare() == 0
+    session.ask("and so on")
+    assert session.last is not None
+    assert session.last.timings.idle_n == done
+    assert session.last.timings.idle_ms > 0
+
+
+def test_turns_of_a_file_are_prepared_in_between_and_tell_it(
+    folders: Callable[[Sample], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("CACHE_DIR", "DATA", "MODELS", "CONFIG"):
+        monkeypatch.setenv(f"KVCHAT_{name}", str(tmp_path / name))
+    turns = tmp_path / "turns"
+    turns.write_text("hello\nand so on\nthe fox\n")
+    model = str(folders(BY_NAME["mistral"]))
+    flags = ["-m", model, "-s", SYSTEM.text, "--dtype", "float32", "--max-tokens", "4", "--json", "--no-save"]
+    reports = []
+    for more in ([], ["--no-prepare"]):
+        assert main([*flags, "--turns", str(turns), *more]) == 0
+        reports.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    idle = [[row["timings"]["idle_ms"] > 0 for row in rows] for rows in reports]
+    assert idle == [[False, True, True], [False, False, False]]
+    assert [row["response"] for row in reports[0]] == [row["response"] for row in reports[1]]
+    assert reports[0][2]["timings"]["prompt_n"] < 20 < reports[1][2]["timings"]["prompt_n"]
+
+
+def test_an_engine_of_its_own_prepares_too(
+    folders: Callable[[Sample], Path], make_config: Callable[..., Config]
+) -> None:
+    backend = ProcessBackend(make_config(model__name=str(folders(BY_NAME["mistral"]))))
+    session = Session(backend, Options(max_tokens=4, temperature=0.0), SYSTEM.text)
+    with session:
+        session.ask("hello")
+        assert backend.info().template == "rewriting"
+        done = session.prepare()
+        assert done > 100
+        session.ask("and so on")
+        assert session.last is not None
+        assert session.last.timings.idle_n == done
+        assert session.last.timings.prompt_n < 20
