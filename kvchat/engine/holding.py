@@ -86,7 +86,11 @@ class Holding:
         with self.cache.lease(match) as lease, torch.inference_mode():
             planes, states = self.state.planes, self.state.states
             start = min(shared, match.num_tokens)
-            loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
+            try:
+                loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
+            except BaseException:
+                self.state.lose()
+                raise
         end = max(live, loaded.end)
         self.state.advance(prompt[live:end])
         ended = match.ended if end >= match.num_tokens else Ended.CORRUPT
