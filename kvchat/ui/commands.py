@@ -113,7 +113,8 @@ def _stats(desk: Desk, argument: str) -> str:
         (
             f"answers {totals.answers} · generated {totals.completion_tokens} tokens",
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
-            f" · prefilled {totals.prefilled_tokens}",
+            f" · prefilled {totals.prefilled_tokens}"
+            + (f" · prepared {totals.idle_tokens} while idle" if totals.idle_tokens else ""),
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
             history_table([each.answer for each in desk.session.path if each.answer], desk.look),
