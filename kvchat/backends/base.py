@@ -230,6 +230,8 @@ class Status:
 class ModelInfo:
     """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds.
 
+    `reuse` is how much of what was computed can be taken up again: `blocks`, `snapshots` or `none`; `continuation` how
+    it is gone on from there: `chunk`, `one_token` or `restart`; `verdict` what the probe at the first load found.
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `adapter` is the folder of one that is in its weights.
     """
@@ -247,6 +249,8 @@ class ModelInfo:
     defaults: Options = field(default_factory=Options)
     template: str = "append-safe"
     adapter: str = ""
+    continuation: str = "chunk"
+    verdict: str = ""
 
 
 CacheTotals = CacheStats

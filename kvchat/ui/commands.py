@@ -13,7 +13,7 @@ from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
 from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
-from kvchat.ui.render import stats_line
+from kvchat.ui.render import reuse_text, stats_line
 from kvchat.ui.tables import joined
 
 KEYS = (
@@ -117,6 +117,7 @@ def _stats(desk: Desk, argument: str) -> str:
             + (f" · prepared {totals.idle_tokens} while idle" if totals.idle_tokens else ""),
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
+            reuse_text(desk.session.backend.info()),
             history_table([each.answer for each in desk.session.path if each.answer], desk.look),
             _memory(desk),
         ),
