@@ -93,9 +93,11 @@ def byte_level_tokenizer(*plain_added: str) -> Tokenizer:
     return tokenizer
 
 
-def tiny_folder(folder: Path, *, template: str | None = CHATML, seed: int = 0, **overrides: Any) -> Path:
+def tiny_folder(
+    folder: Path, *, template: str | None = CHATML, seed: int = 0, family: str = "llama", **overrides: Any
+) -> Path:
     """A whole model on disk, as somebody would download it: weights, tokenizer, template."""
-    loaded = tiny_model("llama", seed=seed, **overrides)
+    loaded = tiny_model(family, seed=seed, **overrides)
     loaded.model.lm_head.weight.data[1] = 0  # it never ends a greedy answer by itself
     loaded.model.save_pretrained(folder)
     byte_level_tokenizer().save(str(folder / "tokenizer.json"))

@@ -148,7 +148,8 @@ class Answering:
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:
         engine = self.loaded.engine
-        computing_s = reuse.num_tokens * engine.prefill_s_per_token
+        saved_tokens = max(0, reuse.num_tokens - self.idle.tokens)  # what was computed ahead was no less work
+        computing_s = saved_tokens * engine.prefill_s_per_token
         report = cache_report(
             reuse,
             Asked(self.turns, tuple(self.prompt)),

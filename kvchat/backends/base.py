@@ -230,6 +230,8 @@ class Status:
 class ModelInfo:
     """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds.
 
+    `reuse` is how much of what was computed can be taken up again: `blocks`, `snapshots` or `none`; `continuation` how
+    it is gone on from there: `chunk`, `one_token` or `restart`; `verdict` what the probe at the first load found.
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
     in a few words, `weights_bytes` what they all take. `adapter` is the folder of one that is in its weights.
@@ -251,6 +253,8 @@ class ModelInfo:
     weights_why: str = ""
     weights_bytes: int = 0
     adapter: str = ""
+    continuation: str = "chunk"
+    verdict: str = ""
 
 
 CacheTotals = CacheStats

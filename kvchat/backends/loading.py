@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvchat.backends.base import ModelInfo, Options, Phase, Status
@@ -17,7 +17,9 @@ from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
+from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
+from kvchat.models.probe import checked
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
@@ -68,9 +70,17 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
     show(Status(Phase.LOADING, "warming up"))
     engine.warm_up()
-    engine.cache = _open_cache(config, engine, files.folder, warn)
+    mark = _fingerprint(config, model, files.folder)
+    show(Status(Phase.LOADING, "checking what can be reused"))
+    verdict = checked(model, mark, config.paths.models)
+    if not verdict.is_as_declared:
+        warn(f"{files.name}: {verdict}")
+        engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)
+        engine.warm_up()
+    engine.cache = _open_cache(config, engine, mark, warn)
     ready_at = time.perf_counter()
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
+    info = replace(info, verdict=str(verdict))
     return Loaded(engine, tokenizer, template, info, ready_at)
 
 
@@ -85,17 +95,25 @@ def _find_files(config: Config, show: Show) -> ModelFiles:
     return catalog.resolve(wanted.name, needs_template=wanted.chat_template is None)
 
 
+def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
+    regime = {"dtype": _dtype(model), "device": model.device.type, "weights": model.weights.regime}
+    return fingerprint(folder, regime, memory=config.paths.models, adapter=model.adapter)
+
+
+def _dtype(model: LoadedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
 def _open_cache(
-    config: Config, engine: Engine, folder: Path, warn: Callable[[str], None]
+    config: Config, engine: Engine, mark: bytes, warn: Callable[[str], None]
 ) -> PrefixCache | None:
     layout, model = engine.kv_layout, engine.loaded
     if layout is None or config.cache.mode == "off":
         return None
     settings = CacheSettings.from_config(config.cache, config.paths.cache if config.chat.save else None)
-    dtype = str(model.dtype).removeprefix("torch.")
-    regime = {"dtype": dtype, "device": model.device.type, "weights": model.weights.regime}
-    mark = fingerprint(folder, regime, memory=config.paths.models, adapter=model.adapter)
-    meta = {"model": model.name, "dtype": dtype} | ({"adapter": str(model.adapter)} if model.adapter else {})
+    meta = {"model": model.name, "dtype": _dtype(model)} | (
+        {"adapter": str(model.adapter)} if model.adapter else {}
+    )
     return PrefixCache(layout, mark, settings, meta=meta, warn=warn)
 
 
@@ -107,12 +125,13 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         name=loaded.name,
         architecture=loaded.architecture,
         adapter=str(loaded.adapter or ""),
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        dtype=_dtype(loaded),
         device=str(loaded.device),
         context=loaded.context,
         num_parameters=loaded.network.num_parameters,
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
+        continuation=loaded.rule.continuation.value,
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,

@@ -9,6 +9,7 @@ from kvchat.backends.base import CacheReport, Role, Turn
 from kvchat.cache.match import Ended
 from kvchat.engine.request import Reuse
 from kvchat.models.kv_state import common_prefix
+from kvchat.models.reuse import ReusePolicy
 
 CONTEXT_TOKENS = 8
 """How many tokens before and after the diverging one are shown."""
@@ -51,17 +52,25 @@ def cache_report(
 
 def _reason(reuse: Reuse, asked: Asked, last: Asked | None) -> str:
     at = reuse.num_tokens
+    if reuse.policy is ReusePolicy.NONE:
+        return "what this model computes can't be taken up again"
     if at == 0 and reuse.ended is Ended.OFF:
         return _ENDED[Ended.OFF]
+    if reuse.is_renewed:
+        return f"computing all in one go is faster than going on from {reuse.skipped} tokens one by one"
     if reuse.skipped:
         return f"computing {reuse.skipped} stored tokens is faster than loading them"
     if reuse.ended in (Ended.EVICTED, Ended.CORRUPT):
         return _ENDED[reuse.ended]
     if at == len(asked.ids) - 1:
         return "all of it was held; the last token is always computed"
-    if last is None or at == 0:
-        return _ENDED[reuse.ended] if last is None else _changed(asked, last) or _ENDED[reuse.ended]
+    if last is None:
+        return _ENDED[reuse.ended]
     shared = common_prefix(last.ids, asked.ids)
+    if at < shared and reuse.policy is ReusePolicy.SNAPSHOTS:
+        return f"{shared} tokens are as before; this model's state was kept at token {at}, not at the last of them"
+    if at == 0:
+        return _changed(asked, last) or _ENDED[reuse.ended]
     if at > shared or shared >= len(last.ids):
         return "new text"
     return _changed(asked, last) or "new text"

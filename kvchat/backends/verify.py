@@ -16,6 +16,7 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import CHUNK_TOKENS, Engine
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.reuse import Continuation
 
 FLOAT32_BOUND = 1e-4
 """How far float32 logits may lie apart, whatever the batch shapes."""
@@ -73,13 +74,21 @@ def _verified(loaded: LoadedModel, cache: PrefixCache, path: Path, tokens: list[
 
 
 def _newest(folder: Path) -> Iterator[tuple[Path, list[int]]]:
-    """The readable files of a fingerprint with all their tokens, the most recently used first."""
+    """The readable files of a fingerprint with all their tokens, the most recently used first.
+
+    Where there are snapshots, only these can be taken up; each is followed by its last token once more, to see what
+    the model says behind it.
+    """
     files = [file for file in scan_folder(folder.parent).files if file.path.parent == folder]
+    has_snapshots = any(file.name.is_snapshot for file in files)
     for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True):
+        if file.name.is_snapshot != has_snapshots:
+            continue
         try:
-            yield file.path, list(read_tokens(file.path))
+            tokens = list(read_tokens(file.path))
         except (OSError, EntryError):
             continue
+        yield file.path, [*tokens, tokens[-1]] if has_snapshots else tokens
 
 
 def _restore(loaded: LoadedModel, cache: PrefixCache, state: KVState, tokens: Sequence[int]) -> bool:
@@ -88,11 +97,11 @@ def _restore(loaded: LoadedModel, cache: PrefixCache, state: KVState, tokens: Se
     state.keep(0)
     num_tokens = len(tokens) - 1
     state.reserve(num_tokens)
-    match = cache.match(tokens)
+    match = cache.match(tokens[:num_tokens] if state.states else tokens)
     if match.num_tokens < num_tokens:
         return False
     with cache.lease(match) as lease, torch.inference_mode():
-        end = cache.load(lease, state.planes, 0, num_tokens).end
+        end = cache.load(lease, state.planes, 0, num_tokens, states=state.states).end
     state.advance(tokens[:end])
     return end == num_tokens
 
@@ -100,6 +109,8 @@ def _restore(loaded: LoadedModel, cache: PrefixCache, state: KVState, tokens: Se
 def _cold(loaded: LoadedModel, state: KVState, tokens: Sequence[int], chunk_tokens: int) -> torch.Tensor:
     """The logits behind the last token, with nothing reused."""
     state.keep(0)
+    if loaded.rule.continuation is not Continuation.CHUNK:
+        chunk_tokens = len(tokens)
     for start in range(0, len(tokens) - 1, chunk_tokens):
         loaded.forward(tokens[start : min(start + chunk_tokens, len(tokens) - 1)], state)
     return loaded.forward(tokens[-1:], state)

@@ -54,7 +54,11 @@ def prompt_and_ends(template: ChatTemplate, messages: Sequence[Message]) -> tupl
             ends.append(template.shared_tokens(messages[:count]))
             continue
         ids = template.prompt(messages[:count])
-        ends.append(len(ids))
+        is_past = message.role == "assistant" and count < len(messages)
+        kept = template.next_prefix(messages[:count]) if is_past else ids  # the past may lose its reasoning
+        ends.append(min(len(ids), len(kept)))
+    for index in reversed(range(len(ends) - 1)):  # and the template may move a message behind later ones
+        ends[index] = min(ends[index : index + 2])
     return ids, ends
 
 

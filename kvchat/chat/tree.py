@@ -115,12 +115,16 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over all answers of a session, in tokens; `cached_tokens + prefilled_tokens` were asked for."""
+    """Sums over all answers of a session, in tokens; `cached_tokens + prefilled_tokens` were asked for.
+
+    Of the cached ones `idle_tokens` or fewer had been computed ahead, while nobody waited.
+    """
 
     answers: int = 0
     cached_tokens: int = 0
     prefilled_tokens: int = 0
     completion_tokens: int = 0
+    idle_tokens: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -136,6 +140,7 @@ class Totals:
             self.cached_tokens + usage.cached_tokens,
             self.prefilled_tokens + usage.prompt_tokens - usage.cached_tokens,
             self.completion_tokens + usage.completion_tokens,
+            self.idle_tokens + answer.timings.idle_n,
         )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
+from kvchat.engine.forwards import Forwards
 from kvchat.engine.request import Finish, Request, Token
 from kvchat.engine.sampling import Sampler
 from kvchat.engine.speculation import Speculation
 from kvchat.models.kv_state import KVState
-from kvchat.models.loaded import LoadedModel
 
 
 class Decoding:
@@ -23,18 +23,18 @@ class Decoding:
     """
 
     def __init__(
-        self, loaded: LoadedModel, state: KVState, request: Request, speculation: Speculation | None = None
+        self, forwards: Forwards, state: KVState, request: Request, speculation: Speculation | None = None
     ) -> None:
         self.reason = Finish.LENGTH
         self.num_generated = 0
-        self._loaded = loaded
+        self._forwards = forwards
         self._state = state
         self._request = request
         self._speculation = speculation if state.is_divisible else None
-        self._room = loaded.context - len(request.prompt)
+        self._room = forwards.loaded.context - len(request.prompt)
         wanted = request.max_tokens
         self._limit = self._room if wanted is None else min(self._room, wanted)
-        self._sampler = Sampler(request.sampling, request.prompt, loaded.device)
+        self._sampler = Sampler(request.sampling, request.prompt, forwards.loaded.device)
         self._is_followed = False
 
     def tokens(self, logits: torch.Tensor, is_cancelled: Callable[[], bool]) -> Generator[Token, None, None]:
@@ -58,7 +58,7 @@ class Decoding:
                 if self.num_generated < self._limit:
                     chosen = self._next(chosen)
                 elif self._limit < self._room:
-                    self._loaded.forward(chosen[-1:], self._state)
+                    self._forwards.forward(chosen[-1:], self._state)
         finally:
             self._cut(len(self._request.prompt) + self.num_generated)
 
@@ -67,7 +67,7 @@ class Decoding:
         guesses = self._guesses(said)
         held = len(self._state.tokens)
         started = time.perf_counter()
-        rows = self._loaded.logits([said[-1], *guesses], self._state, 1 + len(guesses))
+        rows = self._forwards.logits([said[-1], *guesses], self._state, 1 + len(guesses))
         chosen = [self._sampler.choose(rows[0])]
         seconds = time.perf_counter() - started  # a GPU has done its work once a token is chosen
         for row, guess in zip(rows[1:], guesses, strict=True):

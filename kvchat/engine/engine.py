@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 import torch
 
@@ -12,10 +12,13 @@ from kvchat.cache.block import KVLayout
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.decoding import Decoding
+from kvchat.engine.forwards import Forwards
 from kvchat.engine.holding import Holding, next_stop
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
 from kvchat.engine.speculation import Drafts, Speculation
+from kvchat.errors import OutOfMemoryError
+from kvchat.models.device import empty_device_cache
 from kvchat.models.kv_state import kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
@@ -42,6 +45,7 @@ class Engine:
         self.chunk_tokens = chunk_tokens
         self.pace = Pace()
         self._holding = Holding(self.state, loaded.rule, self.pace)
+        self._forwards = Forwards(loaded, self._make_room)
 
     @property
     def cache(self) -> PrefixCache | None:
@@ -84,8 +88,9 @@ class Engine:
         return kv_layout(self.state)
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
-        """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
-        self._holding.store(num_tokens, priority=priority)
+        """Give what is held of the first `num_tokens` (all of them by default) to the cache, if there is memory for it."""
+        with suppress(OutOfMemoryError):
+            self._forwards.with_room(lambda: self._holding.store(num_tokens, priority=priority))
 
     def close(self) -> None:
         """Let the cache write what it still has to write, within its bound."""
@@ -109,7 +114,7 @@ class Engine:
             done = len(self.state.tokens) - reuse.num_tokens
             yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
             return
-        decoding = Decoding(self.loaded, self.state, request, self.speculation)
+        decoding = Decoding(self._forwards, self.state, request, self.speculation)
         started = time.perf_counter()
         with closing(decoding.tokens(logits, is_cancelled)) as tokens:
             for token in tokens:
@@ -143,7 +148,7 @@ class Engine:
     ) -> Generator[Progress, None, tuple[Reuse, torch.Tensor | None]]:
         """Bring the state to the prompt; returns what was reused and the last token's logits, None when cancelled."""
         prompt = list(request.prompt)
-        reuse = self._holding.take_up(prompt) if request.reuse else Reuse(live=self.state.keep(0))
+        reuse = self._take_up(prompt) if request.reuse else Reuse(live=self.state.keep(0))
         total = len(prompt) - reuse.num_tokens
         points = self._snapshot_points(request)
         yield Progress(0, total, reuse)
@@ -159,6 +164,9 @@ class Engine:
         assert logits is not None, "at least one token is computed"
         return reuse, logits
 
+    def _take_up(self, prompt: list[int]) -> Reuse:
+        return self._forwards.with_room(lambda: self._holding.take_up(prompt))
+
     def _count(self, prompt: list[int], reuse: Reuse) -> None:
         if self.cache is None:
             return
@@ -173,9 +181,17 @@ class Engine:
 
     def _compute(self, tokens: list[int]) -> torch.Tensor:
         started = time.perf_counter()
-        logits = self.loaded.forward(tokens, self.state)
+        logits = self._forwards.forward(tokens, self.state)
         self.pace.measure(len(tokens), time.perf_counter() - started)
         return logits
+
+    def _make_room(self) -> None:
+        """Let go of all memory that can be had again: blocks in RAM, and what the state holds in reserve."""
+        if self.cache is not None:
+            self.cache.clear_ram()
+        with suppress(RuntimeError):  # moving needs some memory itself
+            self.state.shrink()
+        empty_device_cache(self.loaded.device)
 
     def _snapshot_points(self, request: Request) -> list[int]:
         """Where in a prompt snapshots are taken: behind what many prompts share, every so often, and before its last

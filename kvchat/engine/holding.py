@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -33,13 +34,14 @@ class Holding:
         match = self.cache.match(prompt[:-1]) if self.cache else None
         ended = match.ended if match else Ended.OFF
         best = max(live, match.num_tokens if match else 0)
+        reuse = Reuse(live, ended=ended, policy=self.rule.policy)
         if self._is_slower_than_all(best, len(prompt)):
-            return Reuse(live=self.state.keep(0), ended=ended, skipped=best)
+            return replace(reuse, live=self.state.keep(0), skipped=best, is_renewed=True)
         if match is None or best == live:
-            return Reuse(live, ended=ended)
+            return reuse
         if not self._is_worth_loading(match, live):
-            return Reuse(live, ended=ended, skipped=best - live)
-        return self._load(prompt, match, live, shared)
+            return replace(reuse, skipped=best - live)
+        return self._load(prompt, match, reuse, shared)
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
         """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
@@ -79,21 +81,26 @@ class Holding:
         computing_s = (match.num_tokens - live) * token_s
         return not token_s or self.cache.estimate_load_s(match, live) < computing_s
 
-    def _load(self, prompt: Sequence[int], match: Match, live: int, shared: int) -> Reuse:
-        """Load the match behind `live` tokens; the KV of the first `shared` is there, whatever else has to be loaded."""
+    def _load(self, prompt: Sequence[int], match: Match, reuse: Reuse, shared: int) -> Reuse:
+        """Load the match behind what is live; the KV of the first `shared` is there, whatever else has to be loaded."""
         assert self.cache is not None
+        live = reuse.live
         self.state.reserve(match.num_tokens)
         with self.cache.lease(match) as lease, torch.inference_mode():
             planes, states = self.state.planes, self.state.states
             start = min(shared, match.num_tokens)
-            loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
+            try:
+                loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
+            except BaseException:
+                self.state.lose()
+                raise
         end = max(live, loaded.end)
         self.state.advance(prompt[live:end])
         ended = match.ended if end >= match.num_tokens else Ended.CORRUPT
-        if lease.match.snapshot is None:
-            return Reuse(live, loaded.ram, loaded.disk, loaded.seconds, ended)
-        ram, disk = (end - live, 0) if lease.match.snapshot.block else (0, end - live)
-        return Reuse(live, ram, disk, loaded.seconds, ended)
+        ram, disk = loaded.ram, loaded.disk
+        if lease.match.snapshot:
+            ram, disk = (end - live, 0) if lease.match.snapshot.block else (0, end - live)
+        return replace(reuse, ram=ram, disk=disk, kv_load_s=loaded.seconds, ended=ended)
 
 
 def next_stop(start: int, stops: Sequence[int], rule: ReuseRule, chunk_tokens: int) -> int:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from kvchat.cache.match import Ended
 from kvchat.engine.sampling import SamplingParams
+from kvchat.models.reuse import ReusePolicy
 
 
 class Finish(StrEnum):
@@ -38,7 +39,8 @@ class Request:
 class Reuse:
     """Where the prompt's state came from, in tokens; `kv_load_s` is what fetching it took.
 
-    `ended` is why the cache's blocks reach no further; `skipped` tokens were stored but faster to compute than to load.
+    `ended` is why the cache reaches no further; `skipped` tokens were held but faster to compute than to load, or, where
+    the prompt `is_renewed`, than to go on from one by one. `policy` is the model's.
     """
 
     live: int
@@ -47,6 +49,8 @@ class Reuse:
     kv_load_s: float = 0.0
     ended: Ended = Ended.OFF
     skipped: int = 0
+    policy: ReusePolicy = ReusePolicy.BLOCKS
+    is_renewed: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -26,7 +26,8 @@ class Arena(Divisible):
     def __init__(self, config: Any, *, capacity: int, device: torch.device) -> None:
         super().__init__()
         self.capacity = capacity
-        self.allocated = capacity if device.type == "cpu" else 0
+        self.grows = device.type != "cpu"
+        self.allocated = 0 if self.grows else capacity
         self._cache = Cache(layers=arena_layers(self, DynamicCache(config=config).layers))
 
     @property
@@ -48,10 +49,23 @@ class Arena(Divisible):
         assert num_tokens <= self.capacity, f"{num_tokens} tokens in an arena of {self.capacity}"
         if num_tokens <= self.allocated:
             return
-        steps = -(-num_tokens // GROWTH_TOKENS)
-        self.allocated = min(self.capacity, steps * GROWTH_TOKENS)
+        before, self.allocated = self.allocated, self._size(num_tokens)
+        try:
+            for layer in self.layers:
+                layer.move()
+        except BaseException:
+            self.allocated = before  # the layers that have moved have more, which does no harm
+            raise
+
+    def shrink(self) -> None:
+        if self.grows:
+            self.allocated = self._size(len(self.tokens))
         for layer in self.layers:
-            layer.grow()
+            layer.move()
+
+    def _size(self, num_tokens: int) -> int:
+        """How much is allocated for so many tokens."""
+        return min(self.capacity, -(-num_tokens // GROWTH_TOKENS) * GROWTH_TOKENS)
 
 
 class Recomputed:
@@ -104,3 +118,6 @@ class Recomputed:
 
     def reserve(self, num_tokens: int) -> None:
         """Grows by itself."""
+
+    def shrink(self) -> None:
+        """There is nothing more than what is held."""

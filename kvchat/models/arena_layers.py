@@ -80,11 +80,11 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return -1
 
-    def grow(self) -> None:
+    def move(self) -> None:
         """Move to buffers of the arena's present size."""
-        self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        self.keys, self.values = self._moved(self.keys), self._moved(self.values)
 
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
+    def _moved(self, old: torch.Tensor) -> torch.Tensor:
         held = len(self.arena.tokens)
         new = self._buffer(old)
         new[:, :, :held] = old[:, :, :held]
@@ -120,10 +120,10 @@ class IndexedArenaLayer(ArenaLayer):
         self.indexer_keys[:, :, start:end] = new
         return self.indexer_keys[:, 0, :end]
 
-    def grow(self) -> None:
+    def move(self) -> None:
         """Move to buffers of the arena's present size."""
-        super().grow()
-        self.indexer_keys = None if self.indexer_keys is None else self._grown(self.indexer_keys)
+        super().move()
+        self.indexer_keys = None if self.indexer_keys is None else self._moved(self.indexer_keys)
 
 
 class HybridArenaLayer(ArenaLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]

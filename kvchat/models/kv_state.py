@@ -54,6 +54,9 @@ class KVState(Protocol):
     def reserve(self, num_tokens: int) -> None:
         """Make room for `num_tokens` in all. Raises torch.OutOfMemoryError or RuntimeError."""
 
+    def shrink(self) -> None:
+        """Give back the memory that what is held does not need."""
+
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the longest common prefix, in tokens; bisected, so that equal lists cost a few comparisons."""
@@ -117,3 +120,6 @@ class Divisible:
 
     def lose(self) -> None:
         """What a forward wrote behind `tokens` does not count."""
+
+    def shrink(self) -> None:
+        """Nothing is allocated beyond what is held."""

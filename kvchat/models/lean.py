@@ -66,6 +66,13 @@ class LeanState(Divisible):
         """There is room for the whole context already."""
         assert num_tokens <= self.capacity, f"{num_tokens} tokens in an arena of {self.capacity}"
 
+    def shrink(self) -> None:
+        """Give back the pages that longer conversations have touched."""
+        held = len(self.tokens)
+        for index, plane in enumerate(self.planes):
+            self.planes[index] = torch.empty_like(plane)
+            self.planes[index][:, :held] = plane[:, :held]
+
 
 class LeanNetwork:
     """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it."""

@@ -63,6 +63,11 @@ class Snapshots(Arena):
             self._rewind(num_tokens)
         return len(self.tokens)
 
+    def shrink(self) -> None:
+        for length in list(self._taken)[:-1]:
+            del self._taken[length]
+        super().shrink()
+
     def lose(self) -> None:
         self._rewind(len(self.tokens))
 

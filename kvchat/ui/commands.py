@@ -13,7 +13,7 @@ from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
 from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
-from kvchat.ui.render import stats_line
+from kvchat.ui.render import reuse_text, stats_line
 from kvchat.ui.tables import joined
 
 KEYS = (
@@ -113,9 +113,11 @@ def _stats(desk: Desk, argument: str) -> str:
         (
             f"answers {totals.answers} · generated {totals.completion_tokens} tokens",
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
-            f" · prefilled {totals.prefilled_tokens}",
+            f" · prefilled {totals.prefilled_tokens}"
+            + (f" · prepared {totals.idle_tokens} while idle" if totals.idle_tokens else ""),
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
+            reuse_text(desk.session.backend.info()),
             history_table([each.answer for each in desk.session.path if each.answer], desk.look),
             _memory(desk),
         ),

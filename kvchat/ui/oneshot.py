@@ -103,7 +103,8 @@ def answer_json(session: Session, answer: Answer, info: ModelInfo, *, tokens: bo
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         },
         "timings": asdict(answer.timings),
-        "cache": asdict(answer.cache),
+        "cache": asdict(answer.cache)
+        | {"policy": info.reuse, "continuation": info.continuation, "verdict": info.verdict},
     }
     if info.adapter:
         report["adapter"] = info.adapter

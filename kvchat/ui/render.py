@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvchat.backends.base import Answer, FinishReason, Status
+from kvchat.backends.base import Answer, FinishReason, ModelInfo, Status
 
 _KEPT = "\n\t"
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -68,6 +68,22 @@ def template_text(kind: str) -> str:
         "rewriting": "rewrites the past",
     }
     return f"{about[kind]} ({kind})"
+
+
+def reuse_text(info: ModelInfo) -> str:
+    """How much of what was computed a model lets us take up again, and what the probe found."""
+    about = {
+        "blocks": "what was computed is reused to the token (blocks)",
+        "snapshots": "what was computed is reused from the points where it was kept (snapshots)",
+        "none": "nothing that was computed can be reused (none)",
+    }
+    ways = {
+        "chunk": "",
+        "one_token": ", gone on one token at a time",
+        "restart": ", computed anew for each token",
+    }
+    verdict = f"; {info.verdict}" if info.verdict else ""
+    return about[info.reuse] + ways[info.continuation] + verdict
 
 
 def progress_row(label: str, done: int, total: int, spent_s: float, columns: int) -> str:

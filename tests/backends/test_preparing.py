@@ -6,11 +6,13 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from kvchat.backends.base import Answer, Done, Event, Options, Phase, Prefilling, Role, Turn
+from kvchat.backends.answering import conversation
+from kvchat.backends.base import Answer, Done, Event, FinishReason, Options, Phase, Prefilling, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.preparing import prepare
 from kvchat.backends.process import ProcessBackend
@@ -38,7 +40,7 @@ Open = Callable[..., LocalBackend]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sample], Path]:
     """A model's folder for each template; the weights are the same, and end no answer by themselves."""
     weights = tmp_path_factory.mktemp("weights")
-    loaded = tiny_model("llama", vocab_size=VOCABULARY, max_position_embeddings=4096)
+    loaded = tiny_model("olmo2", vocab_size=VOCABULARY, max_position_embeddings=4096)
     with torch.no_grad():
         loaded.model.lm_head.weight[:10] = 0
         loaded.model.lm_head.weight[-10:] = 0
@@ -105,10 +107,9 @@ def share(said: Answer) -> float:
     return said.timings.cache_n / (said.timings.cache_n + said.timings.prompt_n)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "harmony"])
-def test_ten_turns_of_a_reasoning_chat_find_their_past_computed(open_backend: Open, name: str) -> None:
-    backend, cold = open_backend(name), open_backend(name, cache__mode="off")
-    unprepared = open_backend(name, cache__prepare=False)
+def test_ten_turns_of_a_reasoning_chat_find_their_past_computed(open_backend: Open) -> None:
+    backend, cold = open_backend("qwen3"), open_backend("qwen3", cache__mode="off")
+    unprepared = open_backend("qwen3", cache__prepare=False)
     history: list[Turn] = [SYSTEM]
     shares: list[float] = []
     for number in range(10):
@@ -197,6 +198,22 @@ def test_nothing_is_prepared_beyond_the_context_or_with_reuse_off(open_backend: 
     assert prepared(open_backend("qwen3", cache__mode="off"), history[:1]) == []
 
 
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1", "mistral"])
+def test_the_cache_view_has_rows_that_add_up_though_the_past_changes(open_backend: Open, name: str) -> None:
+    backend = open_backend(name)
+    history = [SYSTEM]
+    for question in ("hello", "on", "and"):
+        history.append(user(question))
+        history = with_answer(backend, history, "the lazy dog", "the quick brown fox " * 20)
+        assert prepared(backend, history)
+        view = backend.cache([*history, user("so")])
+        assert sum(row.tokens for row in view.rows) == view.prompt_tokens
+        assert min(row.tokens for row in view.rows) >= 0
+        assert min(row.live for row in view.rows) >= 0
+        assert sum(row.live for row in view.rows) == view.cached_tokens
+        assert view.rows[-1].tokens > 0
+
+
 def test_idle_work_is_not_counted_as_asked(open_backend: Open) -> None:
     backend = open_backend("qwen3")
     said = answer(backend, [SYSTEM, user("hello")])
@@ -205,6 +222,10 @@ def test_idle_work_is_not_counted_as_asked(open_backend: Open) -> None:
     totals = backend.cache(history).process
     assert totals.asked_tokens == said.usage.prompt_tokens
     assert backend.status().phase is Phase.READY
+    speed_s = backend._worker.wait().engine.prefill_s_per_token
+    again = answer(backend, [*history, user("on")])
+    timings = again.timings
+    assert again.cache.saved_s <= (timings.cache_n - timings.idle_n) * speed_s * 1.001, "it saved no work"
 
 
 def test_a_message_that_is_still_typed_counts_as_far_as_it_is(open_backend: Open) -> None:
@@ -249,6 +270,48 @@ def test_turns_of_a_file_are_prepared_in_between_and_tell_it(
     assert idle == [[False, True, True], [False, False, False]]
     assert [row["response"] for row in reports[0]] == [row["response"] for row in reports[1]]
     assert reports[0][2]["timings"]["prompt_n"] < 20 < reports[1][2]["timings"]["prompt_n"]
+
+
+class Prompter:
+    """Makes a model say given ids at given positions, whatever it would say itself."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self.loaded = backend._worker.wait()
+        self.script: dict[int, int] = {}
+        self.loaded.engine.loaded.model.register_forward_hook(self._prompt, with_kwargs=True)
+
+    def next(self, history: Sequence[Turn], text: str, thought: str) -> Message:
+        """The answer that comes to this history: reasoning, text, and the token that ends a turn."""
+        template, messages = conversation(self.loaded, history)
+        answer = generated(template, messages, text, thought)
+        ids = (*(answer.tokens or ()), template.closing_ids[0])
+        self.script = dict(enumerate(ids, len(template.prompt(messages))))
+        return answer
+
+    def _prompt(self, model: object, arguments: object, named: dict[str, Any], output: Any) -> None:
+        positions = named["position_ids"][0].tolist()
+        for row, position in enumerate(positions[-output.logits.shape[1] :]):
+            if position + 1 in self.script:
+                output.logits[0, row, self.script[position + 1]] += 1e6
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1", "harmony"])
+def test_what_a_model_thinks_is_shown_apart_and_prepared_away(open_backend: Open, name: str) -> None:
+    backend = open_backend(name)
+    prompter = Prompter(backend)
+    session = Session(backend, Options(temperature=0.0), SYSTEM.text)
+    for number in range(4):
+        question = f"and so on {number}"
+        wanted = prompter.next([*session.history, user(question)], f"the lazy dog {number}", "fox " * 50)
+        session.ask(question)
+        said = session.last
+        assert said is not None
+        assert (said.text, said.reasoning) == (wanted.text, wanted.reasoning.strip())
+        assert said.completion == wanted.tokens
+        assert said.finish_reason is FinishReason.STOP
+        assert number == 0 or share(said) >= 0.95
+        assert said.usage.prompt_tokens < len(SYSTEM.text) + 200 * number + 200, "thoughts do not add up"
+        assert session.prepare() > 0
 
 
 def test_an_engine_of_its_own_prepares_too(

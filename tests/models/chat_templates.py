@@ -57,7 +57,7 @@ class Sample:
 LLAMA = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 _HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
 _SYSTEM, _USER, _MODEL = (_HEAD.format(role) for role in ("system", "user", "assistant"))
-HARMONY = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>")
+HARMONY = ("<|return|>", "<|start|>", "<|message|>", "<|channel|>", "<|end|>")
 CHATML_TEXT = (
     "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
     "<|im_start|>assistant\nworld<|im_end|>\n<|im_start|>user\nand so on<|im_end|>\n<|im_start|>assistant\n"

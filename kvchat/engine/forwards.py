@@ -1,0 +1,64 @@
+"""A model's forwards over one state: where memory runs out, room is made and the forward is tried once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from kvchat.errors import OutOfMemoryError
+from kvchat.models.device import is_out_of_memory
+from kvchat.models.kv_state import KVState
+from kvchat.models.loaded import LoadedModel
+
+T = TypeVar("T")
+
+
+class Forwards:
+    """The forwards of `loaded`; `make_room` gives back whatever memory is not needed to go on.
+
+    Each raises OutOfMemoryError, with its remedy, when that was not enough; the state then holds what it says.
+    """
+
+    def __init__(self, loaded: LoadedModel, make_room: Callable[[], None]) -> None:
+        self.loaded = loaded
+        self._make_room = make_room
+
+    def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
+        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32."""
+        return self.logits(tokens, state, 1)[0]
+
+    def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
+        """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
+        held = None if state.is_divisible else list(state.tokens)
+
+        def compute() -> torch.Tensor:
+            if held and len(state.tokens) < len(held):  # a failed forward took it along
+                state.keep(0)
+                self.loaded.forward(held, state)
+            return self.loaded.logits(tokens, state, num_logits)
+
+        return self.with_room(compute)
+
+    def with_room(self, action: Callable[[], T]) -> T:
+        """What `action` returns, tried once more where memory runs out. Raises OutOfMemoryError after that."""
+        try:
+            return action()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._make_room()  # out here the failed forward's tensors are gone
+        try:
+            return action()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._exhausted(error) from error
+
+    def _exhausted(self, error: Exception) -> OutOfMemoryError:
+        name, device = self.loaded.name, self.loaded.device
+        return OutOfMemoryError(
+            f"{device} ran out of memory while {name} was answering, and emptying the cache did not help",
+            "say less at once (/new, /undo), give --context fewer tokens, or take a smaller model",
+        )
