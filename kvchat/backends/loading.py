@@ -24,6 +24,8 @@ from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
 
+LONG_MARK = b"long"
+"""Behind the fingerprint of conversations beyond LongRoPE's threshold."""
 Show = Callable[[Status], None]
 """Is told what is going on."""
 
@@ -78,6 +80,8 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)
         engine.warm_up()
     engine.cache = _open_cache(config, engine, mark, warn)
+    if model.long_rope and engine.cache:
+        engine.set_long_cache(_open_cache(config, engine, mark + LONG_MARK, warn))
     ready_at = time.perf_counter()
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     info = replace(info, verdict=str(verdict))
@@ -114,6 +118,7 @@ def _open_cache(
     meta = {"model": model.name, "dtype": _dtype(model)} | (
         {"adapter": str(model.adapter)} if model.adapter else {}
     )
+    settings = replace(settings, stats=engine.cache.stats if engine.cache else None)
     return PrefixCache(layout, mark, settings, meta=meta, warn=warn)
 
 

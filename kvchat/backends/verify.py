@@ -41,7 +41,7 @@ def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callabl
     for path, tokens in _newest(root / cache.root.hex()):
         if len(runs) == sample or is_cancelled():
             break
-        run = _verified(loaded, cache, path, tokens)
+        run = _verified(engine, path, tokens)
         if run is None:
             num_skipped += 1
         else:
@@ -50,9 +50,11 @@ def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callabl
     return VerifySample(loaded.name, dtype, cache.codec, bound, _judged(runs, is_exact), num_skipped)
 
 
-def _verified(loaded: LoadedModel, cache: PrefixCache, path: Path, tokens: list[int]) -> VerifiedRun | None:
+def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | None:
     """One run compared; None when it is too long or can't be restored whole."""
-    state = loaded.new_state()
+    loaded, cache, state = engine.loaded, engine.cache, engine.loaded.new_state()
+    assert cache is not None
+    state.is_long = engine.state.is_long  # as what its cache holds
     if not 1 < len(tokens) <= min(loaded.context, MAX_TOKENS):
         return None
     if not _restore(loaded, cache, state, tokens):

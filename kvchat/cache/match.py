@@ -13,6 +13,7 @@ from kvchat.cache.disk import open_new
 from kvchat.cache.folder import default_disk_bytes
 from kvchat.cache.index import Piece
 from kvchat.cache.pool import Block, default_ram_bytes
+from kvchat.cache.stats import StatsCounter
 from kvchat.config import CacheConfig
 
 
@@ -32,7 +33,7 @@ class CacheSettings:
     """How a cache is run. Budgets in bytes; `disk_root` None means no disk tier, `ram_bytes` 0 no RAM tier.
 
     `wait_s` bounds how long one commit may wait for the background writer, `lock_timeout_s` how long the writer may
-    wait for another process.
+    wait for another process. `stats` is counted on; None is a new counter.
     """
 
     mode: str = "rw"
@@ -43,6 +44,7 @@ class CacheSettings:
     codec: str = "raw"
     wait_s: float = 2.0
     lock_timeout_s: float = 10.0
+    stats: StatsCounter | None = None
     hash_function: HashFunction = xxh3_128
     open_new: Callable[[Path], BinaryIO] = open_new
 

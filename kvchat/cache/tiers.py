@@ -34,7 +34,7 @@ class Tiers:
         meta: Mapping[str, str],
         warn: Warn,
     ) -> None:
-        self.stats = StatsCounter()
+        self.stats = settings.stats or StatsCounter()
         self.settings = settings
         self.layout = layout
         self.codec = make_codec(settings.codec, layout, settings.block_size)

@@ -87,7 +87,8 @@ class Decoding:
         else:  # after the first token, which does not wait for this
             self._speculation.begin([*self._request.prompt, *said])
             self._is_followed = True
-        return self._speculation.guesses(self._limit - self.num_generated - 1, self._request.stop_ids)
+        room = min(self._limit - self.num_generated, self._forwards.loaded.num_alike(self._state)) - 1
+        return self._speculation.guesses(max(0, room), self._request.stop_ids)
 
     def _cut(self, num_tokens: int) -> None:
         if len(self._state.tokens) > num_tokens:

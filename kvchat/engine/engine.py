@@ -54,7 +54,11 @@ class Engine:
 
     @cache.setter
     def cache(self, cache: PrefixCache | None) -> None:
-        self._holding.cache = cache
+        self._holding.caches[0] = cache
+
+    def set_long_cache(self, cache: PrefixCache | None) -> None:
+        """Where KV of conversations beyond LongRoPE's threshold is kept: none of it is valid in a shorter one."""
+        self._holding.caches[1] = cache
 
     @property
     def prefill_s_per_token(self) -> float:
@@ -94,8 +98,9 @@ class Engine:
 
     def close(self) -> None:
         """Let the cache write what it still has to write, within its bound."""
-        if self.cache is not None:
-            self.cache.close()
+        for cache in self._holding.caches:
+            if cache is not None:
+                cache.close()
 
     def generate(self, request: Request, is_cancelled: Callable[[], bool]) -> Iterator[EngineEvent]:
         """Answer `request.prompt`; the last event is `Finished`.
@@ -148,6 +153,7 @@ class Engine:
     ) -> Generator[Progress, None, tuple[Reuse, torch.Tensor | None]]:
         """Bring the state to the prompt; returns what was reused and the last token's logits, None when cancelled."""
         prompt = list(request.prompt)
+        self.loaded.prepare(self.state, len(prompt))
         reuse = self._take_up(prompt) if request.reuse else Reuse(live=self.state.keep(0))
         total = len(prompt) - reuse.num_tokens
         points = self._snapshot_points(request)

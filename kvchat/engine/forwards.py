@@ -31,7 +31,7 @@ class Forwards:
 
     def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
-        held = None if state.is_divisible else list(state.tokens)
+        held = None if state.is_divisible and not self.loaded.long_rope else list(state.tokens)
 
         def compute() -> torch.Tensor:
             if held and len(state.tokens) < len(held):  # a failed forward took it along

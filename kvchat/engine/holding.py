@@ -25,10 +25,19 @@ class Holding:
         self.state = state
         self.rule = rule
         self.pace = pace
-        self.cache: PrefixCache | None = None
+        self.caches: list[PrefixCache | None] = [
+            None,
+            None,
+        ]  # of short conversations and, with LongRoPE, of long ones
+
+    @property
+    def cache(self) -> PrefixCache | None:
+        """The cache behind the state as it is now."""
+        return self.caches[self.state.is_long]
 
     def take_up(self, prompt: Sequence[int]) -> Reuse:
         """Bring into the state what is known of the prompt but its last token: from itself, then from the cache."""
+        self._rest()
         shared = min(common_prefix(self.state.tokens, prompt), len(prompt) - 1)
         live = self.state.keep(shared)
         match = self.cache.match(prompt[:-1]) if self.cache else None
@@ -45,6 +54,7 @@ class Holding:
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
         """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
+        self._rest()
         state = self.state
         if self.rule.policy is ReusePolicy.SNAPSHOTS and num_tokens is None:
             state.take()
@@ -66,6 +76,12 @@ class Holding:
         if sum(state.nbytes for states in self.state.taken.values() for state in states) > PENDING_BYTES:
             self.store(shared, priority=priority)
             self.store(len(self.state.tokens))
+
+    def _rest(self) -> None:
+        """Leave the whole budget in RAM to the cache that is in use."""
+        other = self.caches[not self.state.is_long]
+        if other and other.ram_used_bytes:
+            other.clear_ram()
 
     def _is_slower_than_all(self, held: int, length: int) -> bool:
         """Whether going on from `held` tokens one by one takes longer than computing the whole prompt in one go."""

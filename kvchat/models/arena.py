@@ -73,6 +73,7 @@ class Recomputed:
 
     def __init__(self, config: Any) -> None:
         self.tokens: list[int] = []
+        self.is_long = False
         self._config = config
         self._cache = DynamicCache(config=config)
 

@@ -17,6 +17,9 @@ class KVState(Protocol):
     tokens: list[int]
     """The token ids whose state is held, in order. The state never says more than it holds."""
 
+    is_long: bool
+    """Whether it is that of a conversation beyond LongRoPE's threshold."""
+
     @property
     def planes(self) -> list[torch.Tensor]:
         """K and V of each layer that has them, each [kv_heads, capacity, head_dim]; empty where KV can't be cut."""
@@ -89,6 +92,7 @@ class Divisible:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.is_long = False
 
     @property
     def is_divisible(self) -> bool:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from kvchat.models.kv_state import KVState
 from kvchat.models.reuse import Continuation, ReuseRule
 from kvchat.models.weights import NATIVE, Weights
+
+if TYPE_CHECKING:
+    from kvchat.models.long_rope import LongRope
+
+_RENEWED_TOKENS = 256
+"""Tokens of one forward where what was held has to be computed again."""
 
 
 class Network(Protocol):
@@ -57,6 +63,7 @@ class LoadedModel:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     weights: Weights = NATIVE
     adapter: Path | None = None
+    long_rope: LongRope | None = None
 
     @property
     def model(self) -> Any:
@@ -72,6 +79,18 @@ class LoadedModel:
         """Empty KV for one conversation."""
         return self.network.new_state(self.rule, self.context)
 
+    def prepare(self, state: KVState, num_tokens: int) -> None:
+        """Before a prompt of `num_tokens`: where LongRoPE makes all its keys others than those held, hold none."""
+        if self.long_rope and state.is_long != self.long_rope.is_long(num_tokens):
+            state.keep(0)
+            state.is_long = not state.is_long
+
+    def num_alike(self, state: KVState) -> int:
+        """How many tokens one forward may add at most without making the keys others than those held."""
+        if self.long_rope is None or state.is_long:
+            return self.context
+        return self.long_rope.threshold - len(state.tokens)
+
     def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
         """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
 
@@ -81,6 +100,8 @@ class LoadedModel:
 
     def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
+        if self.long_rope:
+            self._choose_keys(state, len(tokens))
         state.reserve(len(state.tokens) + len(tokens))
         restarts = self.rule.continuation is Continuation.RESTART
         try:
@@ -91,6 +112,16 @@ class LoadedModel:
             raise
         state.advance(tokens)
         return logits
+
+    def _choose_keys(self, state: KVState, num_new: int) -> None:
+        """LongRoPE: when `num_new` tokens take a conversation over the threshold, all before them are computed again."""
+        assert self.long_rope is not None
+        if not state.is_long and self.long_rope.is_long(len(state.tokens) + num_new):
+            held = list(state.tokens)
+            self.prepare(state, len(held) + num_new)
+            for start in range(0, len(held), _RENEWED_TOKENS):
+                self.forward(held[start : start + _RENEWED_TOKENS], state)
+        self.long_rope.use(state.is_long)
 
 
 def id_list(ids: int | Sequence[int] | None) -> list[int]:

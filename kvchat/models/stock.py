@@ -13,6 +13,7 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.arena import Arena, Recomputed
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.long_rope import LongRope, is_stated, original_context
 from kvchat.models.reuse import ReusePolicy, ReuseRule, cache_argument, reuse_rule
 from kvchat.models.snapshots import Snapshots
 
@@ -96,6 +97,9 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
         )
     accepted = inspect.signature(model.forward).parameters
     own_context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+    long_rope = LongRope.of(model)
+    if long_rope is None and is_stated(model.config):
+        own_context = original_context(model.config)  # code of its own can't be told which keys to compute
     defaults = model.generation_config
     return LoadedModel(
         name=name,
@@ -115,6 +119,7 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
             id_list(defaults.eos_token_id) or id_list(getattr(model.config, "eos_token_id", None))
         ),
         generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
+        long_rope=long_rope,
     )
 
 
