@@ -11,7 +11,7 @@ from kvchat.bench.measure import Spread
 from kvchat.errors import UsageError
 
 SUFFIXES = (".svg", ".png")
-_INCHES = (6.4, 3.6)
+_INCHES = (7.2, 3.6)
 _COLOURS = ("#0b6e4f", "#c1440e", "#3a5ba0", "#8a6d1a", "#7a3b8f", "#555555")
 _MARKERS = "osD^vP"
 
@@ -48,6 +48,7 @@ def draw(chart: Chart, path: Path) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "font.size": 10, "svg.hashsalt": "kvchat"}):
         figure = Figure(figsize=_INCHES, layout="constrained", facecolor="white")
         _fill(figure.add_subplot(), chart)
+        figure.legend(loc="outside right center", frameon=False)
         try:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
         except OSError as error:
@@ -71,4 +72,3 @@ def _fill(axes: Any, chart: Chart) -> None:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
