@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvchat.models.flash import FEW_ROWS, MIN_PAST, attend
+
+
+def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention of the last tokens in float64, [1, new, heads, dim]."""
+    query, key, value = query.double(), key.double(), value.double()
+    groups, new, total = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    hidden = ~torch.ones(new, total, dtype=torch.bool).tril(total - new)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4)])
+@pytest.mark.parametrize("new", [1, 2, 8, FEW_ROWS, 50])
+@pytest.mark.parametrize("old", [0, 1, 300, MIN_PAST - 1, MIN_PAST, MIN_PAST + 300])
+def test_new_tokens_attend_to_all_before_them_and_to_none_behind(
+    dtype: torch.dtype, heads: int, kv_heads: int, new: int, old: int
+) -> None:
+    torch.manual_seed(old + new)
+    query = (torch.randn(1, heads, new, 32) * 2).to(dtype)
+    arena = [torch.full((1, kv_heads, 2 * MIN_PAST, 32), 1e4, dtype=dtype) for _ in range(2)]
+    key, value = (buffer[:, :, : old + new].normal_() for buffer in arena)
+    found = attend(query, key, value, scale=None)
+    error = (found.double() - truth(query, key, value)).abs().max()
+    assert error < (1e-5 if dtype == torch.float32 else 3e-2)
+    assert found.shape == (1, new, heads, 32)
