@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from kvchat.config import ModelConfig
 from kvchat.models import attention
+from kvchat.models.lean import LeanNetwork
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.loader import load_model
 from kvchat.models.reuse import SNAPSHOTS, Continuation, ReusePolicy
 from kvchat.models.stock import describe
 from tests.families.shrink import WINDOW, random_tokens, tiny_random_model
@@ -62,3 +65,36 @@ def test_a_held_state_of_one_other_token_is_noticed(family: str, tmp_path: Path)
     way.say("lied to", talk + said[len(talk) :] + random_tokens(MESSAGE, seed=1))
     if way.reused["lied to"].reuse.live:
         assert way.largest_difference() > 10 * TOLERANCE
+
+
+LEAN = {
+    "llama": {},
+    "llama, with biases": {"attention_bias": True, "mlp_bias": True},
+    "llama, rope of llama 3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "smollm3": {"no_rope_layers": [1, 0, 1], "use_sliding_window": False, "sliding_window": None},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False},
+    "phi3": {"sliding_window": None},
+}
+
+
+@pytest.mark.parametrize("model", LEAN)
+def test_our_own_network_is_right_on_the_same_journey(model: str, tmp_path: Path) -> None:
+    stock = tiny_random_model(model.split(",")[0], **LEAN[model])
+    stock.save_pretrained(tmp_path / "model")
+    loaded = load_model(tmp_path / "model", ModelConfig(dtype="float32"))
+    assert isinstance(loaded.network, LeanNetwork)
+    way = Journey(loaded, plain_logits(stock), tmp_path / "kv")
+    way.run()
+    assert {stage: value for stage, value in way.differences.items() if value > TOLERANCE} == {}
+    assert way.reused["disk"].reuse.disk == 72
