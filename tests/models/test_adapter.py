@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ import torch
 
 from kvchat.backends.base import Answer, Done, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
+from kvchat.chat.session import Session
 from kvchat.config import Config, ModelConfig
+from kvchat.doctor import self_test
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.adapter import check_adapter
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loader import load_model
+from kvchat.ui.oneshot import Manner, OneShot
 from tests.tiny import random_tokens, tiny_folder, transformers_model
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
@@ -158,3 +164,15 @@ def test_without_peft_it_is_said_how_to_get_it(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(ModelUnavailableError, match=r"pip install 'kvchat\[adapters\]'"):
         check_adapter(tmp_path, find_spec=lambda name: None)
+
+
+@needs_peft
+def test_an_adapter_is_named_where_the_model_is(make_config: Callable[..., Config], adapter: Path) -> None:
+    out = io.StringIO()
+    with closing(LocalBackend(make_config(model__adapter=str(adapter)))) as backend:
+        found = {finding.name: finding.value for finding in self_test(backend)}
+        shot = OneShot(
+            Session(backend, Options(max_tokens=2)), Manner(json=True), stdout=out, stderr=io.StringIO()
+        )
+        assert shot.run(["hello"]) == 0
+    assert found["adapter"] == json.loads(out.getvalue())["adapter"] == str(adapter)
