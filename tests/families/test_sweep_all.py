@@ -14,8 +14,9 @@ from kvchat.models.stock import describe
 from tests.families.results import Row, record
 from tests.families.shrink import tiny_random_model
 from tests.families.sweep import TOLERANCE, Journey, Plain, plain_logits
+from tests.families.zoo import VARIANTS
 
-FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+FAMILIES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS})
 
 
 @pytest.mark.sweep_all
@@ -23,7 +24,8 @@ FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_right_or_refused(family: str, tmp_path: Path) -> None:
     try:
-        model = tiny_random_model(family)
+        name, overrides = VARIANTS.get(family, (family, {}))
+        model = tiny_random_model(name, **overrides)
         plain = plain_logits(model)
         plain([3, 4, 5])
     except Exception as error:  # whatever a config or a model's own code raises for sizes it can't take
