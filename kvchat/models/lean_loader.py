@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from kvchat.models.gguf_matrices import GgufMatrices
 from kvchat.models.lean import LeanLayer, LeanNetwork, LeanWeights
 from kvchat.models.lean_shape import LeanShape
+from kvchat.models.packed import PackedHome, packed, unpacked
 from kvchat.models.quantize import (
     Integers,
-    Plane,
     Projection,
-    dequantize,
     fits,
-    planes,
     quantize,
 )
 from kvchat.models.weights import WeightsMode
 
-FORMAT_VERSION = 1
-"""Rises when what stands in a packed file changes."""
 _HEAD = "lm_head"
 _EMBEDDING = "model.embed_tokens.weight"
 _IGNORED = ("rotary_emb.inv_freq",)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedHome:
-    """Where the integers of a model are kept: `folder`, in files whose names begin with `stem`."""
-
-    folder: Path
-    stem: str
-
-    @classmethod
-    def of(cls, root: Path, model_folder: Path) -> PackedHome:
-        """The place for a model's folder under the models' root."""
-        return cls(root / "packed", xxhash.xxh3_64_hexdigest(os.fsencode(model_folder.resolve())))
-
-    def path(self, mode: WeightsMode, sources: Sequence[Path]) -> Path:
-        """The file for weights made from `sources` as they are now, by this torch for this processor."""
-        stamps = [f"{path.name}|{path.stat().st_size}|{path.stat().st_mtime_ns}" for path in sources]
-        made_by = [str(FORMAT_VERSION), torch.__version__, torch.backends.cpu.get_cpu_capability()]
-        key = xxhash.xxh3_64_hexdigest("\n".join([*made_by, *stamps]).encode())
-        return self.folder / f"{self.stem}-{mode.value}-{key}.safetensors"
-
-    def clear(self, mode: str = "*") -> None:
-        """Delete what was made for the model."""
-        for path in self.folder.glob(f"{self.stem}-{mode}-*.safetensors"):
-            path.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
@@ -126,15 +92,12 @@ def load_integers(
 
     They are kept in `home` and mapped from there the next time; what can't be written is made again.
     """
-    path = home and home.path(mode, [*checkpoint.paths, *([gguf] if gguf else [])])
-    if path and path.exists():
-        with suppress(Exception):  # whatever safetensors says of a damaged file: it is made anew
-            return _assembled(shape, load_file(path))
-    tensors = dict(_integer_tensors(shape, checkpoint, mode, gguf))
-    if home and path:
-        with suppress(OSError):
-            _write(home, mode, path, tensors)
-    return _assembled(shape, tensors)
+
+    def make() -> dict[str, torch.Tensor]:
+        return dict(_integer_tensors(shape, checkpoint, mode, gguf))
+
+    sources = [*checkpoint.paths, *([gguf] if gguf else [])]
+    return _assembled(shape, home.tensors(mode, sources, make) if home else make())
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +192,7 @@ def _integer_tensors(
             _integers(stored, f"{name}.weight", weight, wanted)
             for name, weight in zip(names, weights, strict=True)
         ]
-        yield f"{key}.weight", dequantize(parts)
-        for number, plane in enumerate(planes(parts)):
-            yield f"{key}.{number}.packed", plane.packed
-            yield f"{key}.{number}.scales", plane.scales
+        yield from packed(key, parts)
     yield from _plain_tensors(shape, checkpoint, torch.bfloat16).items()
 
 
@@ -263,24 +223,4 @@ def _assembled(shape: LeanShape, tensors: Mapping[str, torch.Tensor]) -> LeanNet
 
 
 def _projection(tensors: Mapping[str, torch.Tensor], key: str) -> Projection:
-    held = [
-        Plane(tensors[f"{key}.{number}.packed"], tensors[f"{key}.{number}.scales"])
-        for number in range(2)
-        if f"{key}.{number}.packed" in tensors
-    ]
-    return Projection(tensors[f"{key}.weight"], tensors.get(f"{key}.bias"), held)
-
-
-def _write(home: PackedHome, mode: WeightsMode, path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Whole or not at all; what an older model, torch or processor left is deleted."""
-    home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=home.folder, prefix=f".{home.stem}-")
-    os.close(descriptor)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        with Path(temporary).open("rb") as file:
-            os.fsync(file.fileno())
-        home.clear(mode.value)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    return Projection(tensors[f"{key}.weight"], tensors.get(f"{key}.bias"), unpacked(tensors, key))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from kvchat.config import ModelConfig
-from kvchat.errors import UsageError
 from kvchat.models import flash
 from kvchat.models.device import (
     Need,
@@ -22,10 +21,11 @@ from kvchat.models.device import (
     weights_bytes,
 )
 from kvchat.models.lean import LeanNetwork
-from kvchat.models.lean_loader import Checkpoint, PackedHome, is_of, load_integers, load_native
+from kvchat.models.lean_loader import Checkpoint, is_of, load_integers, load_native
 from kvchat.models.lean_shape import LeanShape, lean_shape
 from kvchat.models.loaded import LoadedModel, id_list
-from kvchat.models.quantize import INTEGER_SHARE, why_no_integers
+from kvchat.models.packed import PackedHome
+from kvchat.models.quantize import INTEGER_SHARE, choose_weights
 from kvchat.models.reuse import BLOCKS
 from kvchat.models.weights import Weights, WeightsMode
 
@@ -59,33 +59,12 @@ def load_model(
     if lean is not None:
         return _load_lean(folder, settings, name=name, origin=origin, free=free, lean=lean)
     from kvchat.models.stock_loader import (
+        Place,
         load_stock,  # transformers alone takes longer to import than a model
     )
 
-    return load_stock(folder, settings, name=name, device=device, free=free)
-
-
-def choose_weights(
-    wanted: str, *, device: torch.device, dtype: torch.dtype, gguf: Path | None, fits: bool
-) -> Weights:
-    """`auto` is integers where the device has a kernel for them and memory for both forms: a GGUF's own, else 8 bits.
-
-    Raises UsageError for integers that were asked for and can't be.
-    """
-    if wanted == WeightsMode.NATIVE.value:
-        return Weights(WeightsMode.NATIVE, "asked for")
-    obstacle = why_no_integers(device, dtype)
-    if wanted != "auto":
-        if obstacle:
-            raise UsageError(f"--weights {wanted} can't be used: {obstacle}", "take --weights auto")
-        return Weights(WeightsMode(wanted), "asked for", is_own=gguf is not None)
-    if not obstacle and not fits:
-        obstacle = "the integers would not fit beside the weights"
-    if obstacle:
-        return Weights(WeightsMode.NATIVE, obstacle)
-    if gguf is None:
-        return Weights(WeightsMode.INT8, "decoding reads fewer bytes than in bfloat16")
-    return Weights(WeightsMode.INT8, "the GGUF's own integers", is_own=True)
+    home = PackedHome.of(origin.root, folder) if origin.root else None
+    return load_stock(folder, settings, name=name, place=Place(device, free), home=home)
 
 
 def _load_lean(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-from kvchat.models.weights import WeightsMode
+from kvchat.errors import UsageError
+from kvchat.models.weights import Weights, WeightsMode
 
 GROUP = 32
 """Weights of one row that share a scale."""
@@ -103,6 +105,29 @@ def why_no_integers(device: torch.device, dtype: torch.dtype) -> str:
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return "this processor has no fast integer kernel"
     return ""
+
+
+def choose_weights(
+    wanted: str, *, device: torch.device, dtype: torch.dtype, gguf: Path | None, fits: bool
+) -> Weights:
+    """`auto` is integers where the device has a kernel for them and memory for both forms: a GGUF's own, else 8 bits.
+
+    Raises UsageError for integers that were asked for and can't be.
+    """
+    if wanted == WeightsMode.NATIVE.value:
+        return Weights(WeightsMode.NATIVE, "asked for")
+    obstacle = why_no_integers(device, dtype)
+    if wanted != "auto":
+        if obstacle:
+            raise UsageError(f"--weights {wanted} can't be used: {obstacle}", "take --weights auto")
+        return Weights(WeightsMode(wanted), "asked for", is_own=gguf is not None)
+    if not obstacle and not fits:
+        obstacle = "the integers would not fit beside the weights"
+    if obstacle:
+        return Weights(WeightsMode.NATIVE, obstacle)
+    if gguf is None:
+        return Weights(WeightsMode.INT8, "decoding reads fewer bytes than in bfloat16")
+    return Weights(WeightsMode.INT8, "the GGUF's own integers", is_own=True)
 
 
 def fits(rows: int, columns: int) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.arena import Arena, Recomputed
+from kvchat.models.integer_linear import IntegerLinear
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.long_rope import LongRope, is_stated, original_context
@@ -44,17 +45,22 @@ class StockNetwork:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(item.numel() * item.element_size() for item in self.model.parameters())
+        """Bytes of the weights, with the integers beside them."""
+        plain = sum(item.numel() * item.element_size() for item in self.model.parameters())
+        return int(plain + sum(layer.integer_bytes for layer in self._integer_layers()))
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of weights that decoding one token reads: all but an embedding that is no head too."""
+        """Bytes of weights that decoding one token reads: no embedding that is no head too, integers where there are."""
+        integers = self._integer_layers()
+        unread = {id(layer.weight): layer.weight for layer in integers}
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        if embedding is None or (head is not None and head.weight is embedding.weight):
-            return self.num_bytes
-        unread = sum(int(item.numel()) * item.element_size() for item in embedding.parameters())
-        return int(self.num_bytes - unread)
+        if embedding is not None and (head is None or head.weight is not embedding.weight):
+            unread[id(embedding.weight)] = embedding.weight
+        return self.num_bytes - sum(weight.numel() * weight.element_size() for weight in unread.values())
+
+    def _integer_layers(self) -> list[IntegerLinear]:
+        return [module for module in self.model.modules() if isinstance(module, IntegerLinear)]
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """Empty KV for one conversation of up to `capacity` tokens."""

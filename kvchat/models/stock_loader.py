@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,42 @@ from kvchat.config import ModelConfig
 from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError
 from kvchat.models import attention
 from kvchat.models.adapter import apply_adapter, check_adapter
-from kvchat.models.device import check_memory, choose_dtype, is_out_of_memory, memory_need
+from kvchat.models.device import MIN_CONTEXT, check_memory, choose_dtype, is_out_of_memory, memory_need
+from kvchat.models.integer_linear import use_integers
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.packed import PackedHome
+from kvchat.models.quantize import INTEGER_SHARE, choose_weights
 from kvchat.models.stock import describe
+from kvchat.models.weights import WeightsMode
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model is loaded to: a device, and how many bytes are free there, if that is known."""
+
+    device: torch.device
+    free: int | None
 
 
 def load_stock(
-    folder: Path, settings: ModelConfig, *, name: str, device: torch.device, free: int | None
+    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
 ) -> LoadedModel:
-    """The model of a local folder, whatever its family, unless it does not fit into `free` bytes of `device`.
+    """The model of a local folder, whatever its family, unless it does not fit where it should go.
 
-    Raises ModelUnavailableError and OutOfMemoryError, each with its remedy.
+    Raises ModelUnavailableError, OutOfMemoryError and UsageError, each with its remedy.
     """
     _quiet_transformers()
+    device = place.device
     dtype = choose_dtype(settings.dtype, device)
     config = _read_config(folder, name, settings.trust_remote_code)
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
     if adapter:
         check_adapter(adapter)
-    check_memory(name, memory_need(folder, config, dtype), free, device=device, context=settings.context)
+    need = memory_need(folder, config, dtype)
+    check_memory(name, need, place.free, device=device, context=settings.context)
+    taken = need.total(settings.context or MIN_CONTEXT) + INTEGER_SHARE * need.weights
+    fits = place.free is None or taken < place.free
+    weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=None, fits=fits)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -45,6 +62,9 @@ def load_stock(
         if adapter:
             model = apply_adapter(model, adapter)
         model = model.to(device).eval()
+        if weights.mode is not WeightsMode.NATIVE:
+            sources = sorted(folder.glob("*.safetensors"))
+            use_integers(model, weights.mode, sources=sources, home=None if adapter else home)
     except KvchatError:
         raise
     except Exception as error:  # a model's own code may raise anything
@@ -54,7 +74,7 @@ def load_stock(
             f"{name} can't be loaded: {_first_line(error)}", f"check the files in {folder}"
         ) from error
     attention.enable(model)
-    return replace(describe(model, name=name, context=settings.context), adapter=adapter)
+    return replace(describe(model, name=name, context=settings.context), adapter=adapter, weights=weights)
 
 
 def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from kvchat.config import ModelConfig
 from kvchat.errors import UsageError
 from kvchat.models.lean import LeanNetwork
-from kvchat.models.lean_loader import PackedHome
 from kvchat.models.lean_shape import FAMILIES, lean_shape
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
+from kvchat.models.packed import PackedHome
 from kvchat.models.quantize import why_no_integers
 from kvchat.models.stock import StockNetwork
 from kvchat.models.weights import WeightsMode
