@@ -1,4 +1,4 @@
-"""Guessing ahead: a drafter's guesses, as long as pacing lets them be. Knows no model."""
+"""Guessing ahead: a drafter's guesses, as long as foresight lets them be. Knows no model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvchat.engine.drafting import Drafter, PromptLookup
-from kvchat.engine.pacing import Fixed, Measured, Pacing
+from kvchat.engine.foresight import Fixed, Foresight, Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Drafts:
 class Speculation:
     """What guesses the next tokens, and what says how many guesses pay. Both learn from answer to answer."""
 
-    def __init__(self, drafter: Drafter, pacing: Pacing) -> None:
+    def __init__(self, drafter: Drafter, foresight: Foresight) -> None:
         self._drafter = drafter
-        self._pacing = pacing
+        self._foresight = foresight
         self.drafts = Drafts()
 
     @classmethod
@@ -47,7 +47,7 @@ class Speculation:
     def guesses(self, room: int, stop_ids: frozenset[int]) -> list[int]:
         """At most `room` tokens that may come next, up to one that would end the answer."""
         evidence = self._drafter.evidence
-        length = self._pacing.length(evidence, room) if evidence else 0
+        length = self._foresight.length(evidence, room) if evidence else 0
         guesses = self._drafter.draft(length)
         end = next((at for at, token in enumerate(guesses) if token in stop_ids), len(guesses))
         return guesses[:end]
@@ -56,8 +56,8 @@ class Speculation:
         """The forward over one token and `guesses` took so long; after it the tokens `chosen` were."""
         evidence, accepted = self._drafter.evidence, len(chosen) - 1
         self.drafts = Drafts(self.drafts.drafted + len(guesses), self.drafts.accepted + accepted)
-        self._pacing.measure(1 + len(guesses), len(chosen), seconds)
+        self._foresight.measure(1 + len(guesses), len(chosen), seconds)
         if guesses:
-            self._pacing.judge(evidence, len(guesses), accepted)
+            self._foresight.judge(evidence, len(guesses), accepted)
         elif evidence:
-            self._pacing.judge(evidence, 1, int(self._drafter.draft(1)[0] == chosen[0]))
+            self._foresight.judge(evidence, 1, int(self._drafter.draft(1)[0] == chosen[0]))

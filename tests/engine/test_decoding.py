@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from kvchat.engine.engine import Engine
-from kvchat.engine.pacing import Fixed
+from kvchat.engine.foresight import Fixed
 from kvchat.engine.request import Finish, Finished, Request, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.engine.speculation import Drafts, Speculation

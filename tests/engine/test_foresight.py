@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvchat.engine.pacing import LENGTHS, Costs, Fixed, Measured, Rates
+from kvchat.engine.foresight import LENGTHS, Costs, Fixed, Measured, Rates
 
 Cost = Callable[[int], float]
 
@@ -26,22 +26,28 @@ def stepped(num_tokens: int) -> float:
 
 
 def simulated(
-    pacing: Measured, cost: Cost, *, right: float, evidence: int, found: float = 1.0, num_tokens: int = 2000
+    foresight: Measured,
+    cost: Cost,
+    *,
+    right: float,
+    evidence: int,
+    found: float = 1.0,
+    num_tokens: int = 2000,
 ) -> float:
     """How many times faster the answer comes than without guesses, of which each is `right` so often."""
     chance = random.Random(7)
     said, seconds = 0, 0.0
     while said < num_tokens:
         is_found = chance.random() < found
-        drafted = pacing.length(evidence, 100) if is_found else 0
+        drafted = foresight.length(evidence, 100) if is_found else 0
         accepted, guessed = 0, max(drafted, 1)
         while accepted < guessed and chance.random() < right:
             accepted += 1
         if is_found:
-            pacing.judge(evidence, guessed, accepted)
+            foresight.judge(evidence, guessed, accepted)
         accepted = min(accepted, drafted)
         took = cost(1 + drafted)
-        pacing.measure(1 + drafted, 1 + accepted, took * chance.uniform(0.95, 1.1))
+        foresight.measure(1 + drafted, 1 + accepted, took * chance.uniform(0.95, 1.1))
         said += 1 + accepted
         seconds += took
     return said * cost(1) / seconds
@@ -65,30 +71,30 @@ def test_nothing_is_gained_and_nothing_lost_where_tokens_cost_the_same_together(
 
 @pytest.mark.parametrize("cost", [flat, stepped])
 def test_a_quotation_after_much_free_text_is_noticed(cost: Cost) -> None:
-    pacing = Measured()
-    simulated(pacing, cost, right=0.1, evidence=6, found=0.2, num_tokens=3000)
-    assert simulated(pacing, cost, right=0.97, evidence=6, num_tokens=300) > 1.5
+    foresight = Measured()
+    simulated(foresight, cost, right=0.1, evidence=6, found=0.2, num_tokens=3000)
+    assert simulated(foresight, cost, right=0.97, evidence=6, num_tokens=300) > 1.5
 
 
 def test_free_text_after_a_quotation_is_noticed() -> None:
-    pacing = Measured()
-    simulated(pacing, stepped, right=0.98, evidence=6, num_tokens=300)
-    assert simulated(pacing, stepped, right=0.1, evidence=6, num_tokens=1000) > 0.95
+    foresight = Measured()
+    simulated(foresight, stepped, right=0.98, evidence=6, num_tokens=300)
+    assert simulated(foresight, stepped, right=0.1, evidence=6, num_tokens=1000) > 0.95
 
 
 def test_longer_drafts_are_made_where_more_comes_true() -> None:
     lengths = []
     for right in (0.5, 0.99):
-        pacing = Measured()
-        simulated(pacing, flat, right=right, evidence=6)
-        lengths.append(pacing.length(6, 100))
+        foresight = Measured()
+        simulated(foresight, flat, right=right, evidence=6)
+        lengths.append(foresight.length(6, 100))
     assert 0 < lengths[0] < lengths[1] == LENGTHS[-1]
 
 
 def test_no_draft_is_longer_than_there_is_room() -> None:
-    pacing = Measured()
-    simulated(pacing, flat, right=0.99, evidence=20)
-    assert [pacing.length(20, room) for room in (0, 1, 2, 3, 7)] == [0, 1, 1, 3, 7]
+    foresight = Measured()
+    simulated(foresight, flat, right=0.99, evidence=20)
+    assert [foresight.length(20, room) for room in (0, 1, 2, 3, 7)] == [0, 1, 1, 3, 7]
     assert [Fixed(5).length(1, room) for room in (0, 3, 9)] == [0, 3, 5]
 
 

@@ -28,7 +28,7 @@ _NUM_SAMPLES = 7
 _ASSUMED_COST = 0.08  # of another token in a forward, in forwards of one token, until it is measured
 
 
-class Pacing(Protocol):
+class Foresight(Protocol):
     """Says how far to draft, and learns from what came of it."""
 
     def length(self, evidence: int, room: int) -> int:
