@@ -8,7 +8,7 @@ import pytest
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
-from kvchat.engine.pacing import Fixed
+from kvchat.engine.foresight import Fixed
 from kvchat.engine.request import Finished, Request, Token
 from kvchat.engine.speculation import Speculation
 from kvchat.models import attention
