@@ -208,6 +208,8 @@ def self_test(backend: Backend) -> Iterator[Finding]:
     yield Finding("policy", reuse_text(info))
     first = Turn(Role.USER, "Count from one to twenty in words.")
     said = _answer(backend, [first])
+    for _ in backend.prepare([first, said.turn()], Options()):
+        pass  # as between two messages of a dialogue
     again = _answer(backend, [first, said.turn(), Turn(Role.USER, "Go on.")])
     speed = max(said.timings.decode_tokens_per_s, again.timings.decode_tokens_per_s)
     yield Finding("speed", f"{speed:.1f} tokens/s, first text after {again.timings.ttft_ms / 1e3:.2f} s")

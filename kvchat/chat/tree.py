@@ -168,7 +168,8 @@ class Tree:
     @property
     def began(self) -> float | None:
         """When the first of all its messages was sent, in seconds since the epoch; None before."""
-        return min((exchange.created for exchange in self._exchanges.values()), default=None)
+        exchanges = list(self._exchanges.values())  # whole, for another thread may add one
+        return min((exchange.created for exchange in exchanges), default=None)
 
     def has_children(self, exchange_id: str) -> bool:
         """Whether something was said after it."""

@@ -22,6 +22,8 @@ from kvchat.models.tokenizer import ChatTokenizer, joined
 _OPEN, _CLOSE, _ANSWER = "\uf8fc\uf8fd\uf8fe"  # private use: brackets of a placeholder, sign of an answer's
 _PLACEHOLDER = re.compile(f"{_OPEN}{_ANSWER}?(\\d+){_CLOSE}")
 _APART_KEYS = ("thinking", "reasoning_content", "reasoning")
+_THINK_NAMES = ("enable_thinking", "thinking")
+_THINK_SETTING = re.compile(rf"(?<![\w.'\"])({'|'.join(_THINK_NAMES)})\b")  # not a message's own key
 _PROBES = ("a", "-")
 """What a next message may begin with: two texts that share no beginning."""
 
@@ -61,7 +63,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: ChatTokenizer, *, now: datetime | None = None) -> None:
         self.tokenizer = tokenizer
         self.marks: ReasoningMarks | None = marks_in(source, tokenizer.control)
-        self.asks_for_thought = "enable_thinking" in source
+        self.asks_for_thought = _THINK_SETTING.search(source) is not None
         self._now = now or datetime.now()
         self._program = TemplateProgram(source)
         self._header = ""  # of an answer, where the template has no generation prompt
@@ -138,7 +140,7 @@ class ChatTemplate:
         return rendered.endswith(self.marks.start) and not rendered.endswith(self.marks.end)
 
     def _draft(self, messages: Sequence[Message], think: bool | None = None) -> _Draft:
-        draft = _Draft({} if think is None else {"enable_thinking": think})
+        draft = _Draft({} if think is None else dict.fromkeys(_THINK_NAMES, think))
         for message in messages if self._takes_system else _with_folded_system(messages):
             if message.tokens is None:
                 parts = {"content": self._protect(message.text, draft)}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from kvchat.models.template import ChatTemplate, Message
 from kvchat.models.template_kind import TemplateKind, kind_of
@@ -213,8 +216,6 @@ def test_reasoning_without_words_is_reasoning() -> None:
 def test_letters_that_are_normalized_to_a_control_token_stay_text() -> None:
     source = TEMPLATES["chatml"].tokenizer
     inner = byte_tokenizer(("<|im_end|>", "<|im_start|>"), ("<think>",))
-    from tokenizers import normalizers
-
     inner.normalizer = normalizers.Lowercase()
     tokenizer = ChatTokenizer(inner, control_text="<think>")
     template = ChatTemplate((FOLDER / "chatml.jinja").read_text(), tokenizer)
@@ -244,3 +245,58 @@ def test_bytes_that_are_no_text_after_all_do_not_end_the_stream() -> None:
     ids = [tokenizer.token_to_id(piece) for piece in ("<0x7D>", "<0xFF>", "<0x41>", "<0x42>")]
     assert "".join(map(stream.push, ids)).startswith("}")
     assert stream.push(tokenizer.encode("fox", add_special_tokens=False).ids[-1])
+
+
+FRAGMENTS = [
+    "hello",
+    " ",
+    "\n",
+    "\t",
+    "é😀",
+    "<",
+    "|>",
+    "<|im_end|>",
+    "[INST]",
+    "</s>",
+    "{{ 1 }}",
+    "99",
+    "the fox",
+]
+TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
+ODD_IDS = st.lists(st.integers(300, 500), max_size=5)
+
+
+@each(TemplateKind.APPEND_SAFE)
+@settings(max_examples=25, deadline=None)
+@given(turns=st.lists(st.tuples(TEXTS, ODD_IDS), min_size=1, max_size=3), last=TEXTS)
+def test_whatever_is_said_the_next_prompt_begins_with_the_last_one_and_its_answer(
+    sample: Sample, turns: list[tuple[str, list[int]]], last: str
+) -> None:
+    template = TEMPLATES[sample.name]
+    history = list(HELD[:1])
+    whole: list[int] = []
+    for question, ids in [*turns, (last, [])]:
+        history.append(Message("user", question))
+        asked = template.prompt(history)
+        assert asked[: len(whole)] == whole
+        history.append(Message("assistant", "ignored", tokens=ids))
+        whole = [*asked, *ids]
+
+
+SWITCHED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|></think>{{ m.content.split('</think>')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{{ '<think>' if thinking else '</think>' }}{% endif %}"
+)
+
+
+def test_a_switch_by_another_name_is_found_too() -> None:
+    tokenizer = ChatTokenizer(
+        byte_tokenizer(("<|im_end|>", "<|im_start|>"), ("<think>", "</think>")), control_text=SWITCHED
+    )
+    template = ChatTemplate(SWITCHED, tokenizer)
+    assert template.asks_for_thought
+    assert template.opens_reasoning(HELD, think=True)
+    assert not template.opens_reasoning(HELD, think=False)
+    assert not TEMPLATES["harmony"].asks_for_thought, "a message's key is no switch"
+    assert kind_of(template) is TemplateKind.REASONING_STRIPPING
