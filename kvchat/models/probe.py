@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,24 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.models.kv_state import KVState, kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
+from kvchat.models.weights import WeightsMode
 
 BUDGET_S = 2.0
 """What all of a probe may take."""
 LENGTHS = (44, 20)
 """Tokens of a probe, the shorter where the longer takes too long."""
-NUM_FORWARDS = 9
-"""About so many forwards over all tokens make a probe."""
+NUM_STEPS = 5
+"""Tokens that are computed one by one, where they have to be."""
+NUM_FORWARDS = {Continuation.CHUNK: 12, Continuation.ONE_TOKEN: 3 * NUM_STEPS + 8, Continuation.RESTART: 1}
+"""About so many forwards make a probe."""
 BLOCK_TOKENS = 4
-NOISE_TIMES = 8.0
-"""What another way may differ, as a multiple of what another length of the same computation does."""
-BOUNDS = {torch.float32: (1e-3, 1e-2), torch.float64: (1e-3, 1e-2)}
-"""By dtype: what is right whatever the noise, and what is wrong whatever the noise, as shares of the logits' deviation."""
-COARSE_BOUNDS = (0.05, 0.25)
-_VERSION = 1
+FINE_BOUND = 1e-3
+"""What is rounding in float32, as a share of the logits' deviation."""
+COARSE_BOUNDS = (0.08, 0.25)
+"""Between these lies what is rounding elsewhere."""
+ALTERED_SHARE = 0.6
+"""Rounding is less than this share of what one other token in the past changes."""
+_VERSION = 2
 _MEMORY_NAME = "verdicts.json"
 
 
@@ -41,8 +46,8 @@ _MEMORY_NAME = "verdicts.json"
 class Verdict:
     """What holds for a model: `rule`, against the one `declared`.
 
-    `difference` is the largest that was seen under the rule, as a share of the logits' deviation, and `bound` what is
-    noise. `is_checked` is False where the model is too slow for a probe.
+    `difference` is the largest that was seen under the rule, as a share of the logits' deviation, and `bound` what of
+    it is rounding. `is_checked` is False where the model is too slow for a probe.
     """
 
     rule: ReuseRule
@@ -80,8 +85,11 @@ def checked(loaded: LoadedModel, mark: bytes, memory: Path) -> Verdict:
     known = _read(memory / _MEMORY_NAME)
     with suppress(KeyError, TypeError, ValueError):
         return _from_json(known[key], loaded.rule)
+    started = time.perf_counter()
     verdict = probe(loaded)
-    _write(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
+    is_only_busy = not verdict.is_checked and time.perf_counter() - started < BUDGET_S
+    if not is_only_busy:  # a machine that is merely busy now is asked again the next time
+        _write(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
     return verdict
 
 
@@ -94,75 +102,91 @@ def probe(loaded: LoadedModel, *, budget_s: float = BUDGET_S) -> Verdict:
     for length in LENGTHS:
         started = time.perf_counter()
         measure = Probe(replace(loaded, context=length + 2 * BLOCK_TOKENS), length)
-        if (time.perf_counter() - started) / 2 * NUM_FORWARDS < budget_s:
+        if (time.perf_counter() - started) * NUM_FORWARDS[declared.continuation] < budget_s:
             break
     else:
         return Verdict(declared, declared, is_checked=False)
     for rule in (declared, *declared.weaker()):
-        difference = measure.difference(rule)
-        if difference <= measure.bound:
-            return Verdict(rule, declared, difference, measure.bound)
+        difference, bound = measure.difference(rule)
+        if difference <= bound:
+            return Verdict(rule, declared, difference, bound)
     raise AssertionError("the last rule is always right")
 
 
 class Probe:
-    """A few tokens and what the model says behind them; what is far from it is wrong."""
+    """A few tokens and what the model says behind each of them; what is far from it is wrong."""
 
     def __init__(self, loaded: LoadedModel, length: int) -> None:
         self.loaded = loaded
         draw = random.Random(0)
-        self.tokens = [draw.randrange(loaded.vocab_size) for _ in range(length + 3)]
-        plain = replace(loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART))
-        longer = plain.logits(self.tokens, plain.new_state(), 4)[0]
-        del self.tokens[length:]
-        self.expected = plain.forward(self.tokens, plain.new_state())
-        right, wrong = BOUNDS.get(loaded.dtype, COARSE_BOUNDS)
-        self.bound = min(max(right, NOISE_TIMES * self.distance(longer)), wrong)
+        self.tokens = [draw.randrange(loaded.vocab_size) for _ in range(length)]
+        self.expected = self._plain(self.tokens)
 
-    def distance(self, logits: torch.Tensor) -> float:
-        """How far logits, [vocab], lie from the expected ones: root of the mean square, over these' deviation."""
-        error = (logits - self.expected).square().mean().sqrt() / self.expected.std()
-        return float(error.nan_to_num(torch.inf, torch.inf))
-
-    def difference(self, rule: ReuseRule) -> float:
-        """The largest distance that comes up when the tokens are computed as `rule` allows; infinite when that fails."""
+    def difference(self, rule: ReuseRule) -> tuple[float, float]:
+        """The largest distance that comes up when the tokens are computed as `rule` allows, infinite when that fails;
+        and what of it is rounding."""
         if rule.continuation is Continuation.RESTART:
-            return 0.0
+            return 0.0, 0.0
+        cut = len(self.tokens) - NUM_STEPS
+        if rule.policy is not ReusePolicy.NONE and rule.continuation is Continuation.CHUNK:
+            cut = len(self.tokens) // 2 - 1
         try:
-            return max(self._distances(replace(self.loaded, rule=rule)))
+            return max(self._distances(replace(self.loaded, rule=rule), cut)), self._bound(cut)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a model's own code may raise anything
-            return torch.inf
+            return torch.inf, 0.0
 
-    def _distances(self, loaded: LoadedModel) -> Sequence[float]:
+    def _plain(self, tokens: list[int]) -> torch.Tensor:
+        """The logits behind each of some tokens, [tokens, vocab], computed in one go and with nothing kept."""
+        plain = replace(self.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART))
+        return plain.logits(tokens, plain.new_state(), len(tokens))
+
+    def _distance(self, logits: torch.Tensor) -> float:
+        """How far the last tokens' logits lie from the expected ones: root mean squares over deviations, averaged."""
+        expected = self.expected[-len(logits) :]
+        errors = (logits - expected).square().mean(-1).sqrt() / expected.std(-1)
+        return float(errors.mean().nan_to_num(torch.inf, torch.inf))
+
+    def _bound(self, cut: int) -> float:
+        """What is rounding behind token `cut`: in float32 next to nothing, else less than one altered token changes."""
+        if self.loaded.dtype == torch.float32 and self.loaded.weights.mode is WeightsMode.NATIVE:
+            return FINE_BOUND
+        effects: list[float] = []
+        for place in (2, cut - 1):
+            altered = list(self.tokens)
+            altered[place] = (altered[place] + 1) % self.loaded.vocab_size
+            effects.append(self._distance(self._plain(altered)[cut:]))
+        least, most = COARSE_BOUNDS
+        return min(max(least, ALTERED_SHARE * min(effects)), most)
+
+    def _distances(self, loaded: LoadedModel, cut: int) -> Sequence[float]:
         """Continued, cut back, and restored from a cache."""
-        tokens, state = self.tokens, loaded.new_state()
-        middle = len(tokens) // 2 - 1
-        self._feed(loaded, state, middle)
+        state = loaded.new_state()
+        loaded.forward(self.tokens[:cut], state)
         if loaded.rule.policy is ReusePolicy.NONE:
-            return [self._finished(loaded, state)]
+            return [self._continued(loaded, state)]
         state.take()
-        self._feed(loaded, state, middle + 3)
-        found = [self._finished(loaded, state)]
-        state.keep(middle + 1)
-        found.append(self._finished(loaded, state))
-        return [*found, self._finished(loaded, self._restored(loaded, state))]
+        found = [self._continued(loaded, state)]
+        state.keep(cut + 1)
+        found.append(self._continued(loaded, state))
+        return [*found, self._continued(loaded, self._restored(loaded, state, cut + 2))]
 
-    def _finished(self, loaded: LoadedModel, state: KVState) -> float:
-        return self.distance(self._feed(loaded, state, len(self.tokens)))
+    def _continued(self, loaded: LoadedModel, state: KVState) -> float:
+        """Go on to the end, a few tokens first and then the rest, or one by one, as the model allows."""
+        start, end = len(state.tokens), len(self.tokens)
+        stops = (
+            [start, start + 3, end]
+            if loaded.rule.continuation is Continuation.CHUNK
+            else range(start, end + 1)
+        )
+        said = [
+            loaded.logits(self.tokens[first:last], state, last - first) for first, last in pairwise(stops)
+        ]
+        return self._distance(torch.cat(said))
 
-    def _feed(self, loaded: LoadedModel, state: KVState, end: int) -> torch.Tensor:
-        """Go on up to token `end`, in one forward or token by token as the model allows."""
-        start = len(state.tokens)
-        if start and loaded.rule.continuation is Continuation.ONE_TOKEN:
-            for token in self.tokens[start : end - 1]:
-                loaded.forward([token], state)
-            start = end - 1
-        return loaded.forward(self.tokens[start:end], state)
-
-    def _restored(self, loaded: LoadedModel, state: KVState) -> KVState:
-        """A new state with what a cache gave back of this one."""
+    def _restored(self, loaded: LoadedModel, state: KVState, num_tokens: int) -> KVState:
+        """A new state with what a cache gave back of this one's first tokens."""
         layout = kv_layout(state)
         if layout is None:
             return loaded.new_state()
@@ -175,7 +199,7 @@ class Probe:
             cache.commit(self.tokens, state.planes, len(self.tokens))
             for at, states in state.taken.items():
                 cache.commit_snapshot(self.tokens[:at], state.planes, states)
-            match = cache.match(self.tokens[:-1])
+            match = cache.match(self.tokens[:num_tokens])
             with cache.lease(match) as lease:
                 loaded_up = cache.load(lease, fresh.planes, 0, match.num_tokens, states=fresh.states)
         assert loaded_up.end == match.num_tokens > 0, "what was just stored is there"

@@ -125,6 +125,33 @@ def test_a_folder_that_can_not_be_written_is_no_obstacle(tmp_path: Path) -> None
 
 
 def test_the_weakest_rule_is_never_doubted() -> None:
-    assert Probe(tiny_model(), 20).difference(RESTART) == 0.0
+    assert Probe(tiny_model(), 20).difference(RESTART) == (0.0, 0.0)
     assert probe(replace(tiny_model(), rule=RESTART)).rule == RESTART
     assert probe(replace(tiny_model(), rule=ReuseRule(ReusePolicy.NONE))).is_as_declared
+
+
+def test_a_machine_that_is_only_busy_is_asked_again_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_model()
+    unchecked = probe(loaded, budget_s=0.0)
+    with monkeypatch.context() as busy:
+        busy.setattr("kvchat.models.probe.probe", lambda loaded: unchecked)
+        assert not checked(loaded, b"mark", tmp_path).is_checked
+    assert checked(loaded, b"mark", tmp_path).is_checked
+
+
+def test_in_bfloat16_one_wrong_token_in_the_past_is_more_than_rounding() -> None:
+    loaded = tiny_model()
+    measure = Probe(replace(coarse(loaded), context=60), 44)
+    right, bound = measure.difference(BLOCKS)
+    assert right < bound / 2
+    measure.tokens[20] += 1
+    wrong, _ = measure.difference(BLOCKS)
+    assert wrong > bound
+
+
+def coarse(loaded: LoadedModel) -> LoadedModel:
+    """The same model in bfloat16."""
+    loaded.model.to(torch.bfloat16)
+    return replace(loaded, dtype=torch.bfloat16)
