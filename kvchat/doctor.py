@@ -20,7 +20,7 @@ from kvchat.config_commands import given_flags
 from kvchat.errors import KvchatError, UsageError
 from kvchat.flags import FLAG_NAMES
 from kvchat.ui.figures import size_text
-from kvchat.ui.render import reuse_text, template_text
+from kvchat.ui.render import reuse_text, template_text, weights_text
 
 PACKAGES = ("kvchat", "torch", "transformers", "tokenizers", "safetensors", "prompt_toolkit", "rich")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -206,6 +206,7 @@ def self_test(backend: Backend) -> Iterator[Finding]:
         yield Finding("adapter", info.adapter)
     yield Finding("template", template_text(info.template))
     yield Finding("policy", reuse_text(info))
+    yield Finding("weights", weights_text(info))
     first = Turn(Role.USER, "Count from one to twenty in words.")
     said = _answer(backend, [first])
     for _ in backend.prepare([first, said.turn()], Options()):

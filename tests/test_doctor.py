@@ -41,7 +41,7 @@ def test_a_model_that_is_here_answers_twice_and_reuses(run: Run, tiny_path: Path
     assert (code, err, json.loads(out)["ok"]) == (0, "", True)
     assert set(rows) == {
         "versions", "processor", "memory", "settings", "models", "cache", "data", "config", "disk",
-        "model", "loading", "template", "policy", "speed", "reuse",
+        "model", "loading", "template", "policy", "weights", "speed", "reuse",
     }  # fmt: skip
     assert rows["policy"].value.startswith("what was computed is reused to the token (blocks); checked: ")
     assert rows["template"].value == "keeps the past to the token (append-safe)"
@@ -87,7 +87,7 @@ def test_an_answer_that_reuses_nothing_has_to_be_mended(make_config: Callable[..
 
 
 def test_a_backend_that_reuses_passes() -> None:
-    assert [finding.remedy for finding in self_test(ScriptedBackend())] == [""] * 5
+    assert [finding.remedy for finding in self_test(ScriptedBackend())] == [""] * 6
 
 
 def test_cpu_features_are_read_from_what_the_system_says(tmp_path: Path) -> None:

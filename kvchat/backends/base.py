@@ -234,7 +234,7 @@ class ModelInfo:
     it is gone on from there: `chunk`, `one_token` or `restart`; `verdict` what the probe at the first load found.
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
-    in a few words, `weights_bytes` what they all take. `adapter` is the folder of one that is in its weights.
+    in a few words. `adapter` is the folder of one that is in its weights.
     """
 
     name: str
@@ -251,7 +251,6 @@ class ModelInfo:
     template: str = "append-safe"
     weights: str = "native"
     weights_why: str = ""
-    weights_bytes: int = 0
     adapter: str = ""
     continuation: str = "chunk"
     verdict: str = ""

@@ -142,7 +142,6 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         template=kind_of(template).value,
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
-        weights_bytes=loaded.num_bytes,
         defaults=Options(
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
             top_k=int(settings.get("top_k", 50)) if samples else None,

@@ -13,7 +13,7 @@ from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
 from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
-from kvchat.ui.render import reuse_text, stats_line
+from kvchat.ui.render import reuse_text, stats_line, weights_text
 from kvchat.ui.tables import joined
 
 KEYS = (
@@ -118,6 +118,7 @@ def _stats(desk: Desk, argument: str) -> str:
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
             reuse_text(desk.session.backend.info()),
+            weights_text(desk.session.backend.info()),
             history_table([each.answer for each in desk.session.path if each.answer], desk.look),
             _memory(desk),
         ),

@@ -17,7 +17,7 @@ from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.files import file_part, with_files
 from kvchat.ui.recap import recap
-from kvchat.ui.render import reuse_text, template_text
+from kvchat.ui.render import reuse_text, template_text, weights_text
 
 _LISTED = 200
 
@@ -179,12 +179,18 @@ def _model(desk: Desk, argument: str) -> str:
 
 
 def _facts(backend: Backend) -> list[str]:
-    """Its adapter, what its chat template does to the past, and what of that is reused, once that is known."""
+    """Its adapter, what its chat template does to the past, what of that is reused and from what it decodes, once that
+    is known."""
     if backend.status().phase in (Phase.STARTING, Phase.LOADING, Phase.FAILED):
         return []
     info = backend.info()
     adapter = f"with the adapter {info.adapter}" if info.adapter else ""
-    return [adapter, f"its chat template {template_text(info.template)}", reuse_text(info)]
+    return [
+        adapter,
+        f"its chat template {template_text(info.template)}",
+        reuse_text(info),
+        weights_text(info),
+    ]
 
 
 def _prompt(desk: Desk, argument: str) -> str:

@@ -28,7 +28,7 @@ from kvchat.chat.session import Session, new_id
 from kvchat.errors import EXIT_INTERRUPTED, UsageError
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.progress import WaitingBar
-from kvchat.ui.render import sanitize, stats_line
+from kvchat.ui.render import reuse_text, sanitize, stats_line, weights_text
 
 if TYPE_CHECKING:
     from kvchat.ui.markdown import MarkdownBlocks
@@ -106,6 +106,7 @@ def answer_json(session: Session, answer: Answer, info: ModelInfo, *, tokens: bo
         "cache": asdict(answer.cache)
         | {"policy": info.reuse, "continuation": info.continuation, "verdict": info.verdict},
     }
+    report["weights"] = {"mode": info.weights, "why": info.weights_why}
     if info.adapter:
         report["adapter"] = info.adapter
     if tokens:
@@ -122,6 +123,7 @@ class OneShot:
         self._stdout = stdout
         self._stderr = stderr
         self._reasoning = False
+        self._has_told = False
         self._watch = CacheWatch(session)
         self._dim = stderr.isatty() and manner.color
         self._bar = WaitingBar(session.backend, stderr, shown=stderr.isatty() and not manner.quiet)
@@ -192,6 +194,9 @@ class OneShot:
             self._stdout.flush()
         if not self.manner.quiet and (self._stderr.isatty() or self.manner.verbose):
             self._note(stats_line(answer, info.context) + "\n", dim=True)
+        if self.manner.verbose and not self._has_told:
+            self._has_told = True
+            self._note(f"{weights_text(info)}\n{reuse_text(info)}\n", dim=True)
 
     def _note(self, text: str, *, dim: bool = False) -> None:
         text = sanitize(text) if self._stderr.isatty() else text

@@ -60,6 +60,16 @@ def phase_text(status: Status) -> str:
     return f"{word} {status.done}/{status.total}"
 
 
+def weights_text(info: ModelInfo) -> str:
+    """What decoding reads, and why."""
+    about = {
+        "native": f"decoding reads the weights as they are, in {info.dtype} (native)",
+        "int8": "decoding reads integers of 8 bits (int8)",
+        "int4": "decoding reads integers of 4 bits (int4)",
+    }
+    return about[info.weights] + (f": {info.weights_why}" if info.weights_why else "")
+
+
 def template_text(kind: str) -> str:
     """What a model's chat template does to a conversation's past, with the kind's name."""
     about = {

@@ -84,6 +84,7 @@ def test_json_has_the_documented_shape() -> None:
         "usage",
         "timings",
         "cache",
+        "weights",
         "tokens",
     ]
     assert first["model"] == "scripted"
