@@ -75,10 +75,12 @@ class Recomputed:
         self.tokens: list[int] = []
         self.is_long = False
         self._config = config
-        self._cache = DynamicCache(config=config)
+        self._cache: Cache | None = None  # made for the models that can be continued
 
     @property
     def cache(self) -> Cache:
+        if self._cache is None:
+            self._cache = DynamicCache(config=self._config)
         return self._cache
 
     @property
@@ -102,7 +104,7 @@ class Recomputed:
 
     def keep(self, num_tokens: int) -> int:
         self.tokens.clear()
-        self._cache = DynamicCache(config=self._config)
+        self._cache = None
         return 0
 
     def advance(self, tokens: Sequence[int]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from kvchat.models import flash
+from kvchat.models.reuse import layer_types_of
 
 NAME = "kvchat"
 _SPECIAL = ("position_bias", "softcap", "s_aux")  # what changes scores or their sum
@@ -30,12 +30,9 @@ def enable(model: Any) -> None:
     """Use this module's attention in `model` where it would otherwise run on sdpa on a CPU."""
     pluggable = getattr(model, "_supports_attention_backend", False)
     on_sdpa = getattr(model.config, "_attn_implementation", None) == "sdpa" and model.device.type == "cpu"
-    if pluggable and on_sdpa and flash.HAS_CPU_FLASH and _layer_types(model) <= _PLAIN_LAYERS:
+    layer_types = layer_types_of(model.config.get_text_config(decoder=True))
+    if pluggable and on_sdpa and flash.HAS_CPU_FLASH and layer_types and layer_types <= _PLAIN_LAYERS:
         model.set_attn_implementation(NAME)
-
-
-def _layer_types(model: Any) -> set[str]:
-    return set(get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0])
 
 
 def arena_mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:

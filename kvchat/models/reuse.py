@@ -103,18 +103,28 @@ def reuse_rule(model: Any) -> ReuseRule:
     """What is declared for a loaded transformers model; whatever is not known gets the weakest rule that fits."""
     if cache_argument(model) is None:
         return RESTART
-    from transformers.cache_utils import (
-        get_layer_types_and_kwargs,  # not for models that do without transformers
-    )
-
     config = model.config.get_text_config(decoder=True)
     named = next((FAMILIES[name] for name in _names(model.config) if name in FAMILIES), None)
-    layer_types = set(get_layer_types_and_kwargs(config)[0])
+    layer_types = layer_types_of(config)
+    if not layer_types:
+        return RESTART
     if layer_types <= DIVISIBLE_LAYERS and (named is None or named.policy is not ReusePolicy.NONE):
         return OUTSIDE if named is None and getattr(model, "_is_stateful", False) else BLOCKS
     if named is not None:
         return named
     return STEPS if layer_types <= DIVISIBLE_LAYERS | RECURRENT_LAYERS else UNKNOWN
+
+
+def layer_types_of(config: Any) -> set[str]:
+    """What transformers' cache calls a text model's layers; empty where it could not make one for them."""
+    from transformers.cache_utils import (
+        get_layer_types_and_kwargs,  # not for models that do without transformers
+    )
+
+    try:
+        return set(get_layer_types_and_kwargs(config)[0])
+    except AttributeError:  # several stacks of layers, or none
+        return set()
 
 
 def cache_argument(model: Any) -> str | None:

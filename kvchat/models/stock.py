@@ -15,7 +15,7 @@ from kvchat.models.integer_linear import IntegerLinear
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.long_rope import LongRope, is_stated, original_context
-from kvchat.models.reuse import ReusePolicy, ReuseRule, cache_argument, reuse_rule
+from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
 from kvchat.models.snapshots import Snapshots
 
 DEFAULT_CONTEXT = 4096
@@ -106,6 +106,9 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
     long_rope = LongRope.of(model)
     if long_rope is None and is_stated(model.config):
         own_context = original_context(model.config)  # code of its own can't be told which keys to compute
+    rule = reuse_rule(model)
+    if rule.continuation is Continuation.RESTART:
+        model.config.use_cache = False  # nobody would use it again
     defaults = model.generation_config
     return LoadedModel(
         name=name,
@@ -120,7 +123,7 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
         dtype=model.dtype,
         context=min(context or own_context, own_context),
         vocab_size=int(model.config.get_text_config().vocab_size),
-        rule=reuse_rule(model),
+        rule=rule,
         eos_ids=frozenset(
             id_list(defaults.eos_token_id) or id_list(getattr(model.config, "eos_token_id", None))
         ),

@@ -15,12 +15,12 @@ CONTEXT = 256
 _SIZES = {
     64: "hidden_size d_model n_embd emb_dim embedding_dim embedding_size word_embed_proj_dim lru_width mamba_d_ssm"
     " attention_hidden_size input_embedding_size output_embedding_size pronunciation_embed_dim shape_embed_dim"
-    " linear_intermediate_size",
+    " linear_intermediate_size hidden_size_global",
     96: "intermediate_size ffn_dim d_inner n_inner dff dim_ff ffn_hidden_size moe_intermediate_size decoder_ffn_dim"
     " encoder_ffn_dim shared_expert_intermediate_size shared_intermediate_size intermediate_size_mlp"
     " expert_ffn_hidden_size feed_forward_size dense_intermediate_size shared_experts_intermediate_size"
     " moe_shared_expert_intermediate_size vocab_size vocab_size_per_layer_input pronunciation_vocab_size"
-    " shape_vocab_size unpadded_vocab_size",
+    " shape_vocab_size unpadded_vocab_size encoder_hash_byte_group_vocab",
     4: "num_attention_heads n_head n_heads attention_heads num_heads decoder_attention_heads encoder_attention_heads"
     " num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads"
     " num_experts n_routed_experts num_local_experts moe_num_experts time_step_rank mamba_dt_rank"
@@ -81,6 +81,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots3_note": {"head_dim": 32},
     "dots3_note_text": {"head_dim": 32},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 96, "hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 1},
     "gemma3n_text": _SHARED_KV | {"intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.5] * 4},
