@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
 
 from kvchat.models.template import ChatTemplate, Message
 from kvchat.models.template_kind import TemplateKind, kind_of
@@ -300,3 +300,18 @@ def test_a_switch_by_another_name_is_found_too() -> None:
     assert not template.opens_reasoning(HELD, think=False)
     assert not TEMPLATES["harmony"].asks_for_thought, "a message's key is no switch"
     assert kind_of(template) is TemplateKind.REASONING_STRIPPING
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_spaces_before_words_are_the_same_whether_or_not_ids_are_known(scheme: str) -> None:
+    inner = metaspace_tokenizer(("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"))
+    inner.normalizer = normalizers.Sequence([])
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    source = (FOLDER / "gemma.jinja").read_text()
+    names = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    template = ChatTemplate(source, ChatTokenizer(inner, names=names, control_text=source))
+    assert kind_of(template) is TemplateKind.APPEND_SAFE
+    history = [Message("user", "the fox"), Message("assistant", "lazy dog"), Message("user", "and so on")]
+    words = template.prompt(history)
+    ids = template.tokenizer.encode("model\nlazy dog")[len(template.tokenizer.encode("model\n")) :]
+    assert template.prompt([history[0], Message("assistant", "lazy dog", tokens=ids), history[2]]) == words
