@@ -75,7 +75,8 @@ def check_memory(
     if context and room >= MIN_CONTEXT:
         remedy = f"take --context {room} or less"
     else:
-        remedy = "take a smaller model, or one with fewer bytes a weight (--dtype bfloat16 halves float32)"
+        elsewhere = ", or --device cpu" if device.type != "cpu" else ""
+        remedy = f"take a smaller model, or fewer bytes a weight (--dtype bfloat16 halves float32){elsewhere}"
     raise OutOfMemoryError(
         f"{name} takes {_gigabytes(need.weights)} of weights and {_gigabytes(tokens * need.kv_per_token)} of KV"
         f" for {tokens} tokens, and {device} has {_gigabytes(free)} free",
