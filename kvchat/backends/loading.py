@@ -70,15 +70,14 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     tokenizer = load_tokenizer(files.folder, control_text=source)
     template = ChatTemplate(source, tokenizer)
     engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
-    show(Status(Phase.LOADING, "warming up"))
-    engine.warm_up()
+    engine.touch()
     mark = _fingerprint(config, model, files.folder)
     show(Status(Phase.LOADING, "checking what can be reused"))
     verdict = checked(model, mark, config.paths.models)
     if not verdict.is_as_declared:
         warn(f"{files.name}: {verdict}")
         engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)
-        engine.warm_up()
+        engine.touch()
     engine.cache = _open_cache(config, engine, mark, warn)
     if model.long_rope and engine.cache:
         engine.set_long_cache(_open_cache(config, engine, mark + LONG_MARK, warn))

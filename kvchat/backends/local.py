@@ -26,7 +26,11 @@ class LocalBackend:
         self.config = config
         self._status = Status(Phase.STARTING)
         self._notices: SimpleQueue[str] = SimpleQueue()
-        self._worker: Worker[Loaded] = Worker(self._load, unload=lambda loaded: loaded.engine.close())
+        self._worker: Worker[Loaded] = Worker(
+            self._load,
+            settle=lambda loaded: loaded.engine.warm_up(),
+            unload=lambda loaded: loaded.engine.close(),
+        )
 
     def start(self) -> None:
         self._worker.start()

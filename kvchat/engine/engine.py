@@ -65,6 +65,12 @@ class Engine:
         """What computing many tokens takes, in seconds a token; 0 until it was measured."""
         return self.pace.prefill_s_per_token
 
+    def touch(self) -> None:
+        """Learn the shapes of the model's KV, from one small forward where they are not known before."""
+        if not self.state.planes and not self.state.states:
+            self._compute([0])
+            self.state.keep(0)
+
     def warm_up(self) -> None:
         """Run three small forwards, so that the first answer does not pay for what is set up lazily, and so that the
         speed of prefilling is known."""

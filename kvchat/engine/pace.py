@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MEASURED_TOKENS = 32
-"""Smaller prefill chunks say nothing about the speed of larger ones."""
+"""Smaller prefill chunks say little about the speed of larger ones: they count where nothing else is known."""
 
 
 class Pace:
@@ -21,6 +21,8 @@ class Pace:
             self.prefill_s_per_token = _smoothed(self.prefill_s_per_token, seconds / num_tokens)
         elif num_tokens == 1:
             self.step_s = _smoothed(self.step_s, seconds)
+        elif not self.prefill_s_per_token:
+            self.prefill_s_per_token = seconds / num_tokens
 
 
 def _smoothed(before: float, now: float) -> float:

@@ -39,10 +39,20 @@ class _Job(Generic[T]):
 
 
 class Worker(Generic[T]):
-    """Loads a thing in a thread of its own and lets jobs use it there, one after the other."""
+    """Loads a thing in a thread of its own and lets jobs use it there, one after the other.
 
-    def __init__(self, load: Callable[[], T], *, unload: Callable[[T], None] = lambda _: None) -> None:
+    When nobody waits for it yet, it may `settle` first.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], T],
+        *,
+        settle: Callable[[T], None] = lambda _: None,
+        unload: Callable[[T], None] = lambda _: None,
+    ) -> None:
         self._load = load
+        self._settle = settle
         self._unload = unload
         self._jobs: queue.SimpleQueue[_Job[T] | None] = queue.SimpleQueue()
         self._pending: set[_Job[T]] = set()
@@ -129,6 +139,8 @@ class Worker(Generic[T]):
         except BaseException as error:  # handed to whoever asks for the thing
             self._failure = error
         self._loaded.set()
+        if self._thing is not None and self._jobs.empty():
+            self._settle(self._thing)
         while (task := self._jobs.get()) is not None:
             self._run_one(task)
         if self._thing is not None:

@@ -127,3 +127,24 @@ def test_a_worker_that_closes_does_not_wait_for_idle_work() -> None:
     next(steps)
     worker.close()
     assert list(steps)[-1] == "cancelled"
+
+
+def test_a_thing_settles_only_where_nobody_waits_for_it() -> None:
+    settled: list[str] = []
+    idle: Worker[str] = Worker(lambda: "model", settle=settled.append)
+    idle.start()
+    idle.wait()
+    assert list(idle.run(lambda thing, _: iter([list(settled)]))) == [["model"]]
+    may_load = threading.Event()
+
+    def load() -> str:
+        may_load.wait(10)
+        return "other"
+
+    asked: Worker[str] = Worker(load, settle=settled.append)
+    answers = asked.run(lambda thing, _: iter([list(settled)]))
+    may_load.set()
+    assert list(answers) == [["model"]]
+    for worker in (idle, asked):
+        worker.close()
+    assert settled == ["model"]
