@@ -108,7 +108,7 @@ _VERIFY: dict[str, dict[str, Any]] = {
 _CONFIG = "settings"
 _COMPLETION = "completion for your shell"
 _AT = ("--cache-dir",)
-_HOW = ("-m", "--dtype", "--device")
+_HOW = ("-m", "--dtype", "--device", "--weights")
 
 _MODELS = "models on this disk"
 _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}

@@ -36,8 +36,9 @@ class Ours:
         self._loaded = load(config, lambda _: None, lambda _: None)
 
     def facts(self) -> dict[str, Any]:
-        info = asdict(self._loaded.info)
-        return {"weights_bytes": self._loaded.engine.loaded.num_bytes, **info}
+        model = self._loaded.engine.loaded
+        sizes = {"weights_bytes": model.num_bytes, "token_bytes": model.network.token_bytes}
+        return sizes | asdict(self._loaded.info)
 
     def tokens(self, prompt: Sequence[int], num_tokens: int, *, reuse: bool) -> Iterator[int]:
         from kvchat.engine.request import Request, Token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 _READ_BYTES = 2**28
@@ -12,23 +12,27 @@ _NUM_READS = 7
 
 @dataclass(frozen=True, slots=True)
 class Theory:
-    """One model on one machine. `read_bytes_per_s` is what reading memory was measured to reach."""
+    """One model on one machine: of its `weights_bytes` a decoded token reads `token_bytes`, as `weights` (int4, native).
+
+    `read_bytes_per_s` is what reading memory was measured to reach.
+    """
 
     kv_bytes_per_token: int
     weights_bytes: int
+    token_bytes: int
+    weights: str
     num_parameters: int
     read_bytes_per_s: float
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Theory:
         """From what our contender says of itself; measures the memory."""
-        return cls(
-            facts["kv_bytes_per_token"], facts["weights_bytes"], facts["num_parameters"], read_bandwidth()
-        )
+        names = [item.name for item in fields(cls)][:-1]
+        return cls(**{name: facts[name] for name in names}, read_bytes_per_s=read_bandwidth())
 
     def bytes_read(self, depth: int) -> int:
-        """What decoding one token behind `depth` others has to read: all weights, and their KV."""
-        return self.weights_bytes + depth * self.kv_bytes_per_token
+        """What decoding one token behind `depth` others has to read: the weights, and their KV."""
+        return self.token_bytes + depth * self.kv_bytes_per_token
 
     def share_of_bandwidth(self, depth: int, tokens_per_s: float) -> float:
         """How much of the machine's bandwidth that many tokens a second use."""
@@ -41,7 +45,8 @@ class Theory:
     def lines(self) -> list[str]:
         """For a person."""
         return [
-            f"KV {self.kv_bytes_per_token / 1e3:.1f} kB a token; weights {self.weights_bytes / 1e6:.0f} MB, read once a token",
+            f"KV {self.kv_bytes_per_token / 1e3:.1f} kB a token; of {self.weights_bytes / 1e6:.0f} MB of weights a token "
+            f"reads {self.token_bytes / 1e6:.0f} MB ({self.weights})",
             f"reading memory reaches {self.read_bytes_per_s / 1e9:.1f} GB/s here: at most "
             f"{self.read_bytes_per_s / self.bytes_read(0):.0f} tokens/s on an empty context",
             f"prefilling a token takes {self.prefill_flops(1) / 1e9:.2f} GFLOP, which a hit saves",

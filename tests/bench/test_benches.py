@@ -59,7 +59,7 @@ def test_decode_is_paired_with_each_contender(setup: Setup) -> None:
     found = shown(deep, bench="decode", depth=40)
     assert set(found["tokens_per_s"]) == {"kvchat", "transformers"}  # type: ignore[call-overload]
     assert set(deep.times_theirs) == {"transformers"}
-    assert deep.theory.bytes_read(40) == deep.theory.weights_bytes + 40 * deep.theory.kv_bytes_per_token > 0
+    assert deep.theory.bytes_read(40) == deep.theory.token_bytes + 40 * deep.theory.kv_bytes_per_token > 0
     assert deep.theory.share_of_bandwidth(40, 100.0) > 0
     assert decode.chart([deep]).x == [40]
 
