@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvchat.bench import codec, decode, lookup, memory, plot, prefill, restore, start, ttft
+from kvchat.bench import codec, decode, lookup, memory, plot, prefill, restore, start, ttft, weights
 from kvchat.bench.contender import Setup, parse_names
 from kvchat.bench.measure import Row, use_threads
 from kvchat.config import Config
@@ -69,6 +69,13 @@ def encoded(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """What int8 at rest costs in quality."""
     use_threads(args.threads)
     yield from _shown(args, codec.measure(config, texts=args.repeats))
+
+
+def weighed(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """What integer weights cost in quality."""
+    use_threads(args.threads)
+    (num_tokens,) = (args.lengths or (weights.NUM_TOKENS,))[:1]
+    yield from _shown(args, weights.measure(config, num_tokens=num_tokens))
 
 
 def _setup(args: argparse.Namespace, config: Config) -> Setup:
