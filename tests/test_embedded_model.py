@@ -11,8 +11,11 @@ import torch
 
 from kvchat.backends.base import Answer, Done, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
+from kvchat.bench.lookup import TASKS
 from kvchat.config import DEFAULT_MODEL, PathsConfig, load_config
 from kvchat.models.catalog import Catalog
+from kvchat.models.kv_state import common_prefix
+from kvchat.models.loaded import LoadedModel
 
 MODELS = Path(os.environ["KVCHAT_MODELS"]) if os.environ.get("KVCHAT_MODELS") else PathsConfig().models
 
@@ -109,3 +112,31 @@ def test_the_prompt_is_the_one_that_transformers_renders(backend: LocalBackend) 
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     turns = [Turn(Role(message["role"]), message["content"]) for message in messages]
     assert list(answer(backend, turns, 1).prompt) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_guesses_change_an_answer_at_most_where_rounding_decides(tmp_path: Path, task: str) -> None:
+    said: list[Answer] = []
+    for draft in (0, 7):
+        flags = {"model.draft": draft, "paths.cache": tmp_path, "paths.models": MODELS, "chat.save": False}
+        backend = LocalBackend(load_config(flags, environ={"KVCHAT_CONFIG": str(tmp_path / "none.toml")}))
+        said.append(answer(backend, [Turn(Role.USER, TASKS[task])], 96))
+        loaded = backend._worker.wait().engine.loaded
+        backend.close()
+    assert said[1].timings.draft_n > 0
+    same = common_prefix(said[0].completion, said[1].completion)
+    if same == len(said[0].completion):
+        return
+    held = [*said[0].prompt, *said[0].completion[:same]]
+    alone, together = (_last_logits(loaded, held, num_last) for num_last in (1, 8))
+    noise = float((alone - together).abs().max())
+    first, second = alone.topk(2).values.tolist()
+    assert first - second <= 2 * noise
+
+
+def _last_logits(loaded: LoadedModel, tokens: list[int], num_last: int) -> torch.Tensor:
+    """The last token's logits, computed with `num_last` tokens at once behind the others."""
+    state = loaded.new_state()
+    loaded.forward(tokens[:-num_last], state)
+    return loaded.forward(tokens[-num_last:], state)
