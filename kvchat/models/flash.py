@@ -1,7 +1,7 @@
 """Attention of new tokens over a long arena: old keys need no mask, only the new ones a causal triangle.
 
-The new queries meet the old keys unmasked, a group's query heads packed as rows of one call, and themselves causally;
-the two are merged by their log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
+A group's query heads are packed as rows of one call. In bfloat16 that is two matrix products; else the new queries meet
+the old keys unmasked and themselves causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-MIN_PAST = 1024
-"""Fewer keys than this are done sooner by the flash kernel."""
-MAX_SCORES_BYTES = 16 * 2**20
-"""Larger scores than this leave the processor's cache."""
 FEW_ROWS = 32
 """Up to so many rows a product that walks along the keys reads them at the memory's speed."""
+MIN_SCORES_OF_FEW = 6 * 2**10
+MIN_SCORES_OF_MANY = 24 * 2**10
+"""Fewer scores a head than this are done sooner by the flash kernel. Measured, as is what follows."""
+MAX_SCORES_BYTES = 48 * 2**20
+"""Heads whose scores take more than this together are done one after another."""
 HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 """Whether this torch has the kernel that everything here stands on."""
 
@@ -29,12 +30,27 @@ def attend(
     """Causal attention of the last tokens: `query` [1, heads, new, dim] over `key` and `value`
     [1, kv_heads, old + new, dim] -> [1, new, heads, dim]. On a CPU, K and V of one head size.
     """
-    new, total = query.shape[2], key.shape[2]
-    groups = query.shape[1] // key.shape[1]
+    heads, new, dim = query.shape[1:]
+    kv_heads, total = key.shape[1:3]
+    rows = heads // kv_heads * new  # the query heads of a group are rows of one product
+    least = MIN_SCORES_OF_FEW if rows <= FEW_ROWS else MIN_SCORES_OF_MANY
+    if query.dtype == torch.bfloat16 and rows * total >= least:
+        packed = query.reshape(kv_heads, rows, dim)
+        out = _by_products(packed, key[0], value[0], new=new, factor=dim**-0.5 if scale is None else scale)
+        return out.view(1, heads, new, dim).transpose(1, 2)
     if new == 1:
-        packed, _ = _over_past(query.reshape(1, key.shape[1], groups, -1), key, value, scale=scale)
-        return packed.reshape(1, 1, query.shape[1], -1)
-    old = total - new
+        packed, _ = _flash(query.reshape(1, kv_heads, rows, dim), key, value, scale=scale)
+        return packed.reshape(1, 1, heads, dim)
+    return _by_merging(query, key, value, scale=scale)
+
+
+def _by_merging(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
+) -> torch.Tensor:
+    """The flash kernel twice: over the old keys without a mask, over the new ones causally; merged by log-sum-exp."""
+    heads, new, dim = query.shape[1:]
+    kv_heads, old = key.shape[1], key.shape[2] - new
+    groups = heads // kv_heads
     own_keys, own_values = (
         states[:, :, old:].repeat_interleave(groups, dim=1) if groups > 1 else states[:, :, old:]
         for states in (key, value)
@@ -42,38 +58,36 @@ def attend(
     own, own_lse = _flash(query, own_keys, own_values, scale=scale, causal=True)
     if not old:
         return own.transpose(1, 2)
-    packed = query.reshape(1, key.shape[1], groups * new, query.shape[3])
-    past, past_lse = _over_past(packed, key[:, :, :old], value[:, :, :old], scale=scale)
-    share = torch.sigmoid(past_lse.reshape(1, query.shape[1], new) - own_lse)[..., None]
-    merged = past.reshape(query.shape).float() * share + own.float() * (1 - share)
+    packed = query.reshape(1, kv_heads, groups * new, dim)
+    past, past_lse = _flash(packed, key[:, :, :old], value[:, :, :old], scale=scale)
+    share = torch.sigmoid(past_lse.reshape(1, heads, new) - own_lse)[..., None]
+    merged = own.float().lerp_(past.reshape(query.shape).float(), share)
     return merged.to(query.dtype).transpose(1, 2)
 
 
-def _over_past(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unmasked attention of a few rows over many keys, [1, kv_heads, rows, dim], and its log-sum-exp.
+def _by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, new: int, factor: float
+) -> torch.Tensor:
+    """Attention of bfloat16 [kv_heads, rows, dim] as two matrix products with the scores between them in memory.
 
-    In bfloat16 the kernel for whole chunks is slow for a few rows: two matrix products are up to twice as fast, as long
-    as the scores fit into the processor's cache.
+    As exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's too.
     """
-    rows, past = query.shape[2], key.shape[2]
-    scores_bytes = query.shape[1] * rows * past * 4
-    if query.dtype != torch.bfloat16 or past < MIN_PAST or scores_bytes > MAX_SCORES_BYTES:
-        return _flash(query, key, value, scale=scale)
-    factor = query.shape[3] ** -0.5 if scale is None else scale
-    if rows <= FEW_ROWS:
-        scores = _scores_along_keys(query[0], key[0]).mul_(factor)
-    else:
-        scores = _exact_scores(query[0], key[0], factor)
-    largest = scores.amax(-1)
-    torch.softmax(scores, -1, out=scores)
-    lse = largest - scores.amax(-1).log()  # the largest share is exp(largest - lse)
-    shares = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
-    return torch.bmm(shares, value[0])[None], lse[None]
+    kv_heads, rows, total = query.shape[0], query.shape[1], key.shape[1]
+    at_once = max(1, min(kv_heads, MAX_SCORES_BYTES // (rows * total * 4)))
+    out = torch.empty_like(query)
+    for head in range(0, kv_heads, at_once):
+        some = slice(head, head + at_once)
+        few = rows <= FEW_ROWS
+        scores = (_scores_along_keys if few else _scores)(query[some], key[some], factor)
+        if new > 1:
+            scores.unflatten(1, (-1, new))[..., total - new :].add_(_triangle(new))  # type: ignore[no-untyped-call]
+        torch.softmax(scores, -1, out=scores)
+        shares = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
+        torch.bmm(shares, value[some], out=out[some])
+    return out
 
 
-def _scores_along_keys(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
     """Products of few queries, [kv_heads, rows, keys] in float32, at the speed at which memory yields the keys.
 
     torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost.
@@ -82,15 +96,20 @@ def _scores_along_keys(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     rounded = torch.bmm(key, queries)
     lost = torch.baddbmm(rounded, key, queries, beta=-1)
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
-    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2))
+    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2)).mul_(factor)
 
 
-def _exact_scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
-    """Products of bfloat16 factors with float32 sums, [kv_heads, rows, keys]: as exact as the flash kernel's."""
+def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
+    """Products of bfloat16 factors with float32 sums, [kv_heads, rows, keys]."""
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
     keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
     with _bfloat16_factors():
         return torch.baddbmm(scores, query.float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
+
+
+def _triangle(new: int) -> torch.Tensor:
+    """What hides each new token's successors from it, [new, new]."""
+    return torch.full((new, new), -torch.inf).triu_(1)
 
 
 class _Scratch:

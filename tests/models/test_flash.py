@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvchat.models.flash import FEW_ROWS, MIN_PAST, attend
+from kvchat.models import flash
+from kvchat.models.flash import FEW_ROWS, attend
 
 
 def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -19,15 +20,24 @@ def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4)])
 @pytest.mark.parametrize("new", [1, 2, 8, FEW_ROWS, 50])
-@pytest.mark.parametrize("old", [0, 1, 300, MIN_PAST - 1, MIN_PAST, MIN_PAST + 300])
+@pytest.mark.parametrize("old", [0, 1, 90, 300, 1100, 2100])
 def test_new_tokens_attend_to_all_before_them_and_to_none_behind(
     dtype: torch.dtype, heads: int, kv_heads: int, new: int, old: int
 ) -> None:
     torch.manual_seed(old + new)
     query = (torch.randn(1, heads, new, 32) * 2).to(dtype)
-    arena = [torch.full((1, kv_heads, 2 * MIN_PAST, 32), 1e4, dtype=dtype) for _ in range(2)]
+    arena = [torch.full((1, kv_heads, 2200, 32), 1e4, dtype=dtype) for _ in range(2)]
     key, value = (buffer[:, :, : old + new].normal_() for buffer in arena)
     found = attend(query, key, value, scale=None)
     error = (found.double() - truth(query, key, value)).abs().max()
     assert error < (1e-5 if dtype == torch.float32 else 3e-2)
     assert found.shape == (1, new, heads, 32)
+
+
+def test_heads_that_are_done_one_after_another_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 6, 100, 32, dtype=torch.bfloat16)
+    key, value = (torch.randn(1, 3, 700, 32, dtype=torch.bfloat16) for _ in range(2))
+    together = attend(query, key, value, scale=None)
+    monkeypatch.setattr(flash, "MAX_SCORES_BYTES", 1)
+    assert torch.equal(attend(query, key, value, scale=None), together)
