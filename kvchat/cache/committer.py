@@ -22,6 +22,8 @@ class Committer:
     def __init__(self, tiers: Tiers) -> None:
         self._tiers = tiers
         self._staging: torch.Tensor | None = None
+        self.first = 0
+        """The arena holds nothing from before this token: what is not stored of that stays so."""
 
     def commit(
         self, tokens: Sequence[int], planes: Sequence[torch.Tensor], *, priority: int, deadline: float
@@ -48,6 +50,8 @@ class Committer:
         point = point_at(tokens, block_size, tiers.root, tiers.settings.hash_function)
         above = tiers.pool.match(point.chain) if planes else None
         rest = range(len(point.chain) * block_size, len(tokens))
+        if rest.start < self.first:
+            return False
         is_hung = not planes or (above.depth if above else 0) == len(point.chain)
         with tiers.pinned(above):
             if is_hung and tiers.reserve(tiers.snapshot_codec.num_bytes, deadline):
@@ -114,6 +118,8 @@ class Committer:
         """Store the next run after `tail`, as long as there is room for; None when there is none for a block."""
         tiers = self._tiers
         start = tail.depth if tail else 0
+        if start * chain.block_size < self.first:
+            return None
         num_blocks = self._make_room(tail, min(tiers.run_blocks, len(chain) - start), deadline)
         if num_blocks == 0:
             return None
@@ -147,6 +153,8 @@ class Committer:
         if tiers.writer is None or tiers.disk is None or not self._drained(deadline):
             return 0
         first = start = max(start, tiers.disk.num_covered(chain))
+        if start * chain.block_size < self.first:
+            return 0
         while start < len(chain) and tiers.disk.num_covered(chain) >= start and tiers.disk.is_writable:
             end = min(start + tiers.run_blocks, len(chain))
             if self._staging is None:

@@ -180,9 +180,15 @@ class PrefixCache:
         return loaded
 
     def commit(
-        self, tokens: Sequence[int], planes: Sequence[torch.Tensor], length: int, *, priority: int = 0
+        self,
+        tokens: Sequence[int],
+        planes: Sequence[torch.Tensor],
+        length: int,
+        *,
+        priority: int = 0,
+        first: int = 0,
     ) -> Committed:
-        """Store the full blocks of `tokens[:length]`, whose KV lies in the arena from token 0 on.
+        """Store the full blocks of `tokens[:length]`, whose KV lies in the arena from token `first` on.
 
         What RAM can't hold, from the root on, goes to the disk alone. Writing to disk goes on in the background.
         """
@@ -191,6 +197,7 @@ class PrefixCache:
         began = time.perf_counter()
         deadline = began + self._settings.wait_s
         with self._tiers.lock:
+            self._committer.first = first
             num_stored = self._committer.commit(tokens[:length], planes, priority=priority, deadline=deadline)
         return self._committed(num_stored, num_stored * self._tiers.codec.block_bytes, began)
 
@@ -201,6 +208,7 @@ class PrefixCache:
         states: Sequence[torch.Tensor],
         *,
         priority: int = 0,
+        first: int = 0,
     ) -> bool:
         """Store the `states` of recurrent layers behind all of `tokens`, as `commit` stores KV and after it.
 
@@ -211,6 +219,7 @@ class PrefixCache:
         began = time.perf_counter()
         deadline = began + self._settings.wait_s
         with self._tiers.lock:
+            self._committer.first = first
             is_stored = self._committer.commit_snapshot(
                 tokens, planes, states, priority=priority, deadline=deadline
             )

@@ -171,7 +171,10 @@ class Engine:
             end = next_stop(start, [*points, len(prompt)], self.loaded.rule, chunk_tokens)
             logits = self._compute(prompt[start:end])
             if end in points:
-                self._holding.take_snapshot(request.shared, priority=SHARED_PRIORITY)
+                self.state.take()
+            if self._holding.is_due:
+                self.store(request.shared, priority=SHARED_PRIORITY)
+                self.store(len(self.state.tokens))
             yield Progress(len(self.state.tokens) - reuse.num_tokens, total, reuse)
         assert logits is not None, "at least one token is computed"
         return reuse, logits

@@ -18,6 +18,10 @@ PENDING_BYTES = 128 * 2**20
 """Snapshots that were taken go to the cache at once when they take more than this."""
 
 
+EXCESS_TOKENS = 1024
+"""In a prefill, what layers with a window hold for nothing is given back when it is this much."""
+
+
 class Holding:
     """The live state of one conversation with the cache behind it."""
 
@@ -53,8 +57,16 @@ class Holding:
         return self._load(prompt, match, reuse, shared)
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
-        """Give what is held of the first `num_tokens` (all of them by default) to the cache."""
+        """Give what is held of the first `num_tokens` (all of them by default) to the cache.
+
+        After that the memory is given back of what layers with a window no longer look at.
+        """
         self._rest()
+        self._commit(num_tokens, priority)
+        if num_tokens is None or num_tokens >= len(self.state.tokens):
+            self.state.release()
+
+    def _commit(self, num_tokens: int | None, priority: int) -> None:
         state = self.state
         if self.rule.policy is ReusePolicy.SNAPSHOTS and num_tokens is None:
             state.take()
@@ -62,20 +74,20 @@ class Holding:
             return
         length = len(state.tokens) if num_tokens is None else min(num_tokens, len(state.tokens))
         with torch.inference_mode():
-            self.cache.commit(state.tokens, state.planes, length, priority=priority)
+            first = state.first_held
+            self.cache.commit(state.tokens, state.planes, length, priority=priority, first=first)
             for at, states in list(state.taken.items()):
                 tokens = state.tokens[:at]
                 if at <= length and self.cache.commit_snapshot(
-                    tokens, state.planes, states, priority=priority
+                    tokens, state.planes, states, priority=priority, first=first
                 ):
                     state.drop(at)
 
-    def take_snapshot(self, shared: int, *, priority: int) -> None:
-        """Take one here; `shared` and `priority` are of the tokens that many prompts begin with."""
-        self.state.take()
-        if sum(state.nbytes for states in self.state.taken.values() for state in states) > PENDING_BYTES:
-            self.store(shared, priority=priority)
-            self.store(len(self.state.tokens))
+    @property
+    def is_due(self) -> bool:
+        """Whether so much waits to be stored, or is held for nothing until it is, that it should be done now."""
+        pending_bytes = sum(state.nbytes for states in self.state.taken.values() for state in states)
+        return self.state.excess >= EXCESS_TOKENS or pending_bytes > PENDING_BYTES
 
     def _rest(self) -> None:
         """Leave the whole budget in RAM to the cache that is in use."""
@@ -104,19 +116,25 @@ class Holding:
         self.state.reserve(match.num_tokens)
         with self.cache.lease(match) as lease, torch.inference_mode():
             planes, states = self.state.planes, self.state.states
-            start = min(shared, match.num_tokens)
+            start = self.state.missing(shared, match.num_tokens)
             try:
                 loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
             except BaseException:
                 self.state.lose()
                 raise
-        end = max(live, loaded.end)
-        self.state.advance(prompt[live:end])
+        self._bring_in(prompt[live : loaded.end], start if loaded.end else self.state.first_held)
+        end = len(self.state.tokens)
         ended = match.ended if end >= match.num_tokens else Ended.CORRUPT
-        ram, disk = loaded.ram, loaded.disk
+        ram, disk = (loaded.ram, loaded.disk) if end > live else (0, 0)
         if lease.match.snapshot:
             ram, disk = (end - live, 0) if lease.match.snapshot.block else (0, end - live)
-        return replace(reuse, ram=ram, disk=disk, kv_load_s=loaded.seconds, ended=ended)
+        live = end - ram - disk  # more than before where only a window had to be loaded
+        return replace(reuse, live=live, ram=ram, disk=disk, kv_load_s=loaded.seconds, ended=ended)
+
+    def _bring_in(self, tokens: Sequence[int], start: int) -> None:
+        """Count `tokens` as held, whose KV was loaded from token `start` on; none where a window was not loaded whole."""
+        self.state.advance(tokens, first_held=min(self.state.first_held, start))
+        self.state.keep(len(self.state.tokens))
 
 
 def next_stop(start: int, stops: Sequence[int], rule: ReuseRule, chunk_tokens: int) -> int:

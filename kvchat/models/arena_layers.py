@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,7 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, arena: Arena, window: int | None) -> None:
         CacheLayerMixin.__init__(self)
+        self._pages: dict[int, mmap.mmap] = {}  # of buffers on a CPU, by address
         self.arena = arena
         self.window = window
         self.is_sliding = window is not None
@@ -84,18 +87,44 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         """Move to buffers of the arena's present size."""
         self.keys, self.values = self._moved(self.keys), self._moved(self.values)
 
+    def release(self, first: int, end: int) -> None:
+        """Give back the pages of the tokens [first, end), which become undefined."""
+        for plane in (self.keys, self.values):
+            token_bytes = plane.shape[3] * plane.element_size()
+            for head in range(plane.shape[1]):
+                base = head * plane.shape[2]
+                _release(
+                    self._pages[plane.data_ptr()], (base + first) * token_bytes, (base + end) * token_bytes
+                )
+
     def _moved(self, old: torch.Tensor) -> torch.Tensor:
-        held = len(self.arena.tokens)
+        first = 0 if self.window is None else self.arena.first_held
+        held = slice(first, max(first, len(self.arena.tokens)))
         new = self._buffer(old)
-        new[:, :, :held] = old[:, :, :held]
+        new[:, :, held] = old[:, :, held]
+        self._pages.pop(old.data_ptr(), None)
         return new
 
     def _buffer(self, like: torch.Tensor) -> torch.Tensor:
         batch, heads, _, dim = like.shape
-        return like.new_empty(batch, heads, self.arena.allocated, dim)
+        shape = (batch, heads, self.arena.allocated, dim)
+        if self.window is None or self.arena.grows:
+            return like.new_empty(shape)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared pages would not be given back
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size(), flags=flags)
+        buffer = torch.frombuffer(pages, dtype=torch.uint8).view(like.dtype).view(shape)
+        self._pages[buffer.data_ptr()] = pages
+        return buffer
 
     def _first_visible(self, start: int) -> int:
         return 0 if self.window is None else max(0, start - self.window + 1)
+
+
+def _release(pages: mmap.mmap, start: int, end: int) -> None:
+    """Give back the whole pages of a range of bytes, where the system can."""
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 class IndexedArenaLayer(ArenaLayer):

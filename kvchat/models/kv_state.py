@@ -17,6 +17,9 @@ class KVState(Protocol):
     tokens: list[int]
     """The token ids whose state is held, in order. The state never says more than it holds."""
 
+    first_held: int
+    """Some layers look at a window alone and hold nothing that is older: their KV begins at this token."""
+
     is_long: bool
     """Whether it is that of a conversation beyond LongRoPE's threshold."""
 
@@ -42,8 +45,10 @@ class KVState(Protocol):
     def keep(self, num_tokens: int) -> int:
         """Forget all but the first `num_tokens`; returns how many could really be kept."""
 
-    def advance(self, tokens: Sequence[int]) -> None:
-        """The state of `tokens`, behind those held, was computed or brought in: it is held from now on."""
+    def advance(self, tokens: Sequence[int], *, first_held: int | None = None) -> None:
+        """The state of `tokens`, behind those held, was computed or brought in: it is held from now on.
+
+        `first_held` is given where it was brought in."""
 
     def take(self) -> None:
         """Take a snapshot here, where that is the way back and there is none yet."""
@@ -59,6 +64,17 @@ class KVState(Protocol):
 
     def shrink(self) -> None:
         """Give back the memory that what is held does not need."""
+
+    def missing(self, shared: int, end: int) -> int:
+        """From which token on KV has to be brought in to have that of `end` tokens, of which the first `shared` are
+        those whose KV was here last; changes nothing."""
+
+    @property
+    def excess(self) -> int:
+        """Tokens that layers with a window hold and no longer look at, and that `release` would give back."""
+
+    def release(self) -> None:
+        """Give back the memory of the `excess`; what is to be kept of it must be stored by now."""
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -92,6 +108,7 @@ class Divisible:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.first_held = 0
         self.is_long = False
 
     @property
@@ -113,7 +130,11 @@ class Divisible:
         del self.tokens[num_tokens:]
         return len(self.tokens)
 
-    def advance(self, tokens: Sequence[int]) -> None:
+    def advance(self, tokens: Sequence[int], *, first_held: int | None = None) -> None:
+        if first_held is not None:
+            self.first_held = first_held
+        elif not self.tokens:
+            self.first_held = 0
         self.tokens.extend(tokens)
 
     def take(self) -> None:
@@ -127,3 +148,13 @@ class Divisible:
 
     def shrink(self) -> None:
         """Nothing is allocated beyond what is held."""
+
+    def missing(self, shared: int, end: int) -> int:
+        return min(shared, end)
+
+    @property
+    def excess(self) -> int:
+        return 0
+
+    def release(self) -> None:
+        """No layer has a window."""

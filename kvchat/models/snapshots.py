@@ -56,7 +56,11 @@ class Snapshots(Arena):
     def keepable(self, num_tokens: int) -> int:
         if num_tokens >= len(self.tokens):
             return len(self.tokens)
-        return max((length for length in self._taken if length <= num_tokens), default=0)
+        return self._last_taken(num_tokens)
+
+    def _last_taken(self, num_tokens: int) -> int:
+        usable = (length for length in self._taken if length <= num_tokens and self.is_whole(length))
+        return max(usable, default=0)
 
     def keep(self, num_tokens: int) -> int:
         if num_tokens < len(self.tokens):
@@ -71,9 +75,9 @@ class Snapshots(Arena):
     def lose(self) -> None:
         self._rewind(len(self.tokens))
 
-    def advance(self, tokens: Sequence[int]) -> None:
+    def advance(self, tokens: Sequence[int], *, first_held: int | None = None) -> None:
         """As every state; what was brought in must be in `states` and `planes` by now."""
-        super().advance(tokens)
+        super().advance(tokens, first_held=first_held)
         if not self._has_previous:
             self._has_previous = [dict(layer.has_previous_state) for layer in self._recurrent]
         for layer, flags in zip(self._recurrent, self._has_previous, strict=True):
@@ -83,7 +87,7 @@ class Snapshots(Arena):
         """Go back to the last snapshot that is not behind `num_tokens`, or to the beginning."""
         for length in [length for length in self._taken if length > num_tokens]:
             del self._taken[length]
-        at = max(self._taken, default=0)
+        at = self._last_taken(num_tokens)
         del self.tokens[at:]
         if at == 0:
             for layer in self._recurrent:
