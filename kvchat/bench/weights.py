@@ -11,7 +11,6 @@ import torch
 from kvchat.backends.loading import Loaded, load
 from kvchat.bench.measure import check_room, english
 from kvchat.config import Config
-from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
 
 NUM_TOKENS = 10_000
@@ -24,7 +23,7 @@ CHUNK_TOKENS = 100
 class WeightsRow:
     """One way of computing: `how` is a weights mode and prefill or decode.
 
-    `perplexity` on the text, and `reference`, that of float32; `kl` and `kl_max` in nats; `top1` agreement; `error` is
+    `perplexity` on the text, and `reference`, that of float32 (or of prefill); `kl` and `kl_max` in nats; `top1` agreement; `error` is
     the largest difference of a logit, and `decided` how many likeliest tokens differ though the reference's lead is
     larger than that.
     """
@@ -49,7 +48,7 @@ class WeightsRow:
             "weights": self.how,
             "tokens": str(self.positions),
             "perplexity": f"{self.perplexity:.3f}",
-            "in float32": f"{self.reference:.3f}",
+            "of the reference": f"{self.reference:.3f}",
             "KL (nats)": f"{self.kl:.1e}",
             "largest KL": f"{self.kl_max:.1e}",
             "top-1 agreement": f"{self.top1:.3f}",
@@ -59,7 +58,7 @@ class WeightsRow:
 
 
 def measure(config: Config, *, num_tokens: int = NUM_TOKENS) -> Iterator[WeightsRow]:
-    """A row for bfloat16 as it is, and for integers in prefill and in decode."""
+    """A row for bfloat16 as it is, for integers in prefill and in decode, and for what lies between these two."""
     exact = _loaded(config, "float32", "native").engine.loaded
     rounded = _loaded(config, "bfloat16", "native").engine.loaded
     coarse = _loaded(config, "bfloat16", config.model.weights)
@@ -67,18 +66,24 @@ def measure(config: Config, *, num_tokens: int = NUM_TOKENS) -> Iterator[Weights
     text = english(num_tokens + 8, coarse.tokenizer.count)
     tokens = list(coarse.tokenizer.encode(text))[: num_tokens + 1]
     mode = coarse.engine.loaded.weights.mode.value
-    ways = {
-        "native bfloat16, prefill": (rounded, CHUNK_TOKENS),
-        f"{mode}, prefill": (coarse.engine.loaded, CHUNK_TOKENS),
-        f"{mode}, decode": (coarse.engine.loaded, 1),
-    }
-    tallies = {how: _Tally() for how in ways}
+    ways = (
+        "native bfloat16, prefill",
+        f"{mode}, prefill",
+        f"{mode}, decode",
+        f"{mode}, decode against prefill",
+    )
+    tallies = [_Tally() for _ in ways]
     for start in range(0, num_tokens, WINDOW_TOKENS):
         window = tokens[start : start + WINDOW_TOKENS + 1]
-        truth = torch.cat(list(_logits(exact, window[:-1], CHUNK_TOKENS)))
-        for how, (model, step) in ways.items():
-            tallies[how].read(truth, _logits(model, window[:-1], step), window[1:])
-    yield from (tally.row(how) for how, tally in tallies.items())
+        given, following = window[:-1], window[1:]
+        truth = _together(exact, given, CHUNK_TOKENS)
+        tallies[0].read(truth, _together(rounded, given, CHUNK_TOKENS), following)
+        prefilled = _together(coarse.engine.loaded, given, CHUNK_TOKENS)
+        decoded = _together(coarse.engine.loaded, given, 1)
+        tallies[1].read(truth, prefilled, following)
+        tallies[2].read(truth, decoded, following)
+        tallies[3].read(prefilled, decoded, following)
+    yield from (tally.row(how) for how, tally in zip(ways, tallies, strict=True))
 
 
 def _loaded(config: Config, dtype: str, weights: str) -> Loaded:
@@ -87,16 +92,11 @@ def _loaded(config: Config, dtype: str, weights: str) -> Loaded:
     return load(replace(config, model=model, cache=cache), lambda _: None, lambda _: None)
 
 
-def _logits(model: LoadedModel, tokens: Sequence[int], step: int) -> Iterator[torch.Tensor]:
-    """What follows each token, [some tokens, vocab], computed `step` at a time; about `CHUNK_TOKENS` come at once."""
-    state: KVState = model.new_state()
-    held: list[torch.Tensor] = []
-    for start in range(0, len(tokens), step):
-        chunk = tokens[start : start + step]
-        held.append(model.logits(chunk, state, len(chunk)))
-        if len(held) * step >= CHUNK_TOKENS or start + step >= len(tokens):
-            yield torch.cat(held)
-            held.clear()
+def _together(model: LoadedModel, tokens: Sequence[int], step: int) -> torch.Tensor:
+    """What follows each token, [tokens, vocab], computed `step` tokens at a time."""
+    state = model.new_state()
+    chunks = [tokens[start : start + step] for start in range(0, len(tokens), step)]
+    return torch.cat([model.logits(chunk, state, len(chunk)) for chunk in chunks])
 
 
 class _Tally:
@@ -109,12 +109,11 @@ class _Tally:
         self._error = 0.0
         self._differing_leads: list[float] = []
 
-    def read(self, truth: torch.Tensor, found: Iterator[torch.Tensor], following: Sequence[int]) -> None:
+    def read(self, truth: torch.Tensor, found: torch.Tensor, following: Sequence[int]) -> None:
         """Compare logits, [tokens, vocab] against the true ones, and both with the tokens that follow."""
-        start = 0
-        for logits in found:
-            end = start + len(logits)
-            true, targets = truth[start:end], torch.tensor(following[start:end])
+        pieces = zip(found.split(CHUNK_TOKENS), truth.split(CHUNK_TOKENS), strict=True)
+        for start, (logits, true) in enumerate(pieces):
+            targets = torch.tensor(following[start * CHUNK_TOKENS :][: len(logits)])
             logs, true_logs = logits.log_softmax(-1), true.log_softmax(-1)
             divergence = (true_logs.exp() * (true_logs - logs)).sum(-1)
             self._nats -= float(logs.gather(1, targets[:, None]).sum())
@@ -127,7 +126,6 @@ class _Tally:
             best = true[~agrees].topk(2).values
             self._differing_leads += (best[:, 0] - best[:, 1]).tolist()
             self._positions += len(logits)
-            start = end
 
     def row(self, how: str) -> WeightsRow:
         """The averages."""

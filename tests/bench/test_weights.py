@@ -29,5 +29,6 @@ def test_more_bits_are_nearer_to_the_weights_and_bfloat16_is_nearest(
             assert 0 <= row.kl <= row.kl_max
     assert found["native bfloat16, prefill"].kl < found["int8, decode"].kl < found["int4, decode"].kl
     assert found["int8, prefill"].top1 > found["int4, prefill"].top1
+    assert found["int8, decode against prefill"].kl < found["int8, decode"].kl
     assert found["int8, prefill"].reference == found["int4, decode"].reference > 1
     assert found["int8, prefill"].to_json()["bench"] == "weights"
