@@ -111,7 +111,7 @@ class _Tally:
 
     def read(self, truth: torch.Tensor, found: torch.Tensor, following: Sequence[int]) -> None:
         """Compare logits, [tokens, vocab] against the true ones, and both with the tokens that follow."""
-        pieces = zip(found.split(CHUNK_TOKENS), truth.split(CHUNK_TOKENS), strict=True)
+        pieces = zip(torch.split(found, CHUNK_TOKENS), torch.split(truth, CHUNK_TOKENS), strict=True)
         for start, (logits, true) in enumerate(pieces):
             targets = torch.tensor(following[start * CHUNK_TOKENS :][: len(logits)])
             logs, true_logs = logits.log_softmax(-1), true.log_softmax(-1)
