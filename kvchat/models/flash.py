@@ -44,6 +44,19 @@ def attend(
     return _by_merging(query, key, value, scale=scale)
 
 
+def attend_one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
+) -> torch.Tensor:
+    """The same as `attend`, with the very rounding that a call for each new token alone has."""
+    new, total = query.shape[2], key.shape[2]
+    ends = range(total - new + 1, total + 1)
+    each = [
+        attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scale=scale)
+        for at, end in enumerate(ends)
+    ]
+    return torch.cat(each, dim=1)
+
+
 def _by_merging(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
 ) -> torch.Tensor:

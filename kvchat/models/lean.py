@@ -7,16 +7,16 @@ are written into the arena and read there in place, and nothing is imported that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from kvchat.models.flash import attend
+from kvchat.models.flash import attend, attend_one_by_one
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
-from kvchat.models.quantize import Projection
+from kvchat.models.quantize import MAX_ROWS, Projection
 from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights import WeightsMode
 
@@ -74,12 +74,23 @@ class LeanState(Divisible):
             self.planes[index][:, :held] = plane[:, :held]
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where new tokens stand: behind `start` others, with their rotations, and how they attend."""
+
+    start: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+    attend: Callable[..., torch.Tensor]
+
+
 class LeanNetwork:
     """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it."""
 
     def __init__(self, shape: LeanShape, weights: LeanWeights) -> None:
         self.shape = shape
         self.weights = weights
+        self._keeps_rows_apart = all(projection.planes for projection in self._projections())
         self._rotations = _Rotations(shape.inverse_frequencies(), weights.embedding.dtype)
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
@@ -91,17 +102,22 @@ class LeanNetwork:
     ) -> torch.Tensor:
         """Logits of the last `num_logits` of `tokens` behind what `state` holds, [num_logits, vocab] in float32.
 
-        K and V of `tokens` stand in the arena afterwards, and count once `state.advance` says so.
+        K and V of `tokens` stand in the arena afterwards, and count once `state.advance` says so. Where all weights are
+        integers, all the logits of a few tokens are to the bit those of one token after the other: the kernel does
+        not mix rows, and each row attends alone. So guesses change no choice.
         """
         assert isinstance(state, LeanState)
         start, epsilon = 0 if restarts else len(state.tokens), self.shape.norm_epsilon
         tokens = [*state.tokens, *tokens] if restarts else tokens
         x = self.weights.embedding[torch.tensor(tokens)]
-        cos, sin = self._rotations.at(start, len(tokens))
+        is_guess = self._keeps_rows_apart and 1 < num_logits == len(tokens) <= MAX_ROWS
+        place = _Place(
+            start, *self._rotations.at(start, len(tokens)), attend_one_by_one if is_guess else attend
+        )
         for index, layer in enumerate(self.weights.layers):
             normed = _norm(x, layer.attention_norm, epsilon)
             planes = state.planes[2 * index], state.planes[2 * index + 1]  # [kv_heads, capacity, head_dim]
-            x = x + layer.out(self._attention(layer, normed, cos, sin, planes, start))
+            x = x + layer.out(self._attention(layer, normed, place, planes))
             normed = _norm(x, layer.feed_forward_norm, epsilon)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
             x = x + layer.down(functional.silu(gate) * up)
@@ -111,24 +127,24 @@ class LeanNetwork:
         self,
         layer: LeanLayer,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        place: _Place,
         planes: tuple[torch.Tensor, torch.Tensor],
-        start: int,
     ) -> torch.Tensor:
         """`x` [new, hidden], normalised -> [new, heads * head_dim]; writes K and V of the new tokens."""
-        shape, end = self.shape, start + x.shape[0]
+        shape, start, end = self.shape, place.start, place.start + x.shape[0]
         heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)  # [new, heads + 2 kv_heads, head_dim]
         query_key, value = heads[:, : -shape.kv_heads], heads[:, -shape.kv_heads :]
         if layer.head_norm is not None:
             query_key = _norm(query_key, None, shape.norm_epsilon) * layer.head_norm
         if layer.rotates:
-            query_key = torch.addcmul(query_key * cos, query_key.roll(shape.head_dim // 2, -1), sin)
+            query_key = torch.addcmul(
+                query_key * place.cos, query_key.roll(shape.head_dim // 2, -1), place.sin
+            )
         keys, values = planes
         keys[:, start:end] = query_key[:, shape.heads :].transpose(0, 1)
         values[:, start:end] = value.transpose(0, 1)
         query = query_key[:, : shape.heads].transpose(0, 1)[None]
-        attended = attend(query, keys[None, :, :end], values[None, :, :end], scale=None)
+        attended = place.attend(query, keys[None, :, :end], values[None, :, :end], scale=None)
         return attended.reshape(x.shape[0], -1)
 
     @property

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvchat.models import flash
-from kvchat.models.flash import FEW_ROWS, attend
+from kvchat.models.flash import FEW_ROWS, attend, attend_one_by_one
 
 
 def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -41,3 +41,19 @@ def test_heads_that_are_done_one_after_another_give_the_same(monkeypatch: pytest
     together = attend(query, key, value, scale=None)
     monkeypatch.setattr(flash, "MAX_SCORES_BYTES", 1)
     assert torch.equal(attend(query, key, value, scale=None), together)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("old", [0, 3, 400, 3000])
+def test_one_by_one_is_to_the_bit_what_each_token_alone_gives(dtype: torch.dtype, old: int) -> None:
+    torch.manual_seed(old)
+    query = torch.randn(1, 6, 5, 32, dtype=dtype)
+    key, value = (torch.randn(1, 2, old + 5, 32, dtype=dtype) for _ in range(2))
+    found = attend_one_by_one(query, key, value, scale=None)
+    for at in range(5):
+        end = old + at + 1
+        alone = attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scale=None)
+        assert torch.equal(found[:, at : at + 1], alone)
+    assert (found.double() - truth(query, key, value)).abs().max() < (
+        1e-5 if dtype == torch.float32 else 3e-2
+    )

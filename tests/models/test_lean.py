@@ -15,7 +15,7 @@ from kvchat.models.lean_shape import FAMILIES, lean_shape
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.packed import PackedHome
-from kvchat.models.quantize import why_no_integers
+from kvchat.models.quantize import MAX_ROWS, why_no_integers
 from kvchat.models.stock import StockNetwork
 from kvchat.models.weights import WeightsMode
 from tests.tiny import random_tokens, tiny_model, transformers_model
@@ -159,6 +159,23 @@ def test_integers_stay_near_the_weights_in_decode_and_in_prefill(
     for found in (together, alone):
         assert (found - expected).norm() / expected.norm() < bound
     assert (together - alone).norm() / expected.norm() < 0.05
+
+
+@needs_kernel
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("held", [0, 5, 300])
+def test_a_few_tokens_at_once_have_to_the_bit_the_logits_of_one_after_the_other(
+    mode: str, held: int, tmp_path: Path
+) -> None:
+    folder = folder_of("llama", tmp_path / "model", **WIDE, vocab_size=320)
+    loaded, tokens = loaded_from(folder, "bfloat16", weights=mode), random_tokens(held + MAX_ROWS)
+    state = loaded.new_state()
+    if held:
+        loaded.forward(tokens[:held], state)
+    alone = torch.stack([loaded.forward([token], state) for token in tokens[held:]])
+    for count in (2, 5, MAX_ROWS):
+        state.keep(held)
+        assert torch.equal(loaded.logits(tokens[held : held + count], state, count), alone[:count])
 
 
 @needs_kernel
