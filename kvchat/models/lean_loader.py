@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from kvchat.models.gguf_matrices import GgufMatrices
-from kvchat.models.lean import LeanLayer, LeanNetwork, LeanWeights
+from kvchat.models.lean import LeanLayer, LeanNetwork, LeanWeights, Norm
 from kvchat.models.lean_shape import LeanShape
 from kvchat.models.packed import PackedHome, packed, unpacked
 from kvchat.models.quantize import (
@@ -206,10 +206,10 @@ def _integers(stored: GgufMatrices | None, name: str, weight: torch.Tensor, mode
 def _assembled(shape: LeanShape, tensors: Mapping[str, torch.Tensor]) -> LeanNetwork:
     layers = [
         LeanLayer(
-            attention_norm=tensors[f"{index}.attention_norm"],
+            attention_norm=Norm(tensors[f"{index}.attention_norm"]),
             qkv=_projection(tensors, f"{index}.qkv"),
             out=_projection(tensors, f"{index}.out"),
-            feed_forward_norm=tensors[f"{index}.feed_forward_norm"],
+            feed_forward_norm=Norm(tensors[f"{index}.feed_forward_norm"]),
             gate_up=_projection(tensors, f"{index}.gate_up"),
             down=_projection(tensors, f"{index}.down"),
             rotates=shape.rotates[index],
@@ -219,7 +219,7 @@ def _assembled(shape: LeanShape, tensors: Mapping[str, torch.Tensor]) -> LeanNet
     ]
     head = _projection(tensors, "head")
     embedding = tensors.get("embedding", head.weight)
-    return LeanNetwork(shape, LeanWeights(embedding, layers, tensors["norm"], head))
+    return LeanNetwork(shape, LeanWeights(embedding, layers, Norm(tensors["norm"]), head))
 
 
 def _projection(tensors: Mapping[str, torch.Tensor], key: str) -> Projection:

@@ -79,11 +79,11 @@ class Projection:
         """`x` [rows, in] -> [rows, out], in x's dtype."""
         if not self.planes or x.shape[0] > MAX_ROWS:
             return functional.linear(x, self.weight, self.bias)
-        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+        x = x.contiguous()
         packed, scales = self.planes[0]
-        out: torch.Tensor = multiply(x, packed, GROUP, scales)
+        out: torch.Tensor = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales)
         for packed, scales in self.planes[1:]:
-            out += multiply(x, packed, GROUP, scales)
+            out += torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales)
         if self.bias is not None:
             out += self.bias
         return out
