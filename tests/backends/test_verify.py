@@ -66,7 +66,8 @@ def test_where_rounding_differs_only_a_clear_best_token_counts(
     assert sample.bound is None
     assert sample.runs
     assert sample.wrong == ()
-    assert all(run.difference > 0 for run in sample.runs)
+    if sample.codec == "int8":  # in bfloat16 another split may round the same
+        assert all(run.difference > 0 for run in sample.runs)
 
 
 def test_entries_of_another_dtype_are_not_this_models(make_config: MakeConfig) -> None:
