@@ -13,7 +13,8 @@ import pexpect
 import pyte
 
 LFLAG = 3
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
+DRAWING_S = 0.5
 
 
 class Terminal:
@@ -69,9 +70,10 @@ class Terminal:
         self.type(f"\x1b[200~{text}\x1b[201~")
 
     def read(self) -> None:
-        """Show what the child has written."""
+        """Show what the child has written, until it pauses; of an answer without end, some."""
+        deadline = time.monotonic() + DRAWING_S
         try:
-            while True:
+            while time.monotonic() < deadline:
                 self.read_some(0.02)
         except (pexpect.TIMEOUT, pexpect.EOF):
             pass

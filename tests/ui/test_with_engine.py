@@ -12,25 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_folder
 from tests.ui.terminal import Terminal, figures
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=4096)
-
-
 Open = Callable[..., Terminal]
+ENDLESS = ("--max-tokens", "29000")
 
 
 @pytest.fixture
-def open_terminal(model: Path, tmp_path: Path) -> Iterator[Open]:
+def open_terminal(long_path: Path, tmp_path: Path) -> Iterator[Open]:
     opened: list[Terminal] = []
 
-    def make(*argv: str, **more: object) -> Terminal:
-        flags = ["-m", str(model), "--dtype", "float32", "--max-tokens", "12", "--cache-disk", "200MB"]
-        opened.append(Terminal(tmp_path, *flags, *argv, module="kvchat", **more).ready())  # type: ignore[arg-type]
+    def make(*argv: str) -> Terminal:
+        flags = ["-m", str(long_path), "--dtype", "float32", "--temperature", "0"]
+        flags += ["--max-tokens", "12", "--cache-disk", "200MB"]
+        opened.append(Terminal(tmp_path, *flags, *argv, module="kvchat", columns=160).ready())
         return opened[-1]
 
     yield make
@@ -81,7 +77,7 @@ def test_turns_compute_only_what_is_new(open_terminal: Open) -> None:
 
 
 def test_an_answer_stopped_by_ctrl_c_is_held_and_the_conversation_goes_on(open_terminal: Open) -> None:
-    terminal = open_terminal("--max-tokens", "3000")
+    terminal = open_terminal(*ENDLESS)
     terminal.enter("hello")
     terminal.until(lambda: b"hello" in terminal.raw and len(terminal.raw) > 3000, "some text")
     terminal.type("\x03")
@@ -98,7 +94,7 @@ def test_an_answer_stopped_by_ctrl_c_is_held_and_the_conversation_goes_on(open_t
 
 
 def test_a_ctrl_c_right_after_enter_is_not_lost(open_terminal: Open) -> None:
-    terminal = open_terminal("--max-tokens", "3000")
+    terminal = open_terminal(*ENDLESS)
     terminal.until(lambda: "ready" in terminal.visible[-1], "the model")
     for number, pause_s in enumerate((0.0, 0.005, 0.02, 0.1)):
         before = terminal.raw.count(b"stopped")
@@ -118,7 +114,7 @@ def test_a_ctrl_c_right_after_enter_is_not_lost(open_terminal: Open) -> None:
 
 
 def test_an_engine_killed_in_mid_answer_costs_one_line_and_no_word(open_terminal: Open) -> None:
-    terminal = open_terminal("--max-tokens", "3000")
+    terminal = open_terminal(*ENDLESS)
     terminal.enter("hello")
     terminal.until(lambda: len(terminal.raw) > 3000, "some text")
     engine = engine_of(terminal)
@@ -142,7 +138,7 @@ def test_an_engine_killed_in_mid_answer_costs_one_line_and_no_word(open_terminal
     ],
 )
 def test_no_engine_is_left_behind(open_terminal: Open, way: str, answering: bool) -> None:
-    terminal = open_terminal("--max-tokens", "3000")
+    terminal = open_terminal(*ENDLESS)
     engine = engine_of(terminal)
     if answering:
         terminal.enter("hello")
