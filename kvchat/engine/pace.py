@@ -15,6 +15,10 @@ class Pace:
         self.step_s = 0.0
         """Of one token computed alone."""
 
+    def forward_s(self, num_tokens: int) -> float:
+        """About what one forward over so many tokens takes, in seconds."""
+        return max(self.step_s, self.prefill_s_per_token * num_tokens)
+
     def measure(self, num_tokens: int, seconds: float) -> None:
         """Take in that one forward over so many tokens took so long."""
         if num_tokens >= MEASURED_TOKENS:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -38,6 +37,8 @@ COARSE_BOUNDS = (0.08, 0.25)
 """Between these lies what is rounding elsewhere."""
 ALTERED_SHARE = 0.6
 """Rounding is less than this share of what one other token in the past changes."""
+ForwardTime = Callable[[int], float]
+"""Number of tokens -> about how many seconds one forward over them takes."""
 _VERSION = 2
 _MEMORY_NAME = "verdicts.json"
 
@@ -79,33 +80,30 @@ def describe_rule(rule: ReuseRule) -> str:
     return f"{rule.policy.value}{ways[rule.continuation]}"
 
 
-def checked(loaded: LoadedModel, mark: bytes, memory: Path) -> Verdict:
+def checked(loaded: LoadedModel, mark: bytes, memory: Path, forward_s: ForwardTime) -> Verdict:
     """The verdict on a model, from the folder `memory` where it was given before under the fingerprint `mark`."""
     key = xxhash.xxh3_128_hexdigest(mark + json.dumps([_VERSION, asdict(loaded.rule)]).encode())
     known = _read(memory / _MEMORY_NAME)
     with suppress(KeyError, TypeError, ValueError):
         return _from_json(known[key], loaded.rule)
-    started = time.perf_counter()
-    verdict = probe(loaded)
-    is_only_busy = not verdict.is_checked and time.perf_counter() - started < BUDGET_S
-    if not is_only_busy:  # a machine that is merely busy now is asked again the next time
+    verdict = probe(loaded, forward_s)
+    if verdict.is_checked:  # a machine that was merely busy is asked again the next time
         _write(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
     return verdict
 
 
-def probe(loaded: LoadedModel, *, budget_s: float = BUDGET_S) -> Verdict:
-    """Compute the same few tokens in one go and in all the ways that the model's rule allows, within `budget_s`.
+def probe(loaded: LoadedModel, forward_s: ForwardTime = lambda num_tokens: 0.0) -> Verdict:
+    """Compute the same few tokens in one go and in all the ways that the model's rule allows.
 
-    Where these differ by more than noise, the next weaker rule is tried; computing everything anew is always right.
+    Where these differ by more than rounding, the next weaker rule is tried; computing everything anew is always right.
+    `forward_s` says what a forward over so many tokens takes; where that makes too much, nothing is computed.
     """
     declared = loaded.rule
-    for length in LENGTHS:
-        started = time.perf_counter()
-        measure = Probe(replace(loaded, context=length + 2 * BLOCK_TOKENS), length)
-        if (time.perf_counter() - started) * NUM_FORWARDS[declared.continuation] < budget_s:
-            break
-    else:
+    num_forwards = NUM_FORWARDS[declared.continuation]
+    length = next((length for length in LENGTHS if num_forwards * forward_s(length) < BUDGET_S), None)
+    if length is None:
         return Verdict(declared, declared, is_checked=False)
+    measure = Probe(replace(loaded, context=length + 2 * BLOCK_TOKENS), length)
     for rule in (declared, *declared.weaker()):
         difference, bound = measure.difference(rule)
         if difference <= bound:

@@ -15,6 +15,12 @@ from kvchat.models.probe import Probe, checked, probe
 from kvchat.models.reuse import BLOCKS, RESTART, SNAPSHOTS, STEPS, Continuation, ReusePolicy, ReuseRule
 from tests.tiny import tiny_model
 
+
+def at_once(num_tokens: int) -> float:
+    """What a forward takes."""
+    return 0.0
+
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mamba": {"state_size": 8},
@@ -88,7 +94,7 @@ def test_a_model_that_is_wrong_in_the_declared_way_falls_back_to_one_that_is_rig
 
 
 def test_too_slow_a_model_is_taken_as_declared_and_says_so() -> None:
-    verdict = probe(tiny_model(), budget_s=0.0)
+    verdict = probe(tiny_model(), lambda num_tokens: 1.0)
     assert verdict.rule == BLOCKS
     assert not verdict.is_checked
     assert "not checked" in str(verdict)
@@ -96,14 +102,14 @@ def test_too_slow_a_model_is_taken_as_declared_and_says_so() -> None:
 
 def test_the_probe_runs_once_a_model_and_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = replace(tiny_model("mamba", state_size=8), rule=SNAPSHOTS)
-    first = checked(loaded, b"mark", tmp_path / "models")
-    monkeypatch.setattr("kvchat.models.probe.probe", lambda loaded: pytest.fail("it ran again"))
-    assert checked(loaded, b"mark", tmp_path / "models") == first
+    first = checked(loaded, b"mark", tmp_path / "models", at_once)
+    monkeypatch.setattr("kvchat.models.probe.probe", lambda loaded, forward_s: pytest.fail("it ran again"))
+    assert checked(loaded, b"mark", tmp_path / "models", at_once) == first
     assert first.rule.continuation is Continuation.ONE_TOKEN
     with pytest.raises(BaseException, match="ran again"):
-        checked(loaded, b"other", tmp_path / "models")
+        checked(loaded, b"other", tmp_path / "models", at_once)
     with pytest.raises(BaseException, match="ran again"):
-        checked(replace(loaded, rule=STEPS), b"mark", tmp_path / "models")
+        checked(replace(loaded, rule=STEPS), b"mark", tmp_path / "models", at_once)
 
 
 @pytest.mark.parametrize(
@@ -111,17 +117,17 @@ def test_the_probe_runs_once_a_model_and_rule(tmp_path: Path, monkeypatch: pytes
 )
 def test_a_spoilt_memory_costs_another_probe_alone(content: str, tmp_path: Path) -> None:
     loaded = tiny_model()
-    checked(loaded, b"mark", tmp_path)
+    checked(loaded, b"mark", tmp_path, at_once)
     path = tmp_path / "verdicts.json"
     (key,) = json.loads(path.read_text())
     path.write_text(content.replace("KEY", key))
-    assert checked(loaded, b"mark", tmp_path).is_as_declared
+    assert checked(loaded, b"mark", tmp_path, at_once).is_as_declared
     assert key in json.loads(path.read_text())
 
 
 def test_a_folder_that_can_not_be_written_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert checked(tiny_model(), b"mark", tmp_path / "file" / "below").is_as_declared
+    assert checked(tiny_model(), b"mark", tmp_path / "file" / "below", at_once).is_as_declared
 
 
 def test_the_weakest_rule_is_never_doubted() -> None:
@@ -130,15 +136,24 @@ def test_the_weakest_rule_is_never_doubted() -> None:
     assert probe(replace(tiny_model(), rule=ReuseRule(ReusePolicy.NONE))).is_as_declared
 
 
-def test_a_machine_that_is_only_busy_is_asked_again_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_is_only_busy_is_asked_again_the_next_time(tmp_path: Path) -> None:
     loaded = tiny_model()
-    unchecked = probe(loaded, budget_s=0.0)
-    with monkeypatch.context() as busy:
-        busy.setattr("kvchat.models.probe.probe", lambda loaded: unchecked)
-        assert not checked(loaded, b"mark", tmp_path).is_checked
-    assert checked(loaded, b"mark", tmp_path).is_checked
+    assert not checked(loaded, b"mark", tmp_path, lambda num_tokens: 1.0).is_checked
+    assert checked(loaded, b"mark", tmp_path, at_once).is_checked
+
+
+def test_a_slower_model_gets_a_shorter_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    plain = Probe.__init__
+
+    def noted(self: Probe, loaded: LoadedModel, length: int) -> None:
+        lengths.append(length)
+        plain(self, loaded, length)
+
+    monkeypatch.setattr(Probe, "__init__", noted)
+    for per_token in (0.0, 0.005):
+        assert probe(tiny_model(), lambda num_tokens, each=per_token: each * num_tokens).is_checked
+    assert lengths == [44, 20]
 
 
 def test_in_bfloat16_one_wrong_token_in_the_past_is_more_than_rounding() -> None:
