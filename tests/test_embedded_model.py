@@ -16,6 +16,7 @@ from kvchat.config import DEFAULT_MODEL, PathsConfig, load_config
 from kvchat.models.catalog import Catalog
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.weights import WeightsMode
 
 MODELS = Path(os.environ["KVCHAT_MODELS"]) if os.environ.get("KVCHAT_MODELS") else PathsConfig().models
 
@@ -125,6 +126,9 @@ def test_guesses_change_an_answer_at_most_where_rounding_decides(tmp_path: Path,
         loaded = backend._worker.wait().engine.loaded
         backend.close()
     assert said[1].timings.draft_n > 0
+    if loaded.weights.mode is not WeightsMode.NATIVE:
+        assert said[0].completion == said[1].completion
+        return
     same = common_prefix(said[0].completion, said[1].completion)
     if same == len(said[0].completion):
         return

@@ -34,6 +34,18 @@ def test_new_tokens_attend_to_all_before_them_and_to_none_behind(
     assert found.shape == (1, new, heads, 32)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_one_token_over_many_keys_is_the_same_on_any_number_of_threads(threads: int) -> None:
+    torch.manual_seed(threads)
+    query, (key, value) = torch.randn(1, 6, 1, 32), (torch.randn(1, 2, 2203, 32) for _ in range(2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert (attend(query, key, value, scale=None).double() - truth(query, key, value)).abs().max() < 1e-5
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_heads_that_are_done_one_after_another_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     query = torch.randn(1, 6, 100, 32, dtype=torch.bfloat16)
@@ -44,16 +56,18 @@ def test_heads_that_are_done_one_after_another_give_the_same(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("old", [0, 3, 400, 3000])
-def test_one_by_one_is_to_the_bit_what_each_token_alone_gives(dtype: torch.dtype, old: int) -> None:
+@pytest.mark.parametrize(("kv_heads", "groups", "dim"), [(2, 3, 32), (3, 3, 64), (1, 8, 128), (4, 1, 64)])
+@pytest.mark.parametrize("old", [0, 3, 400, 2040, 3001, 6200])
+def test_one_by_one_is_to_the_bit_what_each_token_alone_gives(
+    dtype: torch.dtype, kv_heads: int, groups: int, dim: int, old: int
+) -> None:
     torch.manual_seed(old)
-    query = torch.randn(1, 6, 5, 32, dtype=dtype)
-    key, value = (torch.randn(1, 2, old + 5, 32, dtype=dtype) for _ in range(2))
+    query = torch.randn(1, kv_heads * groups, 12, dim, dtype=dtype)
+    key, value = (torch.randn(1, kv_heads, old + 12, dim, dtype=dtype) for _ in range(2))
     found = attend_one_by_one(query, key, value, scale=None)
-    for at in range(5):
+    for at in range(12):
         end = old + at + 1
         alone = attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scale=None)
         assert torch.equal(found[:, at : at + 1], alone)
-    assert (found.double() - truth(query, key, value)).abs().max() < (
-        1e-5 if dtype == torch.float32 else 3e-2
-    )
+    error = (found.double() - truth(query, key, value)).abs().max()
+    assert error < (1e-5 if dtype == torch.float32 else 3e-2)
