@@ -18,8 +18,9 @@ FEW_ROWS = 32
 MIN_SCORES_OF_FEW = 6 * 2**10
 MIN_SCORES_OF_MANY = 24 * 2**10
 """Fewer scores a head than this are done sooner by the flash kernel. Measured, as is what follows."""
+MIN_SPLIT = 4096
 MIN_PART = 512
-"""Fewer keys than this are not worth a part of their own."""
+"""One token's attention over so many keys is split into parts of no fewer than these."""
 MAX_SCORES_BYTES = 48 * 2**20
 """Heads whose scores take more than this together are done one after another."""
 HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
@@ -35,25 +36,25 @@ def attend(
     heads, new, dim = query.shape[1:]
     kv_heads, total = key.shape[1:3]
     rows = heads // kv_heads * new  # the query heads of a group are rows of one product
-    if new == 1:
-        return _of_one(query.view(1, kv_heads, rows, dim), key, value, scale=scale).reshape(1, 1, heads, dim)
+    if new == 1 and total >= MIN_SPLIT:
+        return _split(query.view(1, kv_heads, rows, dim), key, value, scale=scale).reshape(1, 1, heads, dim)
     least = MIN_SCORES_OF_FEW if rows <= FEW_ROWS else MIN_SCORES_OF_MANY
     if query.dtype == torch.bfloat16 and rows * total >= least:
         packed = query.reshape(kv_heads, rows, dim)
         out = _by_products(packed, key[0], value[0], new=new, factor=dim**-0.5 if scale is None else scale)
         return out.view(1, heads, new, dim).transpose(1, 2)
+    if new == 1:
+        packed, _ = _flash(query.reshape(1, kv_heads, rows, dim), key, value, scale=scale)
+        return packed.reshape(1, 1, heads, dim)
     return _by_merging(query, key, value, scale=scale)
 
 
-def _of_one(
+def _split(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
 ) -> torch.Tensor:
-    """Attention of one token, [1, kv_heads, groups, dim]; many keys are split so that all threads get as many
-    (flash decoding, Dao et al. 2023)."""
+    """Attention of one token, [1, kv_heads, groups, dim], over keys in parts, so that all threads get as many."""
     kv_heads, total, threads = key.shape[1], key.shape[2], torch.get_num_threads()
-    parts = min(math.lcm(kv_heads, threads) // kv_heads, total // MIN_PART)
-    if parts < 2:
-        return _flash(query, key, value, scale=scale)[0]
+    parts = max(2, min(math.lcm(kv_heads, threads) // kv_heads, total // MIN_PART))
     size = total // parts
     end = size * parts
     split_keys, split_values = (
@@ -76,7 +77,8 @@ def attend_one_by_one(
     """
     groups, new, total = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
     old = total - new
-    by_products = query.dtype == torch.bfloat16 and groups * (old + 1) >= MIN_SCORES_OF_FEW
+    is_enough = groups * (old + 1) >= MIN_SCORES_OF_FEW and total < MIN_SPLIT
+    by_products = query.dtype == torch.bfloat16 and is_enough
     step = max(1, FEW_ROWS // groups) if by_products else 1
     pieces = []
     for start in range(0, new, step):

@@ -37,7 +37,7 @@ def test_new_tokens_attend_to_all_before_them_and_to_none_behind(
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_one_token_over_many_keys_is_the_same_on_any_number_of_threads(threads: int) -> None:
     torch.manual_seed(threads)
-    query, (key, value) = torch.randn(1, 6, 1, 32), (torch.randn(1, 2, 2203, 32) for _ in range(2))
+    query, (key, value) = torch.randn(1, 6, 1, 32), (torch.randn(1, 2, 4203, 32) for _ in range(2))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
