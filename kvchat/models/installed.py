@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 """Rises when what an import writes changes; folders of another version are imported anew."""
 
 STAMP_NAME = "kvchat.json"
+PACKED_NAME = "packed"
+"""The folder of integer weights made from models, under the models' root."""
 _HASH_CHUNK_BYTES = 1 << 22
 _LOCK_TIMEOUT_S = 1800.0
 
@@ -67,6 +69,18 @@ def file_xxh3(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def packed_stem(folder: Path) -> str:
+    """What the names of the files begin with that hold a model folder's integer weights."""
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(os.fsencode(folder.resolve()))
+
+
+def packed_files(root: Path, folder: Path) -> list[Path]:
+    """The integer weights that are kept of a model's folder under the models' root."""
+    return sorted((root / PACKED_NAME).glob(f"{packed_stem(folder)}-*.safetensors"))
 
 
 def read_stamp(folder: Path) -> Stamp | None:

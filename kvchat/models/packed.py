@@ -15,6 +15,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
+from kvchat.models.installed import PACKED_NAME, packed_stem
 from kvchat.models.quantize import Integers, Plane, dequantize, planes
 from kvchat.models.weights import WeightsMode
 
@@ -35,7 +36,7 @@ class PackedHome:
     @classmethod
     def of(cls, root: Path, model_folder: Path) -> PackedHome:
         """The place for a model's folder under the models' root."""
-        return cls(root / "packed", xxhash.xxh3_64_hexdigest(os.fsencode(model_folder.resolve())))
+        return cls(root / PACKED_NAME, packed_stem(model_folder))
 
     def path(self, mode: WeightsMode, sources: Sequence[Path]) -> Path:
         """The file for weights made from `sources` as they are now, by this torch for this processor."""

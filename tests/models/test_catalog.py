@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from kvchat.errors import ModelUnavailableError, UsageError
 from kvchat.models.catalog import Origin
+from kvchat.models.installed import packed_stem
 from tests.models.isolated import catalog, leftovers, refusal
 from tests.models.tiny_gguf import tiny_hf_model, write_gguf
 
@@ -245,6 +246,20 @@ def test_an_import_is_listed_found_and_removed_by_its_name(root: Path, tmp_path:
     assert catalog(root).remove(entry.name) == entry.num_bytes
     assert not folder.exists()
     assert len(catalog(root).entries()) == 1
+
+
+def test_what_was_made_of_a_model_counts_and_goes_with_it(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
+    bare = catalog(root).entries()[1].num_bytes
+    made = root / "packed" / f"{packed_stem(folder)}-int8-0.safetensors"
+    others = root / "packed" / "0-int8-0.safetensors"
+    made.parent.mkdir()
+    for path in (made, others):
+        path.write_bytes(b"12345")
+    assert catalog(root).entries()[1].num_bytes == bare + 5
+    assert catalog(root).remove(folder.name) == bare + 5
+    assert (made.exists(), others.exists()) == (False, True)
 
 
 def test_a_users_own_folder_is_never_removed(root: Path, model: Path) -> None:
