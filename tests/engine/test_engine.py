@@ -208,7 +208,8 @@ def test_progress_tells_what_is_cached_and_ends_at_the_total() -> None:
 
 
 def test_the_arena_grows_in_steps_where_it_cannot_be_reserved() -> None:
-    loaded = tiny_model(max_position_embeddings=16384)
+    narrow = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    loaded = tiny_model(max_position_embeddings=16384, **narrow)
     state = loaded.new_state()
     state.allocated = 0  # type: ignore[attr-defined]  # as on a GPU
     tokens = random_tokens(4200)

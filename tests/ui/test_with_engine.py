@@ -14,7 +14,6 @@ import pytest
 
 from tests.ui.terminal import Terminal, figures
 
-
 Open = Callable[..., Terminal]
 ENDLESS = ("--max-tokens", "29000")
 
