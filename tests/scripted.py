@@ -58,8 +58,16 @@ ERRORS: dict[str, KvchatError] = {
 class ScriptedBackend:
     """Implements `Backend` with one thread's worth of care; a token is a word."""
 
-    def __init__(self, *, load_s: float = 0.0, missing: bool = False, template: str = "append-safe") -> None:
+    def __init__(
+        self,
+        *,
+        load_s: float = 0.0,
+        missing: bool = False,
+        template: str = "append-safe",
+        waiting_mark: Path | None = None,
+    ) -> None:
         self.load_s = load_s
+        self.waiting_mark = waiting_mark
         self.missing = missing
         self.tokenizer = "words"
         self.template = template
@@ -234,6 +242,8 @@ class ScriptedBackend:
 
     def _wait_for_load(self) -> None:
         self.start()
+        if self.waiting_mark:
+            self.waiting_mark.touch()
         while self.status().phase is Phase.LOADING and not self.closed:
             time.sleep(0.01)
         if self.closed:

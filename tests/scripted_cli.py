@@ -1,10 +1,12 @@
 """kvchat's command line with the scripted backend in place of a model.
 
-KVCHAT_TEST_LOAD_S makes it load slowly, KVCHAT_TEST_TEMPLATE is the kind of its chat template.
+KVCHAT_TEST_LOAD_S makes it load slowly, KVCHAT_TEST_TEMPLATE is the kind of its chat template,
+KVCHAT_TEST_WAITING is a file that appears when somebody waits for the model.
 """
 
 import os
 import sys
+from pathlib import Path
 
 from kvchat.backends.base import Backend
 from kvchat.cli import Backends, main
@@ -13,10 +15,12 @@ from tests.scripted import ScriptedBackend
 
 
 def scripted(config: Config) -> Backend:
+    mark = os.environ.get("KVCHAT_TEST_WAITING")
     return ScriptedBackend(
         load_s=float(os.environ.get("KVCHAT_TEST_LOAD_S", "0")),
         missing=config.model.name == "nobody",
         template=os.environ.get("KVCHAT_TEST_TEMPLATE", "append-safe"),
+        waiting_mark=Path(mark) if mark else None,
     )
 
 

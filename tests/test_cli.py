@@ -154,15 +154,17 @@ def test_a_signal_ends_the_answer_and_the_exit_code_says_so(
     assert b"word400" not in rest
 
 
-def test_a_signal_while_the_model_loads_ends_at_once(environ: dict[str, str]) -> None:
+def test_a_signal_while_the_model_loads_ends_at_once(environ: dict[str, str], tmp_path: Path) -> None:
+    mark = tmp_path / "waiting"
     command = [sys.executable, "-m", "tests.scripted_cli", "-p", "hello"]
-    slow = environ | {"KVCHAT_TEST_LOAD_S": "30"}
+    slow = environ | {"KVCHAT_TEST_LOAD_S": "100", "KVCHAT_TEST_WAITING": str(mark)}
     with subprocess.Popen(
         command, env=slow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
-        time.sleep(1)
+        while not mark.exists():
+            time.sleep(0.01)
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=50)
         assert (child.returncode, out, err) == (130, b"", b"")
 
 
