@@ -73,7 +73,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     engine.touch()
     mark = _fingerprint(config, model, files.folder)
     show(Status(Phase.LOADING, "checking what can be reused"))
-    verdict = checked(model, mark, config.paths.models, engine.pace.forward_s)
+    verdict = checked(model, mark, config.paths.models, engine.measured)
     if not verdict.is_as_declared:
         warn(f"{files.name}: {verdict}")
         engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)

@@ -68,8 +68,13 @@ class Engine:
     def touch(self) -> None:
         """Learn the shapes of the model's KV, from one small forward where they are not known before."""
         if not self.state.planes and not self.state.states:
-            self._compute([0])
+            self._forwards.forward([0], self.state)  # the first one is slow and says nothing of the pace
             self.state.keep(0)
+
+    def measured(self) -> Callable[[int], float]:
+        """How long forwards take, in seconds by number of tokens, after warming up."""
+        self.warm_up()
+        return self.pace.forward_s
 
     def warm_up(self) -> None:
         """Run three small forwards, so that the first answer does not pay for what is set up lazily, and so that the

@@ -80,13 +80,16 @@ def describe_rule(rule: ReuseRule) -> str:
     return f"{rule.policy.value}{ways[rule.continuation]}"
 
 
-def checked(loaded: LoadedModel, mark: bytes, memory: Path, forward_s: ForwardTime) -> Verdict:
-    """The verdict on a model, from the folder `memory` where it was given before under the fingerprint `mark`."""
+def checked(loaded: LoadedModel, mark: bytes, memory: Path, measured: Callable[[], ForwardTime]) -> Verdict:
+    """The verdict on a model, from the folder `memory` where it was given before under the fingerprint `mark`.
+
+    Where it was not, what `measured` finds decides whether there is time for a probe.
+    """
     key = xxhash.xxh3_128_hexdigest(mark + json.dumps([_VERSION, asdict(loaded.rule)]).encode())
     known = _read(memory / _MEMORY_NAME)
     with suppress(KeyError, TypeError, ValueError):
         return _from_json(known[key], loaded.rule)
-    verdict = probe(loaded, forward_s)
+    verdict = probe(loaded, measured())
     if verdict.is_checked:  # a machine that was merely busy is asked again the next time
         _write(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
     return verdict

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from kvchat.models.reuse import BLOCKS, RESTART, SNAPSHOTS, STEPS, Continuation,
 from tests.tiny import tiny_model
 
 
-def at_once(num_tokens: int) -> float:
+def at_once() -> Callable[[int], float]:
     """What a forward takes."""
-    return 0.0
+    return lambda num_tokens: 0.0
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -138,7 +138,7 @@ def test_the_weakest_rule_is_never_doubted() -> None:
 
 def test_a_machine_that_is_only_busy_is_asked_again_the_next_time(tmp_path: Path) -> None:
     loaded = tiny_model()
-    assert not checked(loaded, b"mark", tmp_path, lambda num_tokens: 1.0).is_checked
+    assert not checked(loaded, b"mark", tmp_path, lambda: lambda num_tokens: 1.0).is_checked
     assert checked(loaded, b"mark", tmp_path, at_once).is_checked
 
 
