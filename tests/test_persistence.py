@@ -79,24 +79,27 @@ def completions(answers: Sequence[dict[str, Any]]) -> list[list[int]]:
     return [answer["tokens"]["completion"] for answer in answers]
 
 
+@pytest.fixture(scope="module")
+def expected(wide_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    """What is answered to hello and world without a cache."""
+    program = Program(wide_path, tmp_path_factory.mktemp("uncached"))
+    return completions(program.run(["hello", "world"], "--cache", "off"))
+
+
 def test_the_second_process_restores_the_system_prompt_and_answers_alike(
-    wide_path: Path, tmp_path: Path
+    wide_path: Path, tmp_path: Path, expected: list[list[int]]
 ) -> None:
     program = Program(wide_path, tmp_path)
-    first, second = (program.run(["hello", "and so"]) for _ in range(2))
-    assert (
-        completions(first)
-        == completions(second)
-        == completions(program.run(["hello", "and so"], "--cache", "off"))
-    )
+    first, second = (program.run(["hello", "world"]) for _ in range(2))
+    assert completions(first) == completions(second) == expected
     assert first[0]["cache"]["disk"] == 0
     assert second[0]["cache"]["disk"] >= (first[0]["usage"]["prompt_tokens"] - 1) // 16 * 16
     program.check_whole()
 
 
-def kill_at_random(program: Program, times: int) -> None:
+def answers_after_kills(program: Program, times: int) -> list[list[int]]:
+    """What is answered to hello and world after so many programs were killed."""
     chance = random.Random(times)
-    expected = completions(program.run(["hello", "world"], "--cache", "off"))
     for number in range(times):
         victim = program.start([f"number {number}", "the fox", "the dog", "and so on"] * 4)
         assert victim.stdout is not None
@@ -105,23 +108,26 @@ def kill_at_random(program: Program, times: int) -> None:
         time.sleep(chance.random() * 0.3)
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
-    assert completions(program.run(["hello", "world"])) == expected
+    survivors = completions(program.run(["hello", "world"]))
     program.check_whole()
     assert not verify_checksums(program.cache).temporary, (
         "what dead writers left is gone after the next start"
     )
+    return survivors
 
 
-def test_sessions_killed_at_random_moments_leave_a_clean_cache(wide_path: Path, tmp_path: Path) -> None:
-    kill_at_random(Program(wide_path, tmp_path), 2)
+def test_sessions_killed_at_random_moments_leave_a_clean_cache(
+    wide_path: Path, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    assert answers_after_kills(Program(wide_path, tmp_path), 2) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_hundred_sessions_killed_at_random_moments_leave_a_clean_cache(
-    wide_path: Path, tmp_path: Path
+    wide_path: Path, tmp_path: Path, expected: list[list[int]]
 ) -> None:
-    kill_at_random(Program(wide_path, tmp_path), 100)
+    assert answers_after_kills(Program(wide_path, tmp_path), 100) == expected
 
 
 @pytest.mark.parametrize("turns", [10, pytest.param(50, marks=pytest.mark.slow)])
@@ -180,16 +186,18 @@ def test_ram_stays_within_its_budget_over_many_mixed_conversations(
     backend.close()
 
 
-def test_a_damaged_cache_costs_time_and_one_warning(wide_path: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_costs_time_and_one_warning(
+    wide_path: Path, tmp_path: Path, expected: list[list[int]]
+) -> None:
     program = Program(wide_path, tmp_path)
-    first = program.run(["hello", "world"])
+    program.run(["hello", "world"])
     for path in program.cache.rglob("*.kv"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0x40
         path.write_bytes(content)
     process = program.start(["hello", "world"])
     out, err = process.communicate(timeout=120)
-    assert completions([json.loads(line) for line in out.splitlines()]) == completions(first)
+    assert completions([json.loads(line) for line in out.splitlines()]) == expected
     assert len(err.strip().splitlines()) == 1
     assert "computed again" in err
     program.run(["hello", "world"])

@@ -3,7 +3,7 @@
 import re
 import signal
 import stat
-import time
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -383,13 +383,17 @@ def test_ctrl_d_leaves_in_mid_answer(terminal: Terminal) -> None:
     terminal.leave()
 
 
+def is_stopped(pid: int) -> bool:
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True).stdout.startswith(b"T")
+
+
 def test_stopping_and_continuing_the_program_redraws_the_screen(terminal: Terminal) -> None:
-    terminal.enter("slow 100")
+    terminal.enter("slow 50")
     terminal.wait_for("word3")
     terminal.type("\x1a")
-    time.sleep(0.3)
+    terminal.until(lambda: is_stopped(terminal.child.pid), "its stop")
     terminal.kill(signal.SIGCONT)
-    terminal.wait_for("word99")
+    terminal.wait_for("word49")
     terminal.settle()
     terminal.enter("after")
     terminal.wait_for("[3] you said: after")
