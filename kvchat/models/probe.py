@@ -35,11 +35,13 @@ FINE_BOUND = 1e-3
 """What is rounding in float32, as a share of the logits' deviation."""
 COARSE_BOUNDS = (0.08, 0.25)
 """Between these lies what is rounding elsewhere."""
+INTEGERS_BOUND = 0.15
+"""What is rounding at least where a few tokens are multiplied by another kernel than many."""
 ALTERED_SHARE = 0.6
 """Rounding is less than this share of what one other token in the past changes."""
 ForwardTime = Callable[[int], float]
 """Number of tokens -> about how many seconds one forward over them takes."""
-_VERSION = 2
+_VERSION = 3
 _MEMORY_NAME = "verdicts.json"
 
 
@@ -159,6 +161,8 @@ class Probe:
             altered[place] = (altered[place] + 1) % self.loaded.vocab_size
             effects.append(self._distance(self._plain(altered)[cut:]))
         least, most = COARSE_BOUNDS
+        if self.loaded.weights.mode is not WeightsMode.NATIVE:
+            least = INTEGERS_BOUND
         return min(max(least, ALTERED_SHARE * min(effects)), most)
 
     def _distances(self, loaded: LoadedModel, cut: int) -> Sequence[float]:
