@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kvchat.config import Config, load_config
-from tests.tiny import tiny_folder
+from kvchat.config import Config
+from tests.tiny import tiny_config, tiny_folder
 
 
 @pytest.fixture(scope="session")
@@ -23,17 +23,9 @@ def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_config(tiny_path: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Settings for the tiny model with every folder of its own; `cache__mode="off"` sets `cache.mode`."""
+    """Settings for the tiny model in folders of this test, as `tiny_config` takes them."""
 
     def make(**flags: Any) -> Config:
-        own = {f"paths.{name}": tmp_path / name for name in ("models", "cache", "data")}
-        named = {key.replace("__", "."): value for key, value in flags.items()}
-        base = {
-            "model.name": str(tiny_path),
-            "model.dtype": "float32",
-            "cache.disk": "100MB",
-            "cache.ram": "50MB",
-        }
-        return load_config(base | own | named, environ={"KVCHAT_CONFIG": str(tmp_path / "none.toml")})
+        return tiny_config(tiny_path, tmp_path, **flags)
 
     return make

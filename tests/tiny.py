@@ -10,6 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvchat.config import Config, load_config
 from kvchat.models import attention
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.stock import describe
@@ -106,3 +107,11 @@ def tiny_folder(
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+def tiny_config(model: Path, folder: Path, **flags: Any) -> Config:
+    """Settings for a tiny model with every folder of its own; `cache__mode="off"` sets `cache.mode`."""
+    own = {f"paths.{name}": folder / name for name in ("models", "cache", "data")}
+    named = {key.replace("__", "."): value for key, value in flags.items()}
+    base = {"model.name": str(model), "model.dtype": "float32", "cache.disk": "100MB", "cache.ram": "50MB"}
+    return load_config(base | own | named, environ={"KVCHAT_CONFIG": str(folder / "none.toml")})

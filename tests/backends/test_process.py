@@ -10,12 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import Answer, Done, FinishReason, Notice, Options, Phase, Role, Text, Turn
+from kvchat.backends.base import (
+    Answer,
+    Done,
+    FinishReason,
+    Notice,
+    Options,
+    Phase,
+    Prefilling,
+    Role,
+    Text,
+    Turn,
+)
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
 from kvchat.backends.wire import error_from_wire, error_to_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, EngineDiedError, ModelUnavailableError
+from tests.tiny import tiny_config
 
 
 @pytest.fixture
@@ -25,9 +37,9 @@ def backend(make_config: Callable[..., Config]) -> Iterator[ProcessBackend]:
     backend.close()
 
 
-@pytest.fixture
-def talkative(make_config: Callable[..., Config], long_path: Path) -> Iterator[ProcessBackend]:
-    backend = ProcessBackend(make_config(model__name=str(long_path)))
+@pytest.fixture(scope="module")
+def talkative(long_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessBackend]:
+    backend = ProcessBackend(tiny_config(long_path, tmp_path_factory.mktemp("talkative")))
     yield backend
     backend.close()
 
@@ -45,7 +57,7 @@ def is_alive(pid: int) -> bool:
     return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -199,9 +211,10 @@ def test_values_survive_the_wire() -> None:
     assert "internal error" in error_from_wire(error_to_wire(ZeroDivisionError("x"))).message
 
 
-def test_warming_and_the_cache_view_cross_the_pipe(backend: ProcessBackend) -> None:
+def test_warming_and_the_cache_view_cross_the_pipe(talkative: ProcessBackend) -> None:
     system = Turn(Role.SYSTEM, "the quick brown fox " * 20)
-    warmed = list(backend.warm([system]))
-    view = backend.cache([system, user("hello")])
-    assert view.rows[0].live == warmed[-1].total  # type: ignore[union-attr]
+    *_, warmed = talkative.warm([system])
+    assert isinstance(warmed, Prefilling)
+    view = talkative.cache([system, user("hello")])
+    assert view.rows[0].live == warmed.cached + warmed.total
     assert view.rows[1].live == 0

@@ -46,7 +46,7 @@ def engine_of(terminal: Terminal) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         state = subprocess.run(
             ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
@@ -133,7 +133,8 @@ def test_an_engine_killed_in_mid_answer_costs_one_line_and_no_word(open_terminal
     [
         (False, "ctrl-d"),
         (False, "SIGKILL"),
-        *((True, way) for way in ("ctrl-d", "SIGTERM", "SIGHUP", "SIGKILL", "hang up")),
+        *((True, way) for way in ("ctrl-d", "SIGTERM", "SIGKILL", "hang up")),
+        pytest.param(True, "SIGHUP", marks=pytest.mark.slow),
     ],
 )
 def test_no_engine_is_left_behind(open_terminal: Open, way: str, answering: bool) -> None:
