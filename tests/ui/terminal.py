@@ -49,6 +49,7 @@ class Terminal:
             timeout=TIMEOUT_S,
         )
         self.child.delaybeforesend = None
+        self.child.ptyproc.delayafterclose = 0.0
         self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.5)
         self.raw = b""
         self._num_answers = 0

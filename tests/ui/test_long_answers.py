@@ -47,7 +47,7 @@ def in_the_dialogue(terminal: Terminal, source: Path) -> list[str]:
     return rows[first + echoed : last]
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 20)])
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), pytest.param(40, 20, marks=pytest.mark.slow)])
 def test_the_scrollback_equals_the_rendering_in_one_go(tmp_path: Path, columns: int, rows: int) -> None:
     source = tmp_path / "a"
     source.write_text(document(wide=True))
