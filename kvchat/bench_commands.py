@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,8 +54,7 @@ def restored(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def looked_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """What guessing ahead gains and costs."""
-    use_threads(args.threads)
-    yield from _shown(args, lookup.measure(config, repeats=args.repeats))
+    yield from _shown(args, lookup.measure(_setup(args, config).config, repeats=args.repeats))
 
 
 def remembered(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -79,7 +79,8 @@ def weighed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _setup(args: argparse.Namespace, config: Config) -> Setup:
-    return Setup(config, args.threads, args.llama_python)
+    model = replace(config.model, threads=args.threads or config.model.threads)
+    return Setup(replace(config, model=model), model.threads, getattr(args, "llama_python", None))
 
 
 def _run(args: argparse.Namespace, config: Config) -> tuple[Setup, Sequence[str]]:

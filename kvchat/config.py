@@ -42,6 +42,7 @@ class ModelConfig:
     name: str = field(default=DEFAULT_MODEL, metadata={"env": "KVCHAT_MODEL"})
     dtype: str = field(default="auto", metadata={"env": "KVCHAT_DTYPE", "choices": DTYPES})
     device: str = field(default="auto", metadata={"env": "KVCHAT_DEVICE", "choices": DEVICES})
+    threads: int | None = field(default=None, metadata={"env": "KVCHAT_THREADS", "min": 1})
     weights: str = field(default="auto", metadata={"env": "KVCHAT_WEIGHTS", "choices": WEIGHTS})
     context: int | None = field(default=None, metadata={"env": "KVCHAT_CONTEXT", "min": 32})
     chat_template: str | None = field(default=None, metadata={"env": "KVCHAT_CHAT_TEMPLATE"})

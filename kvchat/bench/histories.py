@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvchat.backends.base import Answer, Backend, Role, Turn
-from kvchat.backends.local import LocalBackend
+from kvchat.backends.process import ProcessBackend
 from kvchat.bench.measure import ask, isolated, one_by_one
 from kvchat.config import Config
 
@@ -58,7 +58,7 @@ def opened(config: Config) -> Iterator[Histories]:
 
 
 def _open(config: Config, leave: ExitStack) -> Backend:
-    backend = LocalBackend(config)
+    backend = ProcessBackend(config)  # engines in one process would be in each other's way
     leave.callback(backend.close)
     backend.info()
     return backend

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from kvchat.backends.base import Answer, Backend, Role, Turn
-from kvchat.backends.local import LocalBackend
+from kvchat.backends.process import ProcessBackend
 from kvchat.bench.measure import Spread, ask, isolated, json_of, paired, rounds, spreads
 from kvchat.config import Config
 from kvchat.models.kv_state import common_prefix
@@ -102,7 +102,7 @@ def measure(config: Config, *, repeats: int = 3, tasks: Sequence[str] = tuple(TA
 
 
 def _open(config: Config, draft: int | None, leave: ExitStack) -> Backend:
-    backend = LocalBackend(replace(config, model=replace(config.model, draft=draft)))
+    backend = ProcessBackend(replace(config, model=replace(config.model, draft=draft)))
     leave.callback(backend.close)
     backend.info()
     return backend

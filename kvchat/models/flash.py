@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 FEW_ROWS = 32
 """Up to so many rows a product that walks along the keys reads them at the memory's speed."""
-MIN_SCORES_OF_FEW = 6 * 2**10
+MIN_SCORES_OF_FEW = 9 * 2**9
 MIN_SCORES_OF_MANY = 24 * 2**10
 """Fewer scores a head than this are done sooner by the flash kernel. Measured, as is what follows."""
 MIN_SPLIT = 4096
@@ -28,20 +29,24 @@ HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None, exact: bool = True
 ) -> torch.Tensor:
     """Causal attention of the last tokens: `query` [1, heads, new, dim] over `key` and `value`
     [1, kv_heads, old + new, dim] -> [1, new, heads, dim]. On a CPU, K and V of one head size.
+
+    Without `exact` a few tokens' scores over many keys in bfloat16 may be rounded to bfloat16, as transformers' eager
+    attention rounds them.
     """
     heads, new, dim = query.shape[1:]
     kv_heads, total = key.shape[1:3]
     rows = heads // kv_heads * new  # the query heads of a group are rows of one product
-    if new == 1 and total >= MIN_SPLIT:
+    if new == 1 and exact and total >= MIN_SPLIT:
         return _split(query.view(1, kv_heads, rows, dim), key, value, scale=scale).reshape(1, 1, heads, dim)
     least = MIN_SCORES_OF_FEW if rows <= FEW_ROWS else MIN_SCORES_OF_MANY
     if query.dtype == torch.bfloat16 and rows * total >= least:
         packed = query.reshape(kv_heads, rows, dim)
-        out = _by_products(packed, key[0], value[0], new=new, factor=dim**-0.5 if scale is None else scale)
+        manner = _Manner(new, dim**-0.5 if scale is None else scale, exact)
+        out = _by_products(packed, key[0], value[0], manner)
         return out.view(1, heads, new, dim).transpose(1, 2)
     if new == 1:
         packed, _ = _flash(query.reshape(1, kv_heads, rows, dim), key, value, scale=scale)
@@ -69,7 +74,7 @@ def _split(
 
 
 def attend_one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None, exact: bool = True
 ) -> torch.Tensor:
     """The same as `attend`, with the very rounding that a call for each new token alone has.
 
@@ -77,14 +82,14 @@ def attend_one_by_one(
     """
     groups, new, total = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
     old = total - new
-    is_enough = groups * (old + 1) >= MIN_SCORES_OF_FEW and total < MIN_SPLIT
+    is_enough = groups * (old + 1) >= MIN_SCORES_OF_FEW and (total < MIN_SPLIT or not exact)
     by_products = query.dtype == torch.bfloat16 and is_enough
     step = max(1, FEW_ROWS // groups) if by_products else 1
     pieces = []
     for start in range(0, new, step):
         end = min(start + step, new)
         held = key[:, :, : old + end], value[:, :, : old + end]
-        pieces.append(attend(query[:, :, start:end], *held, scale=scale))
+        pieces.append(attend(query[:, :, start:end], *held, scale=scale, exact=exact))
     return torch.cat(pieces, dim=1)
 
 
@@ -109,20 +114,29 @@ def _by_merging(
     return merged.to(query.dtype).transpose(1, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """Rows are `new` tokens' of each query head of a group; scores are multiplied by `factor`."""
+
+    new: int
+    factor: float
+    exact: bool
+
+
 def _by_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, new: int, factor: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner
 ) -> torch.Tensor:
     """Attention of bfloat16 [kv_heads, rows, dim] as two matrix products with the scores between them in memory.
 
     As exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's too.
     """
-    kv_heads, rows, total = query.shape[0], query.shape[1], key.shape[1]
+    kv_heads, rows, total, new = query.shape[0], query.shape[1], key.shape[1], manner.new
     at_once = max(1, min(kv_heads, MAX_SCORES_BYTES // (rows * total * 4)))
     out = torch.empty_like(query)
     for head in range(0, kv_heads, at_once):
         some = slice(head, head + at_once)
         few = rows <= FEW_ROWS
-        scores = (_scores_along_keys if few else _scores)(query[some], key[some], factor)
+        scores = (_scores_along_keys if few else _scores)(query[some], key[some], manner)
         if new > 1:
             scores.unflatten(1, (-1, new))[..., total - new :].add_(_triangle(new))  # type: ignore[no-untyped-call]
         torch.softmax(scores, -1, out=scores)
@@ -131,24 +145,28 @@ def _by_products(
     return out
 
 
-def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
+def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, manner: _Manner) -> torch.Tensor:
     """Products of few queries, [kv_heads, rows, keys] in float32, at the speed at which memory yields the keys.
 
-    torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost.
+    torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost, if it is to be `exact`.
     """
     queries = query.transpose(1, 2)
     rounded = torch.bmm(key, queries)
-    lost = torch.baddbmm(rounded, key, queries, beta=-1)
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
-    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2)).mul_(factor)
+    scores.copy_(rounded.transpose(1, 2))
+    if manner.exact:
+        scores.add_(torch.baddbmm(rounded, key, queries, beta=-1).transpose(1, 2))
+    return scores.mul_(manner.factor)
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
+def _scores(query: torch.Tensor, key: torch.Tensor, manner: _Manner) -> torch.Tensor:
     """Products of bfloat16 factors with float32 sums, [kv_heads, rows, keys]."""
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
     keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
     with _bfloat16_factors():
-        return torch.baddbmm(scores, query.float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
+        return torch.baddbmm(
+            scores, query.float(), keys.transpose(1, 2), beta=0, alpha=manner.factor, out=scores
+        )
 
 
 def _triangle(new: int) -> torch.Tensor:

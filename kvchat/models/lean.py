@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -132,9 +133,8 @@ class LeanNetwork:
         tokens = [*state.tokens, *tokens] if restarts else tokens
         x = self.weights.embedding[torch.tensor(tokens)]
         is_guess = self._keeps_rows_apart and 1 < num_logits == len(tokens) <= MAX_ROWS
-        place = _Place(
-            start, *self._rotations.at(start, len(tokens)), attend_one_by_one if is_guess else attend
-        )
+        attending = partial(attend_one_by_one if is_guess else attend, exact=not self._keeps_rows_apart)
+        place = _Place(start, *self._rotations.at(start, len(tokens)), attending)
         for index, layer in enumerate(self.weights.layers):
             normed = layer.attention_norm(x, epsilon)
             planes = state.planes[2 * index], state.planes[2 * index + 1]  # [kv_heads, capacity, head_dim]

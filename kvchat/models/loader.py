@@ -53,6 +53,8 @@ def load_model(
     OutOfMemoryError and UsageError, each with its remedy.
     """
     name = name or settings.name
+    if settings.threads:
+        torch.set_num_threads(settings.threads)  # of the thread that loads, which is the one that computes
     device = choose_device(settings.device)
     free = free_bytes(device)
     lean = _lean(folder) if device.type == "cpu" and not _needs_transformers(settings) else None
