@@ -16,7 +16,8 @@ import torch
 
 FEW_ROWS = 32
 """Up to so many rows a product that walks along the keys reads them at the memory's speed."""
-MIN_SCORES_OF_FEW = 9 * 2**9
+MIN_SCORES_OF_FEW = 6 * 2**10
+MIN_ROUNDED_SCORES_OF_FEW = 3 * 2**10
 MIN_SCORES_OF_MANY = 24 * 2**10
 """Fewer scores a head than this are done sooner by the flash kernel. Measured, as is what follows."""
 MIN_SPLIT = 4096
@@ -42,7 +43,7 @@ def attend(
     rows = heads // kv_heads * new  # the query heads of a group are rows of one product
     if new == 1 and exact and total >= MIN_SPLIT:
         return _split(query.view(1, kv_heads, rows, dim), key, value, scale=scale).reshape(1, 1, heads, dim)
-    least = MIN_SCORES_OF_FEW if rows <= FEW_ROWS else MIN_SCORES_OF_MANY
+    least = _least_of_few(exact) if rows <= FEW_ROWS else MIN_SCORES_OF_MANY
     if query.dtype == torch.bfloat16 and rows * total >= least:
         packed = query.reshape(kv_heads, rows, dim)
         manner = _Manner(new, dim**-0.5 if scale is None else scale, exact)
@@ -82,7 +83,7 @@ def attend_one_by_one(
     """
     groups, new, total = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
     old = total - new
-    is_enough = groups * (old + 1) >= MIN_SCORES_OF_FEW and (total < MIN_SPLIT or not exact)
+    is_enough = groups * (old + 1) >= _least_of_few(exact) and (total < MIN_SPLIT or not exact)
     by_products = query.dtype == torch.bfloat16 and is_enough
     step = max(1, FEW_ROWS // groups) if by_products else 1
     pieces = []
@@ -91,6 +92,10 @@ def attend_one_by_one(
         held = key[:, :, : old + end], value[:, :, : old + end]
         pieces.append(attend(query[:, :, start:end], *held, scale=scale, exact=exact))
     return torch.cat(pieces, dim=1)
+
+
+def _least_of_few(exact: bool) -> int:
+    return MIN_SCORES_OF_FEW if exact else MIN_ROUNDED_SCORES_OF_FEW
 
 
 def _by_merging(
@@ -130,6 +135,8 @@ def _by_products(
 
     As exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's too.
     """
+    if not manner.exact and query.shape[1] <= FEW_ROWS:
+        return _by_rounded_products(query, key, value, manner)
     kv_heads, rows, total, new = query.shape[0], query.shape[1], key.shape[1], manner.new
     at_once = max(1, min(kv_heads, MAX_SCORES_BYTES // (rows * total * 4)))
     out = torch.empty_like(query)
@@ -145,18 +152,28 @@ def _by_products(
     return out
 
 
+def _by_rounded_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner
+) -> torch.Tensor:
+    """The same for few rows, whose scores are rounded to bfloat16; in as few operations as can be."""
+    products = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2)
+    scores = products.to(torch.float32, memory_format=torch.contiguous_format).mul_(manner.factor)
+    if manner.new > 1:
+        own = scores.unflatten(1, (-1, manner.new))[..., key.shape[1] - manner.new :]  # type: ignore[no-untyped-call]
+        own.add_(_triangle(manner.new))
+    return torch.bmm(torch.softmax(scores, -1).to(value.dtype), value)
+
+
 def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, manner: _Manner) -> torch.Tensor:
     """Products of few queries, [kv_heads, rows, keys] in float32, at the speed at which memory yields the keys.
 
-    torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost, if it is to be `exact`.
+    torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost.
     """
     queries = query.transpose(1, 2)
     rounded = torch.bmm(key, queries)
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
-    scores.copy_(rounded.transpose(1, 2))
-    if manner.exact:
-        scores.add_(torch.baddbmm(rounded, key, queries, beta=-1).transpose(1, 2))
-    return scores.mul_(manner.factor)
+    lost = torch.baddbmm(rounded, key, queries, beta=-1)
+    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2)).mul_(manner.factor)
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, manner: _Manner) -> torch.Tensor:
