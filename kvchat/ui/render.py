@@ -32,7 +32,7 @@ def stats_line(answer: Answer, context: int) -> str:
         return "stopped"
     percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
     tiers = "+".join(name for name, n in (("RAM", answer.cache.ram), ("disk", answer.cache.disk)) if n)
-    guesses = f", {timings.draft_n_accepted} of {timings.draft_n} guesses right" if timings.draft_n else ""
+    guesses = f" ({timings.draft_n_accepted} guessed)" if timings.draft_n_accepted else ""
     parts = [
         f"cached {usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})",
         *([f"prepared {timings.idle_n} while idle"] if timings.idle_n else []),

@@ -37,7 +37,7 @@ def test_the_line_names_the_tier_that_served(ram: int, disk: int, tiers: str) ->
 
 def test_the_line_says_how_many_guesses_came_true() -> None:
     guessed = replace(answer(), timings=replace(answer().timings, draft_n=40, draft_n_accepted=31))
-    assert "212 tok 31.4/s, 31 of 40 guesses right ·" in stats_line(guessed, 8192)
+    assert "212 tok 31.4/s (31 guessed) ·" in stats_line(guessed, 8192)
 
 
 def test_a_cancelled_answer_says_stopped() -> None:
