@@ -36,13 +36,13 @@ THINK = ("auto", "on", "off")
 class ModelConfig:
     """Which model, and how it is run. `context` is in tokens; None means the model's own.
 
-    `draft` is how many tokens are guessed ahead at a time; None means as many as pay.
+    `threads` None means as many as torch takes. `draft` is how many tokens are guessed ahead at a time; None means as many as pay.
     """
 
     name: str = field(default=DEFAULT_MODEL, metadata={"env": "KVCHAT_MODEL"})
     dtype: str = field(default="auto", metadata={"env": "KVCHAT_DTYPE", "choices": DTYPES})
     device: str = field(default="auto", metadata={"env": "KVCHAT_DEVICE", "choices": DEVICES})
-    threads: int | None = field(default=None, metadata={"env": "KVCHAT_THREADS", "min": 1})
+    threads: int | None = field(default=None, metadata={"env": "KVCHAT_THREADS", "min": 1, "none": "auto"})
     weights: str = field(default="auto", metadata={"env": "KVCHAT_WEIGHTS", "choices": WEIGHTS})
     context: int | None = field(default=None, metadata={"env": "KVCHAT_CONTEXT", "min": 32})
     chat_template: str | None = field(default=None, metadata={"env": "KVCHAT_CHAT_TEMPLATE"})

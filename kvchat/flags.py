@@ -68,7 +68,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
         Flag("--weights", "what decoding reads", "model.weights", {"choices": WEIGHTS}),
         Flag("--device", "where it runs", "model.device", {"choices": DEVICES}),
-        Flag("--threads", "that compute on a CPU", "model.threads", _number(int)),
+        Flag("--threads", "that compute on a CPU", "model.threads", {"metavar": "N"}),
         Flag("--context", "tokens of context", "model.context", _number(int)),
         Flag(
             "--draft",

@@ -90,3 +90,13 @@ def test_a_model_that_reads_both_ways_is_refused_and_as_a_decoder_it_counts_its_
     loaded.forward(tokens[:11], state)
     expected = plain_logits(loaded.model)(tokens)[-1]
     assert (loaded.forward(tokens[11:], state) - expected).abs().max() < 1e-4
+
+
+def test_as_many_threads_compute_as_were_asked_for(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    before = torch.get_num_threads()
+    try:
+        load_model(folder, ModelConfig(threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
