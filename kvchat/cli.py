@@ -9,22 +9,20 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from kvchat.commands.chat import Backends, chat
+from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
+from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
 from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError
-from kvchat.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
-from kvchat.subcommands import COMMANDS, Command
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
-    from kvchat.chat.opening import Opening
-    from kvchat.chat.session import Session
 
 EXIT_BROKEN_PIPE = 128 + 13
 
@@ -41,14 +39,6 @@ def _process(config: Config) -> Backend:
     return ProcessBackend(config)
 
 
-@dataclass(frozen=True, slots=True)
-class Backends:
-    """What answers: `oneshot` in this process, `dialogue` in a child."""
-
-    oneshot: Callable[[Config], Backend] = _local
-    dialogue: Callable[[Config], Backend] = _process
-
-
 _EPILOG = """\
 Without -p, in a terminal, kvchat opens a chat; type /help there. With -p, or in a pipe, it answers and ends:
 piped text comes first, then the prompt; only the answer goes to stdout.
@@ -62,7 +52,7 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
     """Run kvchat; the exit code. No exception leaves it but SystemExit."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = _parser(backends or Backends()).parse_args(argv)
+        args = _parser(backends or Backends(oneshot=_local, dialogue=_process)).parse_args(argv)
         _end_on_signals()
         _forgive_encodings()
         settings = _settings(args)
@@ -118,86 +108,6 @@ def _end_on_signals() -> None:
         signal.signal(name, leave)
 
 
-def _chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
-    """The front end that fits: a dialogue in a terminal, one-shot everywhere else."""
-    asked = args.prompt is not None or args.turns is not None or args.json
-    if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
-        return _oneshot(backends, args, config)
-    picks = args.resume == "" and not args.fork
-    start = _opening(args, config, picks=picks)
-    backend = backends.dialogue(start.config)
-    backend.start()
-    try:
-        session = start.session(backend)
-    except BaseException:
-        backend.close()
-        raise
-    with session:
-        return _dialogue(backends, session, start.config, ["/sessions"] if picks else [])
-
-
-def _dialogue(backends: Backends, session: Session, config: Config, first: list[str]) -> int:
-    from kvchat.surroundings import surroundings_of
-
-    surroundings = surroundings_of(config, backends.dialogue)
-    if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
-        from kvchat.ui.lines import LineDialogue
-
-        return LineDialogue(session, sys.stdout, surroundings).run(first)
-    from kvchat.ui.repl import run_repl
-
-    return run_repl(session, config, surroundings, color=_is_coloured(), first=first)
-
-
-def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
-    from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message, open_turns
-
-    if args.turns is not None and args.prompt is not None:
-        raise UsageError("--turns and -p are two ways to ask", "give one of them")
-    if args.turns is not None:
-        messages = messages_of(open_turns(args.turns, sys.stdin))
-    else:
-        prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
-        messages = iter(one_message(prompt, _piped(sys.stdin)))
-    manner = Manner(
-        json=args.json,
-        tokens=args.tokens,
-        quiet=args.quiet,
-        verbose=args.verbose,
-        color=_is_coloured(),
-        markdown=config.ui.markdown == "always",
-        styled=bool(os.environ.get("FORCE_COLOR")),
-        reasoning=config.ui.reasoning,
-    )
-    start = _opening(args, config)
-    backend = backends.oneshot(start.config)
-    backend.start()
-    with start.session(backend) as session:
-        return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
-
-
-def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:
-    """Where the conversation begins; at nothing if the user `picks` a session later."""
-    from kvchat.chat.opening import opening
-
-    return opening(config, key=None if picks else args.resume, is_fork=args.fork, flags=args.given)
-
-
-def _is_coloured() -> bool:
-    return not os.environ.get("NO_COLOR")
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not stream.closed and stream.isatty()
-
-
-def _piped(stdin: TextIO | None) -> str:
-    """All of what is piped in; a terminal pipes nothing."""
-    if stdin is None or stdin.closed or stdin.isatty():
-        return ""
-    return stdin.buffer.read().decode("utf-8", errors="replace")
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of leaving."""
 
@@ -226,7 +136,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=partial(_chat, backends), reads_settings=True)
+    parser.set_defaults(run=partial(chat, backends), reads_settings=True)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -291,7 +201,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         return given
     if "chat.system" in given:
         raise UsageError("-s and -t are two system prompts", "give one of them")
-    from kvchat.prompt_commands import settings_of
+    from kvchat.commands.prompts import settings_of
 
     return settings_of(args.template, args.var) | given
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from kvchat.backends.base import Backend
-from kvchat.cli import Backends, main
+from kvchat.cli import main
+from kvchat.commands.chat import Backends
 from kvchat.config import Config
 from tests.scripted import ScriptedBackend
 

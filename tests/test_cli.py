@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kvchat
-from kvchat.flags import FLAGS
+from kvchat.commands.flags import FLAGS
 
 PUBLIC_NAMES = {
     "Answer",

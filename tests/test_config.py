@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kvchat.commands.flags import FLAG_NAMES
 from kvchat.config import config_file, editor, load_config, origins
 from kvchat.errors import UsageError
-from kvchat.flags import FLAG_NAMES
 
 
 def written(tmp_path: Path, text: str) -> dict[str, str]:

@@ -12,8 +12,8 @@ import pytest
 from kvchat.backends.base import Answer, Done, Options
 from kvchat.backends.local import LocalBackend
 from kvchat.chat.session import Session
+from kvchat.commands.prompts import settings_of
 from kvchat.config import Config
-from kvchat.prompt_commands import settings_of
 from kvchat.ui.files import file_part, with_files
 from kvchat.ui.oneshot import messages_of, one_message
 

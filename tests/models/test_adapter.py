@@ -15,8 +15,8 @@ import torch
 from kvchat.backends.base import Answer, Done, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.chat.session import Session
+from kvchat.commands.doctor import self_test
 from kvchat.config import Config, ModelConfig
-from kvchat.doctor import self_test
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.adapter import check_adapter
 from kvchat.models.fingerprint import fingerprint

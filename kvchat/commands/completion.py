@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from kvchat.commands.flags import EVERYWHERE, FLAGS, Flag
 from kvchat.config import Config
-from kvchat.flags import EVERYWHERE, FLAGS, Flag
 
 _FILES = ("FILE", "DIR")
 _NAMED = {"-m": "models", "-t": "prompts", "-r": "sessions"}
@@ -40,7 +40,7 @@ class Place:
 
 def places() -> tuple[Place, ...]:
     """All places of the command line, the bare program first."""
-    from kvchat.subcommands import COMMANDS
+    from kvchat.commands.table import COMMANDS
 
     top = tuple(_option(flag) for flags in FLAGS.values() for flag in flags)
     groups: dict[str, dict[str, str]] = {}

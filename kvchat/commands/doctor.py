@@ -15,10 +15,10 @@ from pathlib import Path
 
 from kvchat.backends.base import Answer, Backend, Done, Options, Role, Turn
 from kvchat.cache.folder import default_disk_bytes, scan_folder
+from kvchat.commands.config import given_flags
+from kvchat.commands.flags import FLAG_NAMES
 from kvchat.config import Config, config_file, load_config
-from kvchat.config_commands import given_flags
 from kvchat.errors import KvchatError, UsageError
-from kvchat.flags import FLAG_NAMES
 from kvchat.ui.figures import size_text
 from kvchat.ui.render import reuse_text, template_text, weights_text
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvchat.cli import Backends, main
+from kvchat.cli import main
+from kvchat.commands.chat import Backends
 from kvchat.config import Config
 from tests.scripted import ScriptedBackend
 
@@ -171,6 +172,6 @@ def test_listings_load_neither_torch_nor_a_terminal(argv: tuple[str, ...], tmp_p
 def test_what_a_model_said_is_harmless_in_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("-p", "say \\x1b]0;title\\x07fine")
     assert "\x1b" in run("sessions", "show")[1]
-    monkeypatch.setattr("kvchat.session_commands.is_terminal", lambda: True)
+    monkeypatch.setattr("kvchat.commands.terminal.is_terminal", lambda: True)
     for argv in (("show",), ("export",), ("search", "fine"), ("ls",)):
         assert "\x1b" not in run("sessions", *argv)[1]

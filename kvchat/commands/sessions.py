@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from kvchat.chat.store import SessionRow, Store
 from kvchat.chat.tree import Tree
 from kvchat.chat.warmth import Warmth, warmth
+from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
 from kvchat.errors import UsageError
 
@@ -91,17 +91,3 @@ def _line(row: SessionRow, held: Warmth) -> str:
 
     turns = f"{row.num_exchanges:>4} turns {row.num_tokens:>7} tokens {held!s:>12}"
     return for_terminal(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")
-
-
-def for_terminal(text: str) -> str:
-    """Text as a terminal may have it; files and pipes get it as it is."""
-    if not is_terminal():
-        return text
-    from kvchat.ui.render import sanitize
-
-    return sanitize(text)
-
-
-def is_terminal() -> bool:
-    """Whether a person reads stdout."""
-    return sys.stdout.isatty()

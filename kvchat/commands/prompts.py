@@ -14,9 +14,9 @@ from typing import Any
 
 from kvchat.chat.lint import Measure, lint
 from kvchat.chat.prompts import SUFFIX, Prompt, Prompts, Shelf, check_name, user_folder
+from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config, editor
 from kvchat.errors import KvchatError, UsageError
-from kvchat.session_commands import for_terminal
 
 _SKELETON = """\
 ---

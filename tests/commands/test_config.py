@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvchat.cli import main
+from kvchat.commands.config import template
 from kvchat.config import SECTIONS, load_config
-from kvchat.config_commands import template
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from kvchat.commands.flags import FLAG_NAMES, FLAGS
 from kvchat.config import SECTIONS, Config, config_file, editor, load_config, origins, variable_name
 from kvchat.errors import UsageError
-from kvchat.flags import FLAG_NAMES, FLAGS
 from kvchat.setting import ByteSize
 
 _ABOUT = {

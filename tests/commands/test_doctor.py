@@ -12,8 +12,8 @@ import pytest
 
 from kvchat.backends.local import LocalBackend
 from kvchat.cli import main
+from kvchat.commands.doctor import Finding, memory, processor, self_test
 from kvchat.config import Config
-from kvchat.doctor import Finding, memory, processor, self_test
 from tests.scripted import ScriptedBackend
 
 Run = Callable[..., tuple[int, str, str]]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.completion import places
-from kvchat.flags import FLAGS
-from kvchat.subcommands import COMMANDS
+from kvchat.commands.completion import places
+from kvchat.commands.flags import FLAGS
+from kvchat.commands.table import COMMANDS
 
 PROBE = """
 source "$1"

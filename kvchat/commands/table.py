@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kvchat.commands.flags import size_argument
 from kvchat.config import Config
-from kvchat.flags import size_argument
-
-if TYPE_CHECKING:
-    from kvchat.models.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,62 +30,22 @@ class Command:
     reads_settings: bool = True
 
 
-def _catalog(config: Config) -> Catalog:
-    from kvchat.models.catalog import Catalog
-
-    return Catalog(config.paths.models, offline=config.model.offline)
-
-
-def _models_ls(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    for entry in _catalog(config).entries():
-        folder = str(entry.folder) if entry.folder else None
-        if args.json:
-            row = {"name": entry.name, "origin": str(entry.origin), "bytes": entry.num_bytes, "path": folder}
-            yield json.dumps(row, ensure_ascii=False)
-        else:
-            yield f"{entry.name:<40} {_megabytes(entry.num_bytes)}  {folder or 'not fetched yet'}"
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:8.0f} MB"
-
-
-def _models_pull(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    from kvchat.models.catalog import Catalog
-    from kvchat.ui.progress import stage_bar
-
-    with stage_bar(sys.stderr, shown=sys.stderr.isatty() and not args.quiet) as progress:
-        catalog = Catalog(config.paths.models, offline=config.model.offline, progress=progress)
-        files = catalog.pull(args.name)
-    yield json.dumps({"name": files.name, "path": str(files.folder)}) if args.json else str(files.folder)
-
-
-def _models_rm(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    num_bytes = _catalog(config).remove(args.name)
-    if args.json:
-        yield json.dumps({"name": args.name, "freed_bytes": num_bytes})
-    else:
-        yield f"removed {args.name}, {_megabytes(num_bytes).strip()}"
-
-
-def _models_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    yield str(_catalog(config).path(args.name))
-
-
 def _verb(module: str, name: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:
-    """A function of another module, loaded when it is run."""
+    """A function of another command module, loaded when it is run."""
 
     def run(args: argparse.Namespace, config: Config) -> Iterator[str]:
-        lines: Iterator[str] = getattr(importlib.import_module(f"kvchat.{module}"), name)(args, config)
+        home = importlib.import_module(f"kvchat.commands.{module}")
+        lines: Iterator[str] = getattr(home, name)(args, config)
         return lines
 
     return run
 
 
-_sessions = partial(_verb, "session_commands")
-_prompts = partial(_verb, "prompt_commands")
-_cache = partial(_verb, "cache_commands")
-_config = partial(_verb, "config_commands")
+_models = partial(_verb, "models")
+_sessions = partial(_verb, "sessions")
+_prompts = partial(_verb, "prompts")
+_cache = partial(_verb, "cache")
+_config = partial(_verb, "config")
 
 _CACHE = "stored KV"
 _DRY_RUN: dict[str, dict[str, Any]] = {
@@ -121,7 +76,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-_bench = partial(_verb, "bench_commands")
+_bench = partial(_verb, "bench")
 
 _BENCH = "measurements on this machine"
 _LENGTHS: dict[str, dict[str, Any]] = {
@@ -174,10 +129,10 @@ _SOME_PROMPTS: dict[str, dict[str, Any]] = {
 }
 
 COMMANDS: tuple[Command, ...] = (
-    Command("models ls", _MODELS, "list the models on this disk", _models_ls),
-    Command("models pull", _MODELS, "fetch a model ahead of use", _models_pull, _NAME),
-    Command("models rm", _MODELS, "delete a model's files", _models_rm, _NAME),
-    Command("models path", _MODELS, "print the folder of a model", _models_path, _NAME),
+    Command("models ls", _MODELS, "list the models on this disk", _models("listed")),
+    Command("models pull", _MODELS, "fetch a model ahead of use", _models("pulled"), _NAME),
+    Command("models rm", _MODELS, "delete a model's files", _models("removed"), _NAME),
+    Command("models path", _MODELS, "print the folder of a model", _models("placed"), _NAME),
     Command("cache ls", _CACHE, "list the stored runs", _cache("cache_ls"), flags=_AT),
     Command(
         "cache stat",

@@ -1,0 +1,106 @@
+"""`kvchat` without a command: a dialogue in a terminal, one-shot everywhere else. Is given what answers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from kvchat.config import Config
+from kvchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvchat.backends.base import Backend
+    from kvchat.chat.opening import Opening
+    from kvchat.chat.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """What answers: `oneshot` in this process, `dialogue` in a child."""
+
+    oneshot: Callable[[Config], Backend]
+    dialogue: Callable[[Config], Backend]
+
+
+def chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
+    """Run the front end that fits, a dialogue in a terminal and one-shot everywhere else; the exit code."""
+    asked = args.prompt is not None or args.turns is not None or args.json
+    if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
+        return _oneshot(backends, args, config)
+    picks = args.resume == "" and not args.fork
+    start = _opening(args, config, picks=picks)
+    backend = backends.dialogue(start.config)
+    backend.start()
+    try:
+        session = start.session(backend)
+    except BaseException:
+        backend.close()
+        raise
+    with session:
+        return _dialogue(backends, session, start.config, ["/sessions"] if picks else [])
+
+
+def _dialogue(backends: Backends, session: Session, config: Config, first: list[str]) -> int:
+    from kvchat.commands.surroundings import surroundings_of
+
+    surroundings = surroundings_of(config, backends.dialogue)
+    if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
+        from kvchat.ui.lines import LineDialogue
+
+        return LineDialogue(session, sys.stdout, surroundings).run(first)
+    from kvchat.ui.repl import run_repl
+
+    return run_repl(session, config, surroundings, color=_is_coloured(), first=first)
+
+
+def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
+    from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message, open_turns
+
+    if args.turns is not None and args.prompt is not None:
+        raise UsageError("--turns and -p are two ways to ask", "give one of them")
+    if args.turns is not None:
+        messages = messages_of(open_turns(args.turns, sys.stdin))
+    else:
+        prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
+        messages = iter(one_message(prompt, _piped(sys.stdin)))
+    manner = Manner(
+        json=args.json,
+        tokens=args.tokens,
+        quiet=args.quiet,
+        verbose=args.verbose,
+        color=_is_coloured(),
+        markdown=config.ui.markdown == "always",
+        styled=bool(os.environ.get("FORCE_COLOR")),
+        reasoning=config.ui.reasoning,
+    )
+    start = _opening(args, config)
+    backend = backends.oneshot(start.config)
+    backend.start()
+    with start.session(backend) as session:
+        return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
+
+
+def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:
+    """Where the conversation begins; at nothing if the user `picks` a session later."""
+    from kvchat.chat.opening import opening
+
+    return opening(config, key=None if picks else args.resume, is_fork=args.fork, flags=args.given)
+
+
+def _is_coloured() -> bool:
+    return not os.environ.get("NO_COLOR")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _piped(stdin: TextIO | None) -> str:
+    """All of what is piped in; a terminal pipes nothing."""
+    if stdin is None or stdin.closed or stdin.isatty():
+        return ""
+    return stdin.buffer.read().decode("utf-8", errors="replace")
