@@ -7,9 +7,10 @@ the old keys unmasked and themselves causally, merged by log-sum-exp (flash deco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,146 +26,207 @@ MIN_PART = 512
 """One token's attention over so many keys is split into parts of no fewer than these."""
 MAX_SCORES_BYTES = 48 * 2**20
 """Heads whose scores take more than this together are done one after another."""
-HAS_CPU_FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+KEYS_AT_ONCE = 64
+"""Products are over a multiple of so many keys: a matrix kernel for new sizes takes as long to make as ten to run."""
+_FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""Gives attention [1, heads, rows, dim] and its log-sum-exp in float32, [1, heads, rows]."""
+HAS_CPU_FLASH = _FLASH is not None
 """Whether this torch has the kernel that everything here stands on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Causal attention of the last `new` of `total` tokens: what is chosen once for all layers of a forward.
+
+    Without `exact` a few tokens' scores over many keys in bfloat16 may be rounded to bfloat16, as transformers' eager
+    attention rounds them. With `is_apart` each new token gets the very rounding that a call for it alone would have.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    new: int
+    total: int
+    dtype: torch.dtype
+    scale: float | None = None
+    exact: bool = True
+    is_apart: bool = False
+
+    @property
+    def reach(self) -> int:
+        """How many keys it is handed at best: products of the same sizes as the last token's need no new kernel. What
+        lies behind `total` only has to be finite."""
+        return -(-self.total // KEYS_AT_ONCE) * KEYS_AT_ONCE if self.is_by_products else self.total
+
+    def manner(self, reach: int) -> Manner:
+        """How it is done with `reach` keys, `total` of them held: a function of query [new, heads, dim] and of key and
+        value, [1, kv_heads, reach, dim], whose result has the numbers of [new, heads, dim] in order."""
+        if self.is_apart and self.new > 1:
+            return partial(_one_by_one, self)
+        if self.is_by_products:
+            corner = torch.full((self.new, reach - self.old), -torch.inf).triu_(1)
+            few = not self.exact and self.rows <= FEW_ROWS
+            return partial(_by_rounded_products if few else _by_products, self, corner)
+        if self.new > 1:
+            return partial(_by_merging, self)
+        return partial(_split if self.exact and self.total >= MIN_SPLIT else _alone, self)
+
+    @property
+    def old(self) -> int:
+        """Keys that no new token may miss."""
+        return self.total - self.new
+
+    @property
+    def groups(self) -> int:
+        """Query heads of a key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        """The query heads of a group are rows of one product."""
+        return self.groups * self.new
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by."""
+        return self.dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def is_by_products(self) -> bool:
+        """Whether two matrix products are faster than the flash kernel, and as exact as is asked for."""
+        if self.dtype != torch.bfloat16 or (self.new == 1 and self.exact and self.total >= MIN_SPLIT):
+            return False
+        least_of_few = MIN_SCORES_OF_FEW if self.exact else MIN_ROUNDED_SCORES_OF_FEW
+        return self.rows * self.total >= (least_of_few if self.rows <= FEW_ROWS else MIN_SCORES_OF_MANY)
+
+
+Manner = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None, exact: bool = True
 ) -> torch.Tensor:
-    """Causal attention of the last tokens: `query` [1, heads, new, dim] over `key` and `value`
-    [1, kv_heads, old + new, dim] -> [1, new, heads, dim]. On a CPU, K and V of one head size.
-
-    Without `exact` a few tokens' scores over many keys in bfloat16 may be rounded to bfloat16, as transformers' eager
-    attention rounds them.
-    """
+    """`Attention` of `query` [1, heads, new, dim] over `key` and `value` [1, kv_heads, old + new, dim] ->
+    [1, new, heads, dim]. On a CPU, K and V of one head size."""
     heads, new, dim = query.shape[1:]
     kv_heads, total = key.shape[1:3]
-    rows = heads // kv_heads * new  # the query heads of a group are rows of one product
-    if new == 1 and exact and total >= MIN_SPLIT:
-        return _split(query.view(1, kv_heads, rows, dim), key, value, scale=scale).reshape(1, 1, heads, dim)
-    least = _least_of_few(exact) if rows <= FEW_ROWS else MIN_SCORES_OF_MANY
-    if query.dtype == torch.bfloat16 and rows * total >= least:
-        packed = query.reshape(kv_heads, rows, dim)
-        manner = _Manner(new, dim**-0.5 if scale is None else scale, exact)
-        out = _by_products(packed, key[0], value[0], manner)
-        return out.view(1, heads, new, dim).transpose(1, 2)
-    if new == 1:
-        packed, _ = _flash(query.reshape(1, kv_heads, rows, dim), key, value, scale=scale)
-        return packed.reshape(1, 1, heads, dim)
-    return _by_merging(query, key, value, scale=scale)
+    attention = Attention(heads, kv_heads, dim, new, total, query.dtype, scale, exact)
+    out = attention.manner(total)(query[0].transpose(0, 1), key, value)
+    return out.reshape(1, new, heads, dim)
 
 
-def _split(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
-) -> torch.Tensor:
-    """Attention of one token, [1, kv_heads, groups, dim], over keys in parts, so that all threads get as many."""
-    kv_heads, total, threads = key.shape[1], key.shape[2], torch.get_num_threads()
+def _alone(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One token over few keys: the flash kernel as it is."""
+    attended: tuple[torch.Tensor, ...] = _FLASH(
+        query.view(1, task.kv_heads, -1, task.dim), key, value, scale=task.scale
+    )
+    return attended[0]
+
+
+def _split(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One token over many keys, in parts, so that all threads get as many."""
+    kv_heads, total, threads = task.kv_heads, task.total, torch.get_num_threads()
     parts = max(2, min(math.lcm(kv_heads, threads) // kv_heads, total // MIN_PART))
     size = total // parts
     end = size * parts
+    query = query.view(1, kv_heads, -1, task.dim)
     split_keys, split_values = (
         states[0, :, :end].view(kv_heads, parts, size, -1).transpose(0, 1) for states in (key, value)
     )
-    out, lse = _flash(query.expand(parts, -1, -1, -1), split_keys, split_values, scale=scale)
+    out, lse = _FLASH(query.expand(parts, -1, -1, -1), split_keys, split_values, scale=task.scale)
     if end < total:
-        rest, rest_lse = _flash(query, key[:, :, end:], value[:, :, end:], scale=scale)
+        rest, rest_lse = _FLASH(query, key[:, :, end:], value[:, :, end:], scale=task.scale)
         out, lse = torch.cat([out, rest]), torch.cat([lse, rest_lse])
     shares = lse.softmax(0)[..., None]
-    return (out.float() * shares).sum(0).to(query.dtype)
+    merged: torch.Tensor = (out.float() * shares).sum(0).to(query.dtype)
+    return merged
 
 
-def attend_one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None, exact: bool = True
-) -> torch.Tensor:
-    """The same as `attend`, with the very rounding that a call for each new token alone has.
-
-    The products of a few rows do not depend on one another (tested); the flash kernel's do.
-    """
-    groups, new, total = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
-    old = total - new
-    is_enough = groups * (old + 1) >= _least_of_few(exact) and (total < MIN_SPLIT or not exact)
-    by_products = query.dtype == torch.bfloat16 and is_enough
-    step = max(1, FEW_ROWS // groups) if by_products else 1
+def _one_by_one(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Each token as if it came alone. The products of a few rows do not depend on one another (tested); the flash
+    kernel's do."""
+    first = replace(task, new=1, total=task.old + 1, is_apart=False)
+    last = replace(first, total=task.total)
+    step = max(1, FEW_ROWS // task.groups) if first.is_by_products and last.is_by_products else 1
     pieces = []
-    for start in range(0, new, step):
-        end = min(start + step, new)
-        held = key[:, :, : old + end], value[:, :, : old + end]
-        pieces.append(attend(query[:, :, start:end], *held, scale=scale, exact=exact))
-    return torch.cat(pieces, dim=1)
+    for start in range(0, task.new, step):
+        end = min(start + step, task.new)
+        part = replace(task, new=end - start, total=task.old + end, is_apart=False)
+        reach = min(part.reach, key.shape[2])
+        attended = part.manner(reach)(query[start:end], key[:, :, :reach], value[:, :, :reach])
+        pieces.append(attended.reshape(end - start, -1))
+    return torch.cat(pieces)
 
 
-def _least_of_few(exact: bool) -> int:
-    return MIN_SCORES_OF_FEW if exact else MIN_ROUNDED_SCORES_OF_FEW
-
-
-def _by_merging(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None
-) -> torch.Tensor:
+def _by_merging(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """The flash kernel twice: over the old keys without a mask, over the new ones causally; merged by log-sum-exp."""
-    heads, new, dim = query.shape[1:]
-    kv_heads, old = key.shape[1], key.shape[2] - new
-    groups = heads // kv_heads
+    query = query.transpose(0, 1)[None]
+    old, groups = task.old, task.groups
     own_keys, own_values = (
         states[:, :, old:].repeat_interleave(groups, dim=1) if groups > 1 else states[:, :, old:]
         for states in (key, value)
     )
-    own, own_lse = _flash(query, own_keys, own_values, scale=scale, causal=True)
+    own, own_lse = _FLASH(query, own_keys, own_values, is_causal=True, scale=task.scale)
     if not old:
-        return own.transpose(1, 2)
-    packed = query.reshape(1, kv_heads, groups * new, dim)
-    past, past_lse = _flash(packed, key[:, :, :old], value[:, :, :old], scale=scale)
-    share = torch.sigmoid(past_lse.reshape(1, heads, new) - own_lse)[..., None]
-    merged = own.float().lerp_(past.reshape(query.shape).float(), share)
-    return merged.to(query.dtype).transpose(1, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class _Manner:
-    """Rows are `new` tokens' of each query head of a group; scores are multiplied by `factor`."""
-
-    new: int
-    factor: float
-    exact: bool
+        return own.transpose(1, 2)  # type: ignore[no-any-return]
+    packed = query.reshape(1, task.kv_heads, task.rows, task.dim)
+    past, past_lse = _FLASH(packed, key[:, :, :old], value[:, :, :old], scale=task.scale)
+    share = torch.sigmoid(past_lse.reshape(own_lse.shape) - own_lse)[..., None]
+    merged: torch.Tensor = own.float().lerp_(past.reshape(query.shape).float(), share).to(query.dtype)
+    return merged.transpose(1, 2)
 
 
 def _by_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner
+    task: Attention, corner: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of bfloat16 [kv_heads, rows, dim] as two matrix products with the scores between them in memory.
+    """Attention in bfloat16 as two matrix products with the scores between them in memory.
 
     As exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's too.
     """
-    if not manner.exact and query.shape[1] <= FEW_ROWS:
-        return _by_rounded_products(query, key, value, manner)
-    kv_heads, rows, total, new = query.shape[0], query.shape[1], key.shape[1], manner.new
-    at_once = max(1, min(kv_heads, MAX_SCORES_BYTES // (rows * total * 4)))
+    query, key, value = _packed(task, query), key[0], value[0]
+    at_once = max(1, min(task.kv_heads, MAX_SCORES_BYTES // (task.rows * key.shape[1] * 4)))
+    score = _scores_along_keys if task.rows <= FEW_ROWS else _scores
     out = torch.empty_like(query)
-    for head in range(0, kv_heads, at_once):
+    for head in range(0, task.kv_heads, at_once):
         some = slice(head, head + at_once)
-        few = rows <= FEW_ROWS
-        scores = (_scores_along_keys if few else _scores)(query[some], key[some], manner)
-        if new > 1:
-            scores.unflatten(1, (-1, new))[..., total - new :].add_(_triangle(new))  # type: ignore[no-untyped-call]
+        scores = score(query[some], key[some], task.factor)
+        _hide(scores, corner)
         torch.softmax(scores, -1, out=scores)
         shares = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
         torch.bmm(shares, value[some], out=out[some])
-    return out
+    return _unpacked(task, out)
 
 
 def _by_rounded_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner
+    task: Attention, corner: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """The same for few rows, whose scores are rounded to bfloat16; in as few operations as can be."""
-    products = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2)
-    scores = products.to(torch.float32, memory_format=torch.contiguous_format).mul_(manner.factor)
-    if manner.new > 1:
-        own = scores.unflatten(1, (-1, manner.new))[..., key.shape[1] - manner.new :]  # type: ignore[no-untyped-call]
-        own.add_(_triangle(manner.new))
-    return torch.bmm(torch.softmax(scores, -1).to(value.dtype), value)
+    products = torch.bmm(key[0], _packed(task, query).transpose(1, 2)).transpose(1, 2)
+    scores = products.to(torch.float32, memory_format=torch.contiguous_format).mul_(task.factor)
+    _hide(scores, corner)
+    return _unpacked(task, torch.bmm(torch.softmax(scores, -1).to(value.dtype), value[0]))
 
 
-def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, manner: _Manner) -> torch.Tensor:
+def _packed(task: Attention, query: torch.Tensor) -> torch.Tensor:
+    """[new, heads, dim] -> [kv_heads, rows, dim]."""
+    if task.new == 1:
+        return query.view(task.kv_heads, task.groups, task.dim)
+    return query.transpose(0, 1).reshape(task.kv_heads, task.rows, task.dim)
+
+
+def _unpacked(task: Attention, out: torch.Tensor) -> torch.Tensor:
+    """[kv_heads, rows, dim] -> [new, heads, dim] or what has its numbers in this order."""
+    return out if task.new == 1 else out.view(task.heads, task.new, task.dim).transpose(0, 1)
+
+
+def _hide(scores: torch.Tensor, corner: torch.Tensor) -> None:
+    """From each new token its successors, and what lies behind them: `corner` [new, keys - old] holds -inf there."""
+    new, width = corner.shape
+    if width > 1:
+        scores.unflatten(1, (-1, new))[..., scores.shape[2] - width :].add_(corner)  # type: ignore[no-untyped-call]
+
+
+def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
     """Products of few queries, [kv_heads, rows, keys] in float32, at the speed at which memory yields the keys.
 
     torch's product of bfloat16 rounds its sums to bfloat16; a second one computes what that lost.
@@ -173,22 +235,15 @@ def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, manner: _Manner) 
     rounded = torch.bmm(key, queries)
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
     lost = torch.baddbmm(rounded, key, queries, beta=-1)
-    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2)).mul_(manner.factor)
+    return scores.copy_(rounded.transpose(1, 2)).add_(lost.transpose(1, 2)).mul_(factor)
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, manner: _Manner) -> torch.Tensor:
+def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
     """Products of bfloat16 factors with float32 sums, [kv_heads, rows, keys]."""
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
     keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
     with _bfloat16_factors():
-        return torch.baddbmm(
-            scores, query.float(), keys.transpose(1, 2), beta=0, alpha=manner.factor, out=scores
-        )
-
-
-def _triangle(new: int) -> torch.Tensor:
-    """What hides each new token's successors from it, [new, new]."""
-    return torch.full((new, new), -torch.inf).triu_(1)
+        return torch.baddbmm(scores, query.float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
 
 
 class _Scratch:
@@ -220,12 +275,3 @@ def _bfloat16_factors() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
-
-
-def _flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float | None, causal: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention [1, heads, rows, dim] and its log-sum-exp in float32, [1, heads, rows]."""
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, lse = attend(query, key, value, is_causal=causal, scale=scale)
-    return out, lse

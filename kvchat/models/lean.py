@@ -7,14 +7,13 @@ are written into the arena and read there in place, and nothing is imported that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch.nn import functional
 
-from kvchat.models.flash import attend, attend_one_by_one
+from kvchat.models.flash import Attention
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
 from kvchat.models.quantize import MAX_ROWS, Projection
@@ -22,6 +21,7 @@ from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights import WeightsMode
 
 _POSITIONS_AT_ONCE = 1024
+_NUMBERS_AT_ONCE = 2**29  # of one allocation: a larger one may be refused where several are not
 
 
 class Norm:
@@ -30,19 +30,16 @@ class Norm:
     It is the layer norm of (x, -x): that has no mean and the same mean square, and torch does it in one kernel, not six.
     """
 
-    __slots__ = ("_doubled", "_size", "weight")
+    __slots__ = ("_both", "_weights", "weight")
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
-        self._doubled = torch.cat([weight, weight])
-        self._size = weight.shape[0]
+        self._weights = torch.stack([weight, weight])
+        self._both = tuple(self._weights.shape)
 
-    def __call__(self, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """`x` [rows, size] -> [rows, size]."""
-        both = torch.cat((x, x.neg()), -1)
-        return torch.layer_norm(both, (2 * self._size,), self._doubled, None, epsilon).narrow(
-            1, 0, self._size
-        )
+    def __call__(self, stream: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """`stream` [rows, 2, size], x and -x -> [rows, size]."""
+        return torch.layer_norm(stream, self._both, self._weights, None, epsilon).select(1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +72,43 @@ class LeanWeights:
 class LeanState(Divisible):
     """The arena of one conversation: K and V of every layer, each [kv_heads, capacity, head_dim].
 
-    The whole context is reserved at once: pages that are never touched cost nothing.
+    The whole context is reserved at once: pages that are never touched cost nothing. Some layers lie in one tensor
+    [layers, 2 kv_heads, capacity, head_dim], K before V, so that one call makes the views of all of them.
     """
 
     def __init__(self, shape: LeanShape, capacity: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.capacity = capacity
-        size = (shape.kv_heads, capacity, shape.head_dim)
-        self.planes = [torch.empty(size, dtype=dtype) for _ in range(2 * shape.layers)]
+        layer = 2 * shape.kv_heads * capacity * shape.head_dim
+        at_once = max(1, _NUMBERS_AT_ONCE // layer)
+        self._kv_heads = shape.kv_heads
+        self._finite = 0
+        self._arenas = [
+            torch.empty(
+                (min(at_once, shape.layers - first), 2 * shape.kv_heads, capacity, shape.head_dim),
+                dtype=dtype,
+            )
+            for first in range(0, shape.layers, at_once)
+        ]
+        self.planes = self._planes()
+
+    def _planes(self) -> list[torch.Tensor]:
+        layers = [layer for arena in self._arenas for layer in arena]
+        return [plane for layer in layers for plane in layer.split(self._kv_heads)]
+
+    def views(self, start: int, end: int, reach: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """For each layer where K and V of the tokens from `start` to `end` go, [new, 2 kv_heads, head_dim], and the K
+        and the V of `reach` tokens, each [1, kv_heads, reach, head_dim]."""
+        own, kv_heads = max(end, self._finite), self._kv_heads
+        for arena in self._arenas:
+            if own < reach:
+                arena[:, :, own:reach].zero_()  # whatever lay there, it may be no number
+            written = arena[:, :, start:end].transpose(1, 2).unbind(0)
+            held = arena[:, None, :, :reach]
+            yield from zip(
+                written, held[:, :, :kv_heads].unbind(0), held[:, :, kv_heads:].unbind(0), strict=True
+            )
+        self._finite = max(self._finite, reach)
 
     def reserve(self, num_tokens: int) -> None:
         """There is room for the whole context already."""
@@ -90,20 +116,11 @@ class LeanState(Divisible):
 
     def shrink(self) -> None:
         """Give back the pages that longer conversations have touched."""
-        held = len(self.tokens)
-        for index, plane in enumerate(self.planes):
-            self.planes[index] = torch.empty_like(plane)
-            self.planes[index][:, :held] = plane[:, :held]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where new tokens stand: behind `start` others, with their rotations, and how they attend."""
-
-    start: int
-    cos: torch.Tensor
-    sin: torch.Tensor
-    attend: Callable[..., torch.Tensor]
+        held = self._finite = len(self.tokens)
+        for index, arena in enumerate(self._arenas):
+            self._arenas[index] = torch.empty_like(arena)
+            self._arenas[index][:, :, :held] = arena[:, :, :held]
+        self.planes = self._planes()
 
 
 class LeanNetwork:
@@ -113,7 +130,9 @@ class LeanNetwork:
         self.shape = shape
         self.weights = weights
         self._keeps_rows_apart = all(projection.planes for projection in self._projections())
-        self._rotations = _Rotations(shape.inverse_frequencies(), weights.embedding.dtype)
+        self._rotations = _Rotations(shape, weights.embedding.dtype)
+        self._signs = torch.ones(2, shape.hidden, dtype=weights.embedding.dtype)
+        self._signs[1] = -1
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """An empty arena for `capacity` tokens; every rule is kept by it."""
@@ -131,44 +150,55 @@ class LeanNetwork:
         assert isinstance(state, LeanState)
         start, epsilon = 0 if restarts else len(state.tokens), self.shape.norm_epsilon
         tokens = [*state.tokens, *tokens] if restarts else tokens
-        x = self.weights.embedding[torch.tensor(tokens)]
-        is_guess = self._keeps_rows_apart and 1 < num_logits == len(tokens) <= MAX_ROWS
-        attending = partial(attend_one_by_one if is_guess else attend, exact=not self._keeps_rows_apart)
-        place = _Place(start, *self._rotations.at(start, len(tokens)), attending)
-        for index, layer in enumerate(self.weights.layers):
-            normed = layer.attention_norm(x, epsilon)
-            planes = state.planes[2 * index], state.planes[2 * index + 1]  # [kv_heads, capacity, head_dim]
-            x = x + layer.out(self._attention(layer, normed, place, planes))
-            normed = layer.feed_forward_norm(x, epsilon)
-            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
-            x = x + layer.down(functional.silu(gate) * up)
-        return self.weights.head(self.weights.norm(x[-num_logits:], epsilon)).float()
+        num_new, end = len(tokens), start + len(tokens)
+        attention = self._attention(num_new, end, is_guess=1 < num_logits == num_new <= MAX_ROWS)
+        reach = min(attention.reach, state.capacity)
+        attend = attention.manner(reach)
+        cos, sin = self._rotations.at(start, num_new)
+        signs, half, split = (
+            self._signs,
+            self.shape.head_dim // 2,
+            (self.shape.heads, 2 * self.shape.kv_heads),
+        )
+        stream = (
+            self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
+        )  # [new, 2, hidden], x and -x
+        for layer, (written, keys, values) in zip(
+            self.weights.layers, state.views(start, end, reach), strict=True
+        ):
+            heads = self._heads(layer, layer.attention_norm(stream, epsilon))
+            if layer.rotates:
+                heads = torch.addcmul(heads * cos, heads.roll(half, -1), sin)
+            query, key_value = heads.split_with_sizes(split, 1)
+            written.copy_(key_value)
+            attended = attend(query, keys, values).reshape(num_new, -1)
+            stream = torch.addcmul(stream, layer.out(attended).unsqueeze(1), signs)
+            gate, up = layer.gate_up(layer.feed_forward_norm(stream, epsilon)).chunk(2, dim=-1)
+            stream = torch.addcmul(stream, layer.down(functional.silu(gate) * up).unsqueeze(1), signs)
+        return self.weights.head(self.weights.norm(stream[-num_logits:], epsilon)).float()
 
-    def _attention(
-        self,
-        layer: LeanLayer,
-        x: torch.Tensor,
-        place: _Place,
-        planes: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """`x` [new, hidden], normalised -> [new, heads * head_dim]; writes K and V of the new tokens."""
-        shape, start, end = self.shape, place.start, place.start + x.shape[0]
-        heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)  # [new, heads + 2 kv_heads, head_dim]
-        query_key, value = heads[:, : -shape.kv_heads], heads[:, -shape.kv_heads :]
-        if layer.head_norm is not None:
-            query_key = (
-                torch.rms_norm(query_key, (shape.head_dim,), None, shape.norm_epsilon) * layer.head_norm
-            )
-        if layer.rotates:
-            query_key = torch.addcmul(
-                query_key * place.cos, query_key.roll(shape.head_dim // 2, -1), place.sin
-            )
-        keys, values = planes
-        keys[:, start:end] = query_key[:, shape.heads :].transpose(0, 1)
-        values[:, start:end] = value.transpose(0, 1)
-        query = query_key[:, : shape.heads].transpose(0, 1)[None]
-        attended = place.attend(query, keys[None, :, :end], values[None, :, :end], scale=None)
-        return attended.reshape(x.shape[0], -1)
+    def _attention(self, num_new: int, end: int, *, is_guess: bool) -> Attention:
+        shape, is_exact = self.shape, not self._keeps_rows_apart
+        return Attention(
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.head_dim,
+            new=num_new,
+            total=end,
+            dtype=self.weights.embedding.dtype,
+            exact=is_exact,
+            is_apart=is_guess and self._keeps_rows_apart,
+        )
+
+    def _heads(self, layer: LeanLayer, x: torch.Tensor) -> torch.Tensor:
+        """`x` [new, hidden], normalised -> queries, keys and values, [new, heads + 2 kv_heads, head_dim]."""
+        shape = self.shape
+        heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)
+        if layer.head_norm is None:
+            return heads
+        query_key, value = heads.split_with_sizes((shape.heads + shape.kv_heads, shape.kv_heads), 1)
+        normed = torch.rms_norm(query_key, (shape.head_dim,), None, shape.norm_epsilon) * layer.head_norm
+        return torch.cat((normed, value), 1)
 
     @property
     def mode(self) -> WeightsMode:
@@ -216,25 +246,28 @@ class LeanNetwork:
 
 
 class _Rotations:
-    """Cosines and sines of the rotary positions, computed a page at a time, each [positions, 1, head_dim].
+    """Cosines and sines of the rotary positions, computed a page at a time.
 
     Rotating by halves (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) is x cos + roll(x) sin with the sign in `sin`.
     """
 
-    def __init__(self, inverse_frequencies: torch.Tensor, dtype: torch.dtype) -> None:
-        self._frequencies = inverse_frequencies
-        self._dtype = dtype
-        self._cos = self._sin = torch.empty(0)
+    def __init__(self, shape: LeanShape, dtype: torch.dtype) -> None:
+        self._frequencies = shape.inverse_frequencies()
+        self._num_rotated, self._num_values = shape.heads + shape.kv_heads, shape.kv_heads
+        self._still = torch.tensor([1, 0], dtype=dtype).view(2, 1, 1, 1)
+        self._tables = torch.empty(2, 0, 1, shape.head_dim, dtype=dtype)
 
-    def at(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the positions from `start` on."""
-        if start + count > len(self._cos):
+    def at(self, start: int, count: int) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines of the positions from `start` on, [count, heads + 2 kv_heads, head_dim]; values stay."""
+        if start + count > self._tables.shape[1]:
             self._extend(start + count)
-        return self._cos[start : start + count], self._sin[start : start + count]
+        turned = self._tables[:, start : start + count].expand(-1, -1, self._num_rotated, -1)
+        still = self._still.expand(-1, count, self._num_values, turned.shape[3])
+        return torch.cat([turned, still], dim=2).unbind(0)
 
     def _extend(self, count: int) -> None:
         num_positions = -(-count // _POSITIONS_AT_ONCE) * _POSITIONS_AT_ONCE
         angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), self._frequencies)
         cos, sin = angles.cos(), angles.sin()
-        self._cos = torch.cat([cos, cos], dim=-1)[:, None].to(self._dtype)
-        self._sin = torch.cat([-sin, sin], dim=-1)[:, None].to(self._dtype)
+        tables = torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
+        self._tables = tables[:, :, None].to(self._tables.dtype)

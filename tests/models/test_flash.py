@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvchat.models import flash
-from kvchat.models.flash import FEW_ROWS, attend, attend_one_by_one
+from kvchat.models.flash import FEW_ROWS, Attention, attend
 
 
 def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -64,10 +64,27 @@ def test_one_by_one_is_to_the_bit_what_each_token_alone_gives(
     torch.manual_seed(old)
     query = torch.randn(1, kv_heads * groups, 12, dim, dtype=dtype)
     key, value = (torch.randn(1, kv_heads, old + 12, dim, dtype=dtype) for _ in range(2))
-    found = attend_one_by_one(query, key, value, scale=None)
+    apart = Attention(kv_heads * groups, kv_heads, dim, 12, old + 12, dtype, is_apart=True)
+    found = apart.manner(old + 12)(query[0].transpose(0, 1), key, value).view(1, 12, -1, dim)
     for at in range(12):
         end = old + at + 1
         alone = attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scale=None)
         assert torch.equal(found[:, at : at + 1], alone)
     error = (found.double() - truth(query, key, value)).abs().max()
     assert error < (1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("new", "total"), [(1, 2100), (7, 2100), (70, 700)])
+def test_keys_behind_the_last_token_do_not_matter(exact: bool, new: int, total: int) -> None:
+    torch.manual_seed(new)
+    attention = Attention(6, 2, 64, new, total, torch.bfloat16, exact=exact)
+    assert attention.reach > total
+    query = torch.randn(new, 6, 64, dtype=torch.bfloat16)
+    key, value = (torch.randn(1, 2, attention.reach, 64, dtype=torch.bfloat16) for _ in range(2))
+    found = attention.manner(attention.reach)(query, key, value).reshape(1, new, 6, 64)
+    true = truth(query.transpose(0, 1)[None], key[:, :, :total], value[:, :, :total])
+    assert (found.double() - true).abs().max() < 3e-2
+    for states in (key, value):
+        states[:, :, total:] = 100
+    assert torch.equal(attention.manner(attention.reach)(query, key, value).reshape(found.shape), found)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kvchat.config import ModelConfig
 from kvchat.errors import UsageError
-from kvchat.models.lean import LeanNetwork
+from kvchat.models.lean import LeanNetwork, LeanState
 from kvchat.models.lean_shape import FAMILIES, lean_shape
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
@@ -96,6 +96,22 @@ def test_what_lies_behind_the_held_tokens_does_not_matter(tmp_path: Path) -> Non
     state.shrink()
     fresh = loaded.forward(tokens[60:61], state)
     assert torch.allclose(fresh, loaded.forward(tokens[:61], loaded.new_state()), atol=1e-4)
+
+
+def test_what_is_read_behind_the_held_tokens_is_a_number(tmp_path: Path) -> None:
+    state = loaded_from(folder_of("qwen2", tmp_path / "model")).new_state()
+    assert isinstance(state, LeanState)
+    for plane in state.planes:
+        plane.fill_(torch.nan)
+    for written, keys, values in state.views(3, 5, 64):
+        written.fill_(7)
+        assert all(
+            states[0, :, 3:5].eq(7).all() and states[0, :, 5:].eq(0).all() for states in (keys, values)
+        )
+    for written, keys, _ in state.views(3, 4, 64):
+        written.fill_(8)
+        assert keys[0, 0, 3:6, 0].tolist() == [8, 7, 0]
+    assert all(plane[:, 64:].isnan().all() for plane in state.planes)
 
 
 @pytest.mark.parametrize(
