@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,39 +170,27 @@ def test_a_signal_while_the_model_loads_ends_at_once(environ: dict[str, str], tm
 
 
 def test_a_reader_that_leaves_ends_the_program_quietly(environ: dict[str, str]) -> None:
-    shell = f"{sys.executable} -m tests.scripted_cli -p 'lines 3000' | head -n 1"
+    shell = f"{sys.executable} -m tests.scripted_cli -p 'lines 3000' | head -n 1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, timeout=60)
-    assert (result.stdout, result.stderr) == ("line number 0\n", "")
-
-
-@pytest.mark.parametrize("argv", [("--help",), ("--version",), ("models", "ls")])
-def test_what_needs_no_model_loads_no_torch(environ: dict[str, str], argv: tuple[str, ...]) -> None:
-    program = (
-        "import sys, atexit, kvchat.cli\n"
-        "heavy = {'torch', 'transformers', 'prompt_toolkit', 'rich', 'numpy'}\n"
-        "atexit.register(lambda: print('heavy:', heavy & set(sys.modules), file=sys.stderr))\n"
-        f"sys.exit(kvchat.cli.main({list(argv)!r}))"
-    )
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stderr) == (0, "heavy: set()\n")
+    assert (result.returncode, result.stdout, result.stderr) == (141, "line number 0\n", "")
 
 
 def test_help_names_every_flag_and_every_exit_code(environ: dict[str, str]) -> None:
     shown = ran(environ, "--help").stdout
     for flags in FLAGS.values():
         for flag in flags:
-            assert flag.names.split()[0] in shown
+            for name in flag.names.split():
+                assert re.search(rf"^  (.*, )?{name}\b", shown, re.MULTILINE), name
     for code in ("1 went", "2 usage", "3 model", "4 context", "5 out of memory", "130 interrupted"):
         assert code in shown
 
 
 def test_importing_kvchat_loads_neither_torch_nor_a_ui() -> None:
     program = "import sys, kvchat; kvchat.Session, kvchat.Options; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    ).stdout
-    assert not {"torch", "transformers", "prompt_toolkit", "rich"} & set(loaded.split())
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    loaded = set(result.stdout.split())
+    assert "kvchat.chat.session" in loaded
+    assert not {"torch", "transformers", "prompt_toolkit", "rich"} & loaded
 
 
 def test_the_public_names_are_pinned() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.commands.completion import places
+from kvchat.commands.completion import Place, places
 from kvchat.commands.flags import FLAGS
 from kvchat.commands.table import COMMANDS
 
@@ -80,12 +82,27 @@ def test_every_command_and_flag_has_its_place() -> None:
 def test_each_shells_script_names_every_command_and_flag(shell: str) -> None:
     text = script(shell)
     for place in places():
-        assert place.route in text
-        assert all(word in text for word in place.words)
+        lines = lines_of_place(text, shell, place)
+        for word in place.words:
+            assert any(f" -a {word} " in line or f"{word}:" in line for line in lines), word
         for option in place.options:
-            names = [name if shell == "zsh" else name.lstrip("-") for name in option.names]
-            assert all(name in text for name in names)
+            for name in option.names:
+                wanted = {"zsh": rf"[ ('\"]{name}:", "fish": f" {fish_name(name)} "}[shell]
+                assert any(re.search(wanted, line) for line in lines), (place.route, name)
             assert all(choice in text for choice in option.choices)
+
+
+def lines_of_place(text: str, shell: str, place: Place) -> list[str]:
+    """What the script says of one place."""
+    lines = text.splitlines()
+    if shell == "fish":
+        return [line for line in lines if f"__kvchat_at \\'{place.route}\\''" in line]
+    begin = lines.index(f"        ({shlex.quote(place.route)})")
+    return lines[begin : begin + 3]
+
+
+def fish_name(name: str) -> str:
+    return f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
 
 
 @pytest.mark.parametrize(("shell", "flag"), [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")])
