@@ -74,8 +74,9 @@ class SamplingConfig:
 class CacheConfig:
     """The prefix cache. Budgets in bytes; None means the default worked out for this machine.
 
-    `mode`: `rw` uses and stores, `ro` uses only, `off` computes every prompt from its first token. `prepare`: what a
-    template changes of the past is computed while nobody waits, and not when the next message is sent.
+    `mode`: `rw` uses and stores, `ro` uses only, `off` computes every prompt from its first token. `prepare`: what
+    the next prompt begins with (a resumed conversation, a past that the template changes) is computed while nobody
+    waits, and not when the message is sent.
     """
 
     mode: str = field(default="rw", metadata={"env": "KVCHAT_CACHE", "choices": CACHE_MODES})
@@ -88,9 +89,10 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class ChatConfig:
-    """The conversation as it starts."""
+    """The conversation as it starts. `pin`: the KV of the system prompt is evicted last."""
 
     system: str | None = field(default=None, metadata={"env": "KVCHAT_SYSTEM"})
+    pin: bool = False
     save: bool = field(default=True, metadata={"env": "KVCHAT_SAVE"})
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from kvchat.backends.base import (
+    DEFAULTS,
     Answer,
     CacheReport,
     CacheRow,
@@ -191,7 +192,7 @@ class ScriptedBackend:
             )
         )
 
-    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Iterator[Event]:
         self._wait_for_load()
         total = sum(len(turn.text.split()) for turn in history)
         yield Prefilling(0, total, 0)
@@ -199,14 +200,17 @@ class ScriptedBackend:
 
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
         self.prepared.append(tuple(history))
+        is_said = bool(self.histories) and tuple(history[:-1]) == self.histories[-1]
+        if self.template == "append-safe" and is_said:
+            return
         self._is_preparing = True
-        time.sleep(PREPARE_S if self.template != "append-safe" else 0)
+        self._cancelled.wait(PREPARE_S)
         self._is_preparing = False
         self._idle_n = len(history)
         yield Prefilling(0, len(history), 0)
         yield Prefilling(len(history), len(history), 0)
 
-    def cache(self, history: Sequence[Turn]) -> CacheView:
+    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
         """What was asked before is held: live if it was asked last, on disk otherwise; 100 bytes and 10 ms a word."""
         self._wait_for_load()
         last = set(self.histories[-1]) if self.histories else set()

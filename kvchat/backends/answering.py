@@ -31,7 +31,7 @@ class Answering:
         self.encoded = _newly_encoded(turns, messages)
         self.turns = tuple(turns)
         self.prompt = template.prompt(messages, think=options.think)
-        self.shared = template.shared_tokens(messages)
+        self.shared = template.shared_tokens(messages, think=options.think)
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
         self.scanner = StopScanner(options.stop)

@@ -49,6 +49,7 @@ class Turn:
     `tokenizer` names the tokenizer that they belong to; a backend with another tokenizer encodes `text` anew.
     `text` is the answer without its reasoning, `reasoning` the part in front of it. `time_s` (since the epoch) is what
     time it is in the whole conversation, for a template that prints it: that of the first turn that has one counts.
+    What is `pinned`, a system prompt, is evicted last.
     """
 
     role: Role
@@ -57,6 +58,7 @@ class Turn:
     tokens: tuple[int, ...] | None = None
     tokenizer: str | None = None
     time_s: float | None = field(default=None, compare=False)
+    pinned: bool = field(default=False, compare=False)
 
 
 def time_of(history: Sequence[Turn]) -> float | None:
@@ -81,6 +83,10 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     think: bool | None = None
+
+
+DEFAULTS = Options()
+"""All is left to the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,21 +369,24 @@ class Backend(Protocol):
         OutOfMemoryError, EngineDiedError.
         """
 
-    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Iterator[Event]:
         """Compute and store a conversation's KV ahead of use, a system prompt's alone or up to an answer's beginning.
 
-        Yields `Prefilling` events. What is `pinned` is evicted last.
+        Yields `Prefilling` events. Of the options only `think` counts: it may change what a template writes.
         """
 
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
-        """Compute ahead what every next prompt of an answered conversation begins with, as long as nobody asks.
+        """Compute ahead what every next prompt of a conversation begins with, as long as nobody asks.
 
-        Yields `Prefilling` events; none where nothing would be gained, because the template keeps what was said. It ends
-        as soon as an answer is asked for; what was computed stays.
+        Yields `Prefilling` events; none where nothing would be gained, because all that was said is live. It ends as
+        soon as an answer is asked for; what was computed stays.
         """
 
-    def cache(self, history: Sequence[Turn]) -> CacheView:
-        """What is cached of a conversation, and the cache's totals. Waits for the model and for a running answer."""
+    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
+        """What is cached of a conversation, and the cache's totals. Waits for the model and for a running answer.
+
+        Of the options only `think` counts.
+        """
 
     def cancel(self) -> None:
         """End the answer that is being made; it finishes with `FinishReason.CANCELLED`."""

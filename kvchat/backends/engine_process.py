@@ -93,16 +93,15 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
-        history = [_turn(turn) for turn in call["history"]]
+        history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
         if call["call"] == "cache":
-            return to_wire(self._backend.cache(history))
-        if call["call"] == "warm":
-            events = self._backend.warm(history, pinned=call["pinned"])
-        elif call["call"] == "prepare":
-            events = self._backend.prepare(history, from_wire(Options, call["options"]))
-        else:
-            assert call["call"] == "answer", call["call"]
-            events = self._backend.answer(history, from_wire(Options, call["options"]))
+            return to_wire(self._backend.cache(history, options))
+        streams = {
+            "answer": self._backend.answer,
+            "warm": self._backend.warm,
+            "prepare": self._backend.prepare,
+        }
+        events = streams[call["call"]](history, options)
         if number in self._cancelled:
             self._backend.cancel()
         for event in events:
@@ -142,6 +141,7 @@ def _turn(value: dict[str, Any]) -> Turn:
         tokens=None if tokens is None else tuple(tokens),
         tokenizer=value["tokenizer"],
         time_s=value["time_s"],
+        pinned=value["pinned"],
     )
 
 

@@ -8,14 +8,24 @@ from queue import SimpleQueue
 
 from kvchat.backends import base
 from kvchat.backends.answering import Answering, check_room, conversation
-from kvchat.backends.base import CacheView, Event, ModelInfo, Options, Phase, Role, Status, Turn, VerifySample
+from kvchat.backends.base import (
+    DEFAULTS,
+    CacheView,
+    Event,
+    ModelInfo,
+    Options,
+    Phase,
+    Role,
+    Status,
+    Turn,
+    VerifySample,
+)
 from kvchat.backends.loading import Loaded, load
-from kvchat.backends.preparing import prepare
+from kvchat.backends.preparing import pin, prepare
 from kvchat.backends.report import Asked
 from kvchat.backends.verify import verify_sample
 from kvchat.backends.view import cache_view
 from kvchat.config import Config
-from kvchat.engine.engine import PINNED_PRIORITY, SHARED_PRIORITY
 from kvchat.engine.worker import Manner, Worker
 
 
@@ -58,25 +68,26 @@ class LocalBackend:
             finally:
                 self._show(Status(Phase.READY))
                 loaded.last = Asked(turns, (*answering.prompt, *answering.ids))
+                pin(loaded, turns, options)
                 loaded.engine.store()
 
         return self._worker.run(job)
 
-    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Iterator[Event]:
         turns = tuple(history)
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             template, messages = conversation(loaded, turns)
-            is_opening = turns[-1].role is Role.SYSTEM
-            ids = template.next_prefix(messages) if is_opening else template.prompt(messages)
+            encode = template.next_prefix if turns[-1].role is Role.SYSTEM else template.prompt
+            ids = encode(messages, think=options.think)
             check_room(ids, loaded)
-            priority = PINNED_PRIORITY if pinned else SHARED_PRIORITY
             try:
-                for event in loaded.engine.warm(ids, is_cancelled, priority=priority):
+                for event in loaded.engine.warm(ids, is_cancelled):
                     self._show(Status(Phase.PREFILLING, "", event.done, event.total))
                     yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
             finally:
                 self._show(Status(Phase.READY))
+                pin(loaded, turns, options)
 
         return self._worker.run(job)
 
@@ -95,11 +106,11 @@ class LocalBackend:
 
         return self._worker.run(job, Manner.IDLE)
 
-    def cache(self, history: Sequence[Turn]) -> CacheView:
+    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
         turns = tuple(history)
 
         def job(loaded: Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
-            yield cache_view(loaded.engine, *conversation(loaded, turns))
+            yield cache_view(loaded.engine, *conversation(loaded, turns), think=options.think)
 
         (view,) = self._worker.run(job, Manner.LOOK)
         return view

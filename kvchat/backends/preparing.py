@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from kvchat.backends.answering import conversation
-from kvchat.backends.base import Options, Turn
+from kvchat.backends.base import Options, Role, Turn
 from kvchat.backends.loading import Loaded
+from kvchat.engine.engine import PINNED_PRIORITY
 from kvchat.engine.request import Progress
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.template_kind import TemplateKind
@@ -21,13 +22,14 @@ MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 32, 256
 def prepare(
     loaded: Loaded, turns: Sequence[Turn], options: Options, is_cancelled: Callable[[], bool]
 ) -> Iterator[Progress]:
-    """Bring the live KV to what every next prompt begins with, where the template changes what was said.
+    """Bring the live KV to what every next prompt begins with: of a conversation that one has just moved to, and of one
+    just answered where the template changes what was said.
 
-    What it had held before is in the cache by then. Nothing is done for an append-safe template (all is held), for a
-    model that can't be continued, and for a conversation that has gone on.
+    What it had held before is in the cache by then. Nothing is done for a model that can't be continued, and where all
+    that was said is held; so what comes too late, behind a later message, leaves that one's KV as it is.
     """
-    engine, info = loaded.engine, loaded.info
-    if info.template == TemplateKind.APPEND_SAFE or info.reuse == "none" or _has_gone_on(loaded, turns):
+    engine = loaded.engine
+    if loaded.info.reuse == "none" or _is_as_said(loaded, turns, options):
         return
     template, messages = conversation(loaded, turns)
     ids = template.next_prefix(messages, think=options.think)
@@ -41,12 +43,25 @@ def prepare(
             yield progress
     finally:
         loaded.idle = loaded.idle.plus(done, time.perf_counter() - started)
+        pin(loaded, turns, options)
 
 
-def _has_gone_on(loaded: Loaded, turns: Sequence[Turn]) -> bool:
-    """Whether what was answered last follows these turns: they were sent before it and come too late."""
-    last = loaded.last.turns if loaded.last else ()
-    return len(last) > len(turns) and last[: len(turns)] == tuple(turns)
+def pin(loaded: Loaded, turns: Sequence[Turn], options: Options) -> None:
+    """Keep what is live of a pinned system prompt longest."""
+    if turns and turns[0].pinned:
+        template, messages = conversation(loaded, turns[:1])
+        held = common_prefix(loaded.engine.state.tokens, template.next_prefix(messages, think=options.think))
+        loaded.engine.store(held, priority=PINNED_PRIORITY)
+
+
+def _is_as_said(loaded: Loaded, turns: Sequence[Turn], options: Options) -> bool:
+    """Whether an append-safe template's whole conversation is live, up to its last answer's end: what closes that is so
+    little that it is left to the next message."""
+    if loaded.info.template != TemplateKind.APPEND_SAFE or not turns or turns[-1].role is not Role.ASSISTANT:
+        return False
+    template, messages = conversation(loaded, turns)
+    said = template.prompt(messages, think=options.think)
+    return common_prefix(loaded.engine.state.tokens, said) >= len(said) - 1
 
 
 def _chunk_tokens(loaded: Loaded) -> int:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from kvchat.backends import base
-from kvchat.backends.base import Event, ModelInfo, Options, Phase, Status, Turn
+from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Status, Turn
 from kvchat.backends.wire import EVENTS, error_from_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError
@@ -204,12 +204,11 @@ class ProcessBackend:
             f"the engine ended twice over this message ({why})", "try a smaller model or --context"
         )
 
-    def warm(self, history: Sequence[Turn], *, pinned: bool = False) -> Iterator[Event]:
+    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Iterator[Event]:
         child = self._living()
+        call = {"call": "warm", "history": to_wire(list(history)), "options": to_wire(options)}
         try:
-            yield from self._events_of(
-                child, {"call": "warm", "history": to_wire(list(history)), "pinned": pinned}
-            )
+            yield from self._events_of(child, call)
         except _DiedError:
             raise EngineDiedError(f"the engine ended ({child.obituary()})", "ask again") from None
 
@@ -218,8 +217,9 @@ class ProcessBackend:
         with suppress(_DiedError):  # the next message starts it again
             yield from self._events_of(self._living(), call)
 
-    def cache(self, history: Sequence[Turn]) -> base.CacheView:
-        view: base.CacheView = from_wire(base.CacheView, self._ask("cache", history=to_wire(list(history))))
+    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> base.CacheView:
+        asked = {"history": to_wire(list(history)), "options": to_wire(options)}
+        view: base.CacheView = from_wire(base.CacheView, self._ask("cache", **asked))
         return view
 
     def _events_of(self, child: _Child, call: dict[str, Any]) -> Iterator[Event]:

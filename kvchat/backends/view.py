@@ -14,9 +14,11 @@ from kvchat.models.kv_state import common_prefix
 from kvchat.models.template import ChatTemplate, Message
 
 
-def cache_view(engine: Engine, template: ChatTemplate, messages: Sequence[Message]) -> CacheView:
+def cache_view(
+    engine: Engine, template: ChatTemplate, messages: Sequence[Message], *, think: bool | None = None
+) -> CacheView:
     """The cache seen from a conversation; an empty one has no rows."""
-    ids, ends = prompt_and_ends(template, messages)
+    ids, ends = prompt_and_ends(template, messages, think=think)
     cache = engine.cache
     live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
     coverage = cache.contains(ids) if cache else Coverage(0, 0)
@@ -45,17 +47,20 @@ def cache_view(engine: Engine, template: ChatTemplate, messages: Sequence[Messag
     )
 
 
-def prompt_and_ends(template: ChatTemplate, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+def prompt_and_ends(
+    template: ChatTemplate, messages: Sequence[Message], *, think: bool | None = None
+) -> tuple[list[int], list[int]]:
     """The ids of a conversation, and where in them each message ends."""
     ids: list[int] = []
     ends: list[int] = []
     for count, message in enumerate(messages, 1):
         if message.role == "system":
-            ends.append(template.shared_tokens(messages[:count]))
+            ends.append(template.shared_tokens(messages[:count], think=think))
             continue
-        ids = template.prompt(messages[:count])
+        ids = template.prompt(messages[:count], think=think)
         is_past = message.role == "assistant" and count < len(messages)
-        kept = template.next_prefix(messages[:count]) if is_past else ids  # the past may lose its reasoning
+        # the past may lose its reasoning
+        kept = template.next_prefix(messages[:count], think=think) if is_past else ids
         ends.append(min(len(ids), len(kept)))
     for index in reversed(range(len(ends) - 1)):  # and the template may move a message behind later ones
         ends[index] = min(ends[index : index + 2])

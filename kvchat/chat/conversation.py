@@ -33,6 +33,7 @@ class Conversation:
         self.model = model
         self.tokenizer = ""
         self.store = store or Store()
+        self._is_pinned = False
         self._begin(system)
 
     # What there is
@@ -74,7 +75,7 @@ class Conversation:
         after years: a template that prints the date changes nothing of what was computed.
         """
         text = system or self._system
-        head = (Turn(Role.SYSTEM, text),) if text else ()
+        head = (Turn(Role.SYSTEM, text, pinned=self._is_pinned),) if text else ()
         turns = head + _turns(path, self.tokenizer)
         began = self._tree.began
         return (replace(turns[0], time_s=began), *turns[1:]) if turns else ()
@@ -138,7 +139,7 @@ class Conversation:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
         row = self.store.session(key)
         self._tree = Tree(self.store.exchanges(row.tree))
-        self._tip, self._system = row.tip, row.system
+        self._tip, self._system, self._is_pinned = row.tip, row.system, False
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
 
@@ -171,9 +172,12 @@ class Conversation:
             )
         self._graft(path[num_exchanges:])
 
-    def set_system(self, text: str | None) -> None:
-        """Replace the system prompt from the next message on; what was said stays."""
-        self._system = text or None
+    def set_system(self, text: str | None, *, pinned: bool = False) -> None:
+        """Replace the system prompt from the next message on; what was said stays.
+
+        The KV of one that is `pinned` is evicted last.
+        """
+        self._system, self._is_pinned = text or None, pinned
 
     # How it is done
 

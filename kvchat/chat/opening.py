@@ -26,7 +26,7 @@ class Opening:
         session = Session.from_config(backend, self.config, store=self.store)
         if self.row is not None:
             session.resume(self.row.id)
-            session.set_system(self.config.chat.system)
+            session.set_system(self.config.chat.system, pinned=self.config.chat.pin)
         if self.is_fork:
             session.fork()
         return session

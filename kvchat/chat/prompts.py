@@ -58,7 +58,7 @@ class Prompt:
     def settings(self, system: str) -> dict[str, object]:
         """What it sets, as `load_config` takes it; `system` is its rendered text."""
         options = {f"sampling.{name}": value for name, value in self.options.items()}
-        return {"chat.system": system, "model.name": self.model, **options}
+        return {"chat.system": system, "chat.pin": self.pin, "model.name": self.model, **options}
 
     def render(self, values: Mapping[str, str], now: datetime) -> str:
         """Its text with these variables. Raises UsageError: a value too many or too few, or an error in the body."""

@@ -64,7 +64,9 @@ class Session(Conversation):
         """A session with the sampling options, the system prompt and the store of the settings."""
         store = store or Store.from_config(config)
         options = Options(**asdict(config.sampling))
-        return cls(backend, options, config.chat.system, store=store, model=config.model.name)
+        session = cls(backend, options, config.chat.system, store=store, model=config.model.name)
+        session.set_system(config.chat.system, pinned=config.chat.pin)
+        return session
 
     def send(self, text: str) -> Events:
         """Say something."""
@@ -110,15 +112,21 @@ class Session(Conversation):
     def prepare(self) -> int:
         """Compute ahead what the next message's prompt begins with; how many tokens that were.
 
-        It is 0 for most models: only where the template drops reasoning from the past, or rewrites it, is there
-        something to do. Waits for its end; in another thread it may be called while the user reads, for it ends as soon
-        as something is asked, and what was computed stays. Raises KvchatError as `Backend.answer` does.
+        Behind an answer it is 0 for most models: only where the template drops reasoning from the past, or rewrites it,
+        is there something to do. After a move all that is not held is computed. Waits for its end; in another thread it
+        may be called while the user reads, for it ends as soon as something is asked, and what was computed stays.
+        Raises KvchatError as `Backend.answer` does.
         """
-        done = 0
-        if self.last is not None:
-            for event in self.backend.prepare(self.history, self.options):
+        done, history = 0, self.history
+        if history:
+            for event in self.backend.prepare(history, self.options):
                 done = event.done if isinstance(event, Prefilling) else done
         return done
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What the next prompt begins with depends on this; another place where it is not equal."""
+        return self.backend, self._tip, self.last, self._system, self._is_pinned, self.options.think
 
     def compact(self, keep: int = 2) -> Events:
         """Let the model summarise all but the last `keep` exchanges and go on with that, as a branch.

@@ -142,7 +142,7 @@ def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     backend = LocalBackend(load_config(model) if prompt.model else config)
     try:
         total = cached = 0
-        for event in backend.warm((Turn(Role.SYSTEM, text),), pinned=prompt.pin):
+        for event in backend.warm((Turn(Role.SYSTEM, text, pinned=prompt.pin),)):
             if isinstance(event, Prefilling):
                 total, cached = event.total, event.cached
     finally:

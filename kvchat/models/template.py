@@ -120,9 +120,10 @@ class ChatTemplate:
             return []
         return probes[0][: common_prefix(*probes)]
 
-    def shared_tokens(self, messages: Sequence[Message]) -> int:
+    def shared_tokens(self, messages: Sequence[Message], *, think: bool | None = None) -> int:
         """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
-        return len(self.next_prefix([message for message in messages[:1] if message.role == "system"]))
+        system = [message for message in messages[:1] if message.role == "system"]
+        return len(self.next_prefix(system, think=think))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """The ids of an answer that another model gave, as this one would have generated them."""

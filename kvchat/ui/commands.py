@@ -142,14 +142,16 @@ def _cache(desk: Desk, argument: str) -> str:
     session = desk.session
     if argument:
         return why_text(session.last, desk.look) if session.last else "nothing was answered yet"
-    return cache_text(session.backend.cache(session.history), session.store.totals(), desk.look)
+    view = session.backend.cache(session.history, session.options)
+    return cache_text(view, session.store.totals(), desk.look)
 
 
 def _context(desk: Desk, argument: str) -> str:
     from kvchat.ui.cache_tables import context_text
 
-    backend = desk.session.backend
-    return context_text(backend.cache(desk.session.history), backend.info().context, desk.look)
+    session, backend = desk.session, desk.session.backend
+    view = backend.cache(session.history, session.options)
+    return context_text(view, backend.info().context, desk.look)
 
 
 def _tokens(desk: Desk, argument: str) -> str:

@@ -34,7 +34,7 @@ def run_prompt(desk: Desk, argument: str) -> str:
     prompt = prompts.prompt(name)
     text = _rendered(prompt, values)
     session = desk.session
-    session.set_system(text)
+    session.set_system(text, pinned=prompt.pin)
     session.options = replace(session.options, **prompt.options)
     return "\n".join(line for line in (*_preview(prompt, text), *_advice(desk, prompt)) if line)
 
@@ -81,5 +81,6 @@ def _advice(desk: Desk, prompt: Prompt) -> list[str]:
     return [
         f"sampling: {options}" if options else "",
         f"it is meant for another model: /model {other}" if other else "",
+        "it is pinned: its KV is evicted last" if prompt.pin else "",
         f"it counts from the next message on; {cost_line(desk.session)}".rstrip("; "),
     ]

@@ -24,7 +24,10 @@ from kvchat.backends.local import LocalBackend
 from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
-from tests.tiny import tiny_folder, transformers_model
+from tests.tiny import CHATML, tiny_folder, transformers_model
+
+THINKS_AT_FIRST = "{{ 'think' if enable_thinking else 'answer at once' }}" + CHATML
+"""A template that says in front of everything whether to think."""
 
 
 @pytest.fixture
@@ -229,7 +232,7 @@ def test_a_stop_string_is_found_in_an_answer_that_goes_on(backend: LocalBackend)
 
 def test_a_warmed_system_prompt_is_held_before_anyone_asks(backend: LocalBackend) -> None:
     system = Turn(Role.SYSTEM, "the quick brown fox " * 20)
-    steps = list(backend.warm([system], pinned=True))
+    steps = list(backend.warm([system]))
     assert isinstance(steps[-1], Prefilling)
     assert steps[-1].done == steps[-1].total > 40
     said = answer(backend, [system, user("hello")])
@@ -296,11 +299,22 @@ def test_the_tip_of_an_answer_is_found_in_the_cache_folder(
 
 
 def test_a_pinned_prompt_is_shown_as_pinned(backend: LocalBackend) -> None:
-    system = Turn(Role.SYSTEM, "the quick brown fox " * 20)
-    list(backend.warm([system], pinned=True))
-    rows = backend.cache([system, user("hello")]).rows
-    assert rows[0].pinned >= 16
-    assert rows[1].pinned == 0
+    text = "the quick brown fox " * 20
+    history = [Turn(Role.SYSTEM, text), user("hello")]
+    answer(backend, history)
+    assert backend.cache(history).rows[0].pinned == 0
+    history[0] = Turn(Role.SYSTEM, text, pinned=True)
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: list(backend.warm(history[:1])),
+        lambda: list(backend.prepare(history[:1], Options())),
+        lambda: answer(backend, history),
+    )
+    for number, way in enumerate(ways):
+        history[0] = Turn(Role.SYSTEM, f"{number} {text}", pinned=True)
+        way()
+        rows = backend.cache(history).rows
+        assert rows[0].pinned >= 16
+        assert rows[1].pinned == 0
 
 
 def test_an_answer_is_the_same_with_guesses_and_says_how_many_came_true(
@@ -317,3 +331,22 @@ def test_an_answer_is_the_same_with_guesses_and_says_how_many_came_true(
     assert said[0].completion == said[1].completion
     assert said[0].timings.draft_n == 0
     assert said[1].timings.draft_n >= said[1].timings.draft_n_accepted > 0
+
+
+def test_what_is_warmed_and_looked_at_is_what_the_next_message_asks_with(
+    tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    folder = tiny_folder(tmp_path / "thinking", template=THINKS_AT_FIRST)
+    backend = LocalBackend(make_config(model__name=str(folder)))
+    history = [Turn(Role.SYSTEM, "the quick brown fox " * 20), user("hello")]
+    for think in (False, True):
+        *_, warmed = backend.warm(history[:1], Options(think=think))
+        assert isinstance(warmed, Prefilling)
+        view = backend.cache(history, Options(think=think))
+        said = answer(backend, history, think=think)
+        assert said.timings.cache_n == view.cached_tokens == warmed.cached + warmed.total
+        assert said.usage.prompt_tokens == view.prompt_tokens
+        assert view.rows[0].live == view.rows[0].tokens
+        other = backend.cache(history, Options(think=not think))
+        assert other.rows[0].live < other.rows[0].tokens, "or this test shows nothing"
+    backend.close()

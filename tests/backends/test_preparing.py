@@ -191,6 +191,29 @@ def test_what_comes_too_late_leaves_the_live_conversation_as_it_is(open_backend:
     assert backend._worker.wait().engine.state.tokens == held
 
 
+@pytest.mark.parametrize("name", ["chatml", "qwen3"])
+def test_a_conversation_that_one_moves_to_costs_its_message_alone(open_backend: Open, name: str) -> None:
+    backend, cold = open_backend(name), open_backend(name, cache__mode="off")
+    here = with_answer(backend, [SYSTEM, user("hello")], "the lazy dog " * 30)
+    there = with_answer(backend, [user("the fox " * 50)], "and so on " * 30)
+    shorter, other = here[:1], [*here[:2], Turn(Role.ASSISTANT, "another answer " * 20)]
+    for history in (here, there, other, shorter, here):
+        prepared(backend, history)
+        asked = [*history, user("world")]
+        said = answer(backend, asked)
+        assert said.timings.prompt_n <= 20
+        assert said.completion == answer(cold, asked).completion
+
+
+def test_an_append_safe_conversation_that_is_live_is_left_as_it_is(open_backend: Open) -> None:
+    backend = open_backend("chatml")
+    history = [SYSTEM, user("hello")]
+    history.append(answer(backend, history).turn())
+    held = list(backend._worker.wait().engine.state.tokens)
+    assert prepared(backend, history) == []
+    assert backend._worker.wait().engine.state.tokens == held
+
+
 def test_nothing_is_prepared_beyond_the_context_or_with_reuse_off(open_backend: Open) -> None:
     long = open_backend("qwen3", model__context=64)
     history = [user("hello"), Turn(Role.ASSISTANT, "the lazy dog " * 60)]
@@ -239,7 +262,6 @@ def test_a_message_that_is_still_typed_counts_as_far_as_it_is(open_backend: Open
 
 def test_a_session_prepares_and_says_how_much(open_backend: Open) -> None:
     session = Session(open_backend("mistral"), Options(max_tokens=40, temperature=0.0), SYSTEM.text)
-    assert session.prepare() == 0, "nothing was said yet"
     session.ask("hello")
     done = session.prepare()
     assert done > 40

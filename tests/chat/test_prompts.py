@@ -41,6 +41,7 @@ def test_a_prompt_has_a_head_and_a_body(folder: Path) -> None:
     assert prompt.render({"b": "two"}, NOW) == "Hello one and two."
     assert prompt.settings("text") == {
         "chat.system": "text",
+        "chat.pin": True,
         "model.name": "big",
         "sampling.temperature": 0.0,
         "sampling.stop": ("x",),
