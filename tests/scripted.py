@@ -66,9 +66,11 @@ class ScriptedBackend:
         missing: bool = False,
         template: str = "append-safe",
         waiting_mark: Path | None = None,
+        prepared_log: Path | None = None,
     ) -> None:
         self.load_s = load_s
         self.waiting_mark = waiting_mark
+        self.prepared_log = prepared_log
         self.missing = missing
         self.tokenizer = "words"
         self.template = template
@@ -98,11 +100,12 @@ class ScriptedBackend:
             return Status(Phase.CLOSED)
         if self._is_dead:
             return Status(Phase.STARTING)
+        idle = ("preparing", 1, 2) if self._is_preparing else ()
         if self._phase is not Phase.STARTING:
-            return Status(self._phase, *(("preparing", 1, 2) if self._is_preparing else ()))
+            return Status(self._phase, *idle)
         spent = time.monotonic() - self._started if self._started else 0.0
         if spent >= self.load_s:
-            return Status(Phase.READY)
+            return Status(Phase.READY, *idle)
         return Status(Phase.LOADING, "", int(100 * spent / self.load_s), 100)
 
     def info(self) -> ModelInfo:
@@ -207,6 +210,9 @@ class ScriptedBackend:
         self._cancelled.wait(PREPARE_S)
         self._is_preparing = False
         self._idle_n = len(history)
+        if self.prepared_log:
+            with self.prepared_log.open("a") as log:
+                log.write(f"{len(history)}\n")
         yield Prefilling(0, len(history), 0)
         yield Prefilling(len(history), len(history), 0)
 

@@ -1,7 +1,8 @@
 """kvchat's command line with the scripted backend in place of a model.
 
 KVCHAT_TEST_LOAD_S makes it load slowly, KVCHAT_TEST_TEMPLATE is the kind of its chat template,
-KVCHAT_TEST_WAITING is a file that appears when somebody waits for the model.
+KVCHAT_TEST_WAITING is a file that appears when somebody waits for the model, KVCHAT_TEST_PREPARED one with a line for
+each time that something was prepared: how many turns.
 """
 
 import os
@@ -16,12 +17,13 @@ from tests.scripted import ScriptedBackend
 
 
 def scripted(config: Config) -> Backend:
-    mark = os.environ.get("KVCHAT_TEST_WAITING")
+    mark, log = (os.environ.get(f"KVCHAT_TEST_{name}") for name in ("WAITING", "PREPARED"))
     return ScriptedBackend(
         load_s=float(os.environ.get("KVCHAT_TEST_LOAD_S", "0")),
         missing=config.model.name == "nobody",
         template=os.environ.get("KVCHAT_TEST_TEMPLATE", "append-safe"),
         waiting_mark=Path(mark) if mark else None,
+        prepared_log=Path(log) if log else None,
     )
 
 

@@ -90,6 +90,7 @@ class LineDialogue:
 
     def _read(self) -> str:
         """One message; a trailing backslash continues it on the next line."""
+        self._prepare()
         lines = [input("> ")]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
@@ -127,13 +128,16 @@ class LineDialogue:
                         self._write("the message was taken back\n")
         self._watch.look()
         self._offer_room(backend.info().context)
-        if backend.info().template != "append-safe":
-            threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
 
     def _prepare(self) -> None:
         """While the user reads and types: compute what the next prompt begins with."""
-        with suppress(KvchatError):  # the next message meets it too
-            self.session.prepare()
+
+        def work() -> None:
+            with suppress(KvchatError):  # the next message meets it too
+                self.session.backend.info()  # what comes while the model loads is no idle work
+                self.session.prepare()
+
+        threading.Thread(target=work, name="prepare", daemon=True).start()
 
     def _offer_room(self, context: int) -> None:
         """Say how to make room when the context has just become nearly full."""

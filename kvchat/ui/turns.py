@@ -55,6 +55,12 @@ class Turns:
         self._news = asyncio.Event()
         self._worker: threading.Thread | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        is_working = self._worker is not None and self._worker.is_alive()
+        return not (self.waiting or self.running is not None or is_working)
+
     def add(self, text: str) -> None:
         """Put a message or a command at the end of the queue."""
         self.waiting.append(text)

@@ -1,8 +1,13 @@
 """The table of commands."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from kvchat.chat.prompts import Prompts
 from kvchat.chat.session import Session
+from kvchat.config import load_config
 from kvchat.errors import UsageError
 from kvchat.ui.commands import COMMANDS, common_start, completions, find, is_command
 from kvchat.ui.tables import Look
@@ -81,3 +86,27 @@ def test_completion_names_what_a_line_may_become() -> None:
     assert completions("/set top") == completions("st") == completions("//s") == []
     assert common_start(["/stats", "/status"]) == "/stat"
     assert common_start(["/set"]) == "/set"
+
+
+def test_a_saved_prompts_pin_holds_until_another_system_prompt_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "kept.md").write_text("---\npin: true\n---\nYou are kept.\n")
+    (tmp_path / "prompts" / "loose.md").write_text("You are not.\n")
+    desk = Desk()
+    for line, is_pinned in (("/prompt kept", True), ("/prompt loose", False), ("/system no more", False)):
+        shown = done(desk, line)
+        assert ("pinned" in shown) is is_pinned
+        desk.session.ask("hello")
+        system, *others = desk.session.history
+        assert system.pinned is is_pinned
+        assert not any(turn.pinned for turn in others)
+    done(desk, "/prompt kept")
+    done(desk, "/new")
+    desk.session.ask("hello")
+    assert desk.session.history[0].pinned
+    settings = Prompts.around(tmp_path).prompt("kept").settings("You are kept.")
+    config = load_config(settings | {"chat.save": False}, environ={"KVCHAT_CONFIG": os.devnull})
+    assert Session.from_config(ScriptedBackend(), config).history[0].pinned

@@ -1,0 +1,141 @@
+"""Follows the engine: what it does, which model it is, and when the next prompt can be prepared. Draws nothing.
+
+Lives in the event loop's thread; what has to wait is done in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from kvchat.backends.base import Backend, ModelInfo, Phase, Status
+from kvchat.chat.session import Session
+from kvchat.errors import EngineDiedError, KvchatError
+from kvchat.ui.render import loading_row, sanitize
+from kvchat.ui.turns import Turns
+
+_POLL_S = 0.1
+
+
+class Audience(Protocol):
+    """Who is told what becomes of the engine."""
+
+    def redraw(self) -> None:
+        """What the engine does has changed."""
+
+    def show_error(self, error: KvchatError) -> None:
+        """It ended, or can't be loaded again."""
+
+    def on_model(self) -> None:
+        """The model is about to stand. Called in a thread."""
+
+    def on_no_model(self, error: KvchatError) -> None:
+        """It could never be loaded."""
+
+
+class EngineWatch:
+    """The engine of a session as the dialogue sees it. `info` is the model's, None before it was ever loaded."""
+
+    def __init__(self, session: Session, turns: Turns, audience: Audience) -> None:
+        self.info: ModelInfo | None = None
+        self._session = session
+        self._turns = turns
+        self._audience = audience
+        self._incoming: Backend | None = None
+        self._stage = ("", time.monotonic())  # of loading, and since when
+        self._drawn: Status | None = None
+        self._prepared: tuple[object, ...] | None = None  # the place that was prepared last
+
+    async def work(self) -> None:
+        """Look at the engine, for ever."""
+        shown: Status | None = None
+        backend = self._session.backend
+        while True:
+            if backend is not self._session.backend:
+                backend, shown = self._session.backend, None
+            status = backend.status()
+            self._follow(backend, shown, status)
+            if status != self._drawn or self._incoming:  # it may have changed and changed back meanwhile
+                self._audience.redraw()
+            shown = status
+            await asyncio.sleep(_POLL_S)
+
+    # What there is to see
+
+    def status(self) -> Status:
+        """What the engine does now; that this was drawn is noted."""
+        self._drawn = self._session.backend.status()
+        return self._drawn
+
+    def name(self, otherwise: str) -> str:
+        """What the model is called in one word; the last part of `otherwise` before that is known."""
+        return sanitize(Path(self.info.name if self.info else otherwise).name)
+
+    def loading(self, columns: int) -> str:
+        """How far loading is, of the model or of the one that takes its place; empty when nothing loads."""
+        backend = self._incoming or self._session.backend
+        status, now = backend.status(), time.monotonic()
+        if status.phase is not Phase.LOADING or (self.info is not None and not self._incoming):
+            return ""
+        if status.detail != self._stage[0]:
+            self._stage = (status.detail, now)
+        return loading_row(status, now - self._stage[1], columns)
+
+    # What may be asked of it
+
+    def show_loading(self, backend: Backend | None) -> None:
+        """Follow another backend that is being loaded; may be called from any thread."""
+        self._incoming = backend
+
+    def stop_loading(self) -> bool:
+        """Give up the other backend that is being loaded; whether there is one."""
+        backend, self._incoming = self._incoming, None
+        if backend is not None:
+            self._turns.start(backend.close)
+        return backend is not None
+
+    def prepare_again(self) -> None:
+        """What was live may be so no longer: prepare the next prompt when nobody waits."""
+        self._prepared = None
+
+    def give_up(self, error: KvchatError) -> None:
+        """The model can't be loaded: say so, or that it never could."""
+        if self.info is not None:
+            self._audience.show_error(error)
+        else:
+            self._audience.on_no_model(error)
+
+    # How it is done
+
+    def _follow(self, backend: Backend, shown: Status | None, status: Status) -> None:
+        """Ask for the model when it stands, start an engine that ended, and prepare what one has moved to."""
+        changed = shown is None or status.phase is not shown.phase
+        if changed and status.phase in (Phase.READY, Phase.FAILED):
+            self._turns.start(self._learn_of_model)
+        if changed and shown and shown.phase is Phase.READY and status.phase is Phase.STARTING:
+            self._audience.show_error(
+                EngineDiedError("the engine ended and is started again; the conversation is kept")
+            )
+            self._turns.start(backend.start)
+        if status.phase is not Phase.READY:
+            self.prepare_again()
+        elif self._turns.is_idle and self._prepared != (place := self._session.place):
+            self._prepared = place
+            self._turns.start(self._prepare)
+
+    def _learn_of_model(self) -> None:
+        """In a thread: what the model is, and what rendering needs, before the first answer comes."""
+        try:
+            self._audience.on_model()
+            self.info = self._session.backend.info()
+            self._turns.hand(self._audience.redraw)
+        except KvchatError as error:
+            self._turns.hand(self.give_up, error)
+
+    def _prepare(self) -> None:
+        """In a thread, for it waits: what the next prompt begins with, while the user reads and types."""
+        with suppress(KvchatError):  # the next message meets it too
+            self._session.prepare()
