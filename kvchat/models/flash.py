@@ -65,8 +65,9 @@ class Attention:
             return partial(_one_by_one, self)
         if self.is_by_products:
             corner = torch.full((self.new, reach - self.old), -torch.inf).triu_(1)
-            few = not self.exact and self.rows <= FEW_ROWS
-            return partial(_by_rounded_products if few else _by_products, self, corner)
+            if self.exact or self.rows > FEW_ROWS:
+                return partial(_by_products, self, corner)
+            return partial(_by_rounded_products, self, corner.t()[:, None].to(self.dtype))
         if self.new > 1:
             return partial(_by_merging, self)
         return partial(_split if self.exact and self.total >= MIN_SPLIT else _alone, self)
@@ -200,11 +201,18 @@ def _by_products(
 def _by_rounded_products(
     task: Attention, corner: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """The same for few rows, whose scores are rounded to bfloat16; in as few operations as can be."""
-    products = torch.bmm(key[0], _packed(task, query).transpose(1, 2)).transpose(1, 2)
-    scores = products.to(torch.float32, memory_format=torch.contiguous_format).mul_(task.factor)
-    _hide(scores, corner)
-    return _unpacked(task, torch.bmm(torch.softmax(scores, -1).to(value.dtype), value[0]))
+    """The same for few rows, whose scores are rounded to bfloat16; in as few operations as can be.
+
+    `corner` is [keys - old, 1, new].
+    """
+    key, packed = key[0], _packed(task, query)
+    scores = torch.baddbmm(_NO_BIAS, key, packed.transpose(1, 2), beta=0, alpha=task.factor)
+    if task.new > 1:
+        last = scores.narrow(1, task.old, key.shape[1] - task.old)
+        last.view(task.kv_heads, -1, task.groups, task.new).add_(corner)
+    elif key.shape[1] > task.total:
+        scores.narrow(1, task.total, key.shape[1] - task.total).fill_(-torch.inf)
+    return _unpacked(task, torch.bmm(torch.softmax(scores.transpose(1, 2), -1), value[0]))
 
 
 def _packed(task: Attention, query: torch.Tensor) -> torch.Tensor:
@@ -244,6 +252,9 @@ def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tens
     keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
     with _bfloat16_factors():
         return torch.baddbmm(scores, query.float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
+
+
+_NO_BIAS = torch.zeros(1, dtype=torch.bfloat16)
 
 
 class _Scratch:
