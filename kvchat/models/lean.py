@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from kvchat.models.flash import Attention
+from kvchat.models.flash import Attention, Manner
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
 from kvchat.models.quantize import MAX_ROWS, Projection
@@ -21,6 +21,7 @@ from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights import WeightsMode
 
 _POSITIONS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 8
 _NUMBERS_AT_ONCE = 2**29  # of one allocation: a larger one may be refused where several are not
 
 
@@ -123,16 +124,29 @@ class LeanState(Divisible):
         self.planes = self._planes()
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """How new tokens attend, and how they are turned where they stand, [new, heads + 2 kv_heads, head_dim]."""
+
+    attend: Manner
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
 class LeanNetwork:
-    """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it."""
+    """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it.
+
+    What flows through the layers is [new, 2, hidden], x and -x, as its norms take it.
+    """
 
     def __init__(self, shape: LeanShape, weights: LeanWeights) -> None:
         self.shape = shape
         self.weights = weights
         self._keeps_rows_apart = all(projection.planes for projection in self._projections())
         self._rotations = _Rotations(shape, weights.embedding.dtype)
-        self._signs = torch.ones(2, shape.hidden, dtype=weights.embedding.dtype)
-        self._signs[1] = -1
+        self._epsilon = shape.norm_epsilon
+        self._split = (shape.heads, 2 * shape.kv_heads)
+        self._signs = torch.tensor([[1.0], [-1.0]], dtype=weights.embedding.dtype).repeat(1, shape.hidden)
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """An empty arena for `capacity` tokens; every rule is kept by it."""
@@ -148,57 +162,54 @@ class LeanNetwork:
         not mix rows, and each row attends alone. So guesses change no choice.
         """
         assert isinstance(state, LeanState)
-        start, epsilon = 0 if restarts else len(state.tokens), self.shape.norm_epsilon
+        start = 0 if restarts else len(state.tokens)
         tokens = [*state.tokens, *tokens] if restarts else tokens
-        num_new, end = len(tokens), start + len(tokens)
-        attention = self._attention(num_new, end, is_guess=1 < num_logits == num_new <= MAX_ROWS)
+        real, is_guess = len(tokens), 1 < num_logits == len(tokens) <= MAX_ROWS
+        tokens = [*tokens, *[tokens[-1]] * min(_excess(real), state.capacity - start - real)]
+        attention = self._attention(start, len(tokens), is_apart=is_guess and self._keeps_rows_apart)
         reach = min(attention.reach, state.capacity)
-        attend = attention.manner(reach)
-        cos, sin = self._rotations.at(start, num_new)
-        signs, half, split = (
-            self._signs,
-            self.shape.head_dim // 2,
-            (self.shape.heads, 2 * self.shape.kv_heads),
-        )
-        stream = (
-            self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
-        )  # [new, 2, hidden], x and -x
-        for layer, (written, keys, values) in zip(
-            self.weights.layers, state.views(start, end, reach), strict=True
-        ):
-            heads = self._heads(layer, layer.attention_norm(stream, epsilon))
-            if layer.rotates:
-                heads = torch.addcmul(heads * cos, heads.roll(half, -1), sin)
-            query, key_value = heads.split_with_sizes(split, 1)
+        place = _Place(attention.manner(reach), *self._rotations.at(start, len(tokens)))
+        stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * self._signs
+        views = state.views(start, start + len(tokens), reach)
+        for layer, (written, keys, values) in zip(self.weights.layers, views, strict=True):
+            heads = self._heads(layer, stream, place)
+            query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)
-            attended = attend(query, keys, values).reshape(num_new, -1)
-            stream = torch.addcmul(stream, layer.out(attended).unsqueeze(1), signs)
-            gate, up = layer.gate_up(layer.feed_forward_norm(stream, epsilon)).chunk(2, dim=-1)
-            stream = torch.addcmul(stream, layer.down(functional.silu(gate) * up).unsqueeze(1), signs)
-        return self.weights.head(self.weights.norm(stream[-num_logits:], epsilon)).float()
+            attended = place.attend(query, keys, values).reshape(len(tokens), -1)
+            stream = self._behind_attention(layer, stream, attended)
+        return self.weights.head(self.weights.norm(stream[real - num_logits : real], self._epsilon)).float()
 
-    def _attention(self, num_new: int, end: int, *, is_guess: bool) -> Attention:
-        shape, is_exact = self.shape, not self._keeps_rows_apart
+    def _attention(self, start: int, num_new: int, *, is_apart: bool) -> Attention:
         return Attention(
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            dim=shape.head_dim,
+            heads=self.shape.heads,
+            kv_heads=self.shape.kv_heads,
+            dim=self.shape.head_dim,
             new=num_new,
-            total=end,
+            total=start + num_new,
             dtype=self.weights.embedding.dtype,
-            exact=is_exact,
-            is_apart=is_guess and self._keeps_rows_apart,
+            exact=not self._keeps_rows_apart,
+            is_apart=is_apart,
         )
 
-    def _heads(self, layer: LeanLayer, x: torch.Tensor) -> torch.Tensor:
-        """`x` [new, hidden], normalised -> queries, keys and values, [new, heads + 2 kv_heads, head_dim]."""
-        shape = self.shape
-        heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)
-        if layer.head_norm is None:
-            return heads
-        query_key, value = heads.split_with_sizes((shape.heads + shape.kv_heads, shape.kv_heads), 1)
-        normed = torch.rms_norm(query_key, (shape.head_dim,), None, shape.norm_epsilon) * layer.head_norm
-        return torch.cat((normed, value), 1)
+    def _heads(self, layer: LeanLayer, stream: torch.Tensor, place: _Place) -> torch.Tensor:
+        """Queries, keys and values of a layer's input, turned, [new, heads + 2 kv_heads, head_dim]."""
+        dim = self.shape.head_dim
+        heads = layer.qkv(layer.attention_norm(stream, self._epsilon)).view(stream.shape[0], -1, dim)
+        if layer.head_norm is not None:
+            query_key, value = heads.split_with_sizes((len(layer.head_norm), self.shape.kv_heads), 1)
+            normed = torch.rms_norm(query_key, (dim,), None, self._epsilon) * layer.head_norm
+            heads = torch.cat((normed, value), 1)
+        return (
+            torch.addcmul(heads * place.cos, heads.roll(dim // 2, -1), place.sin) if layer.rotates else heads
+        )
+
+    def _behind_attention(
+        self, layer: LeanLayer, stream: torch.Tensor, attended: torch.Tensor
+    ) -> torch.Tensor:
+        """The rest of a layer: `stream` [new, 2, hidden] and `attended` [new, heads * head_dim] -> the next stream."""
+        stream = torch.addcmul(stream, layer.out(attended).unsqueeze(1), self._signs)
+        gate, up = layer.gate_up(layer.feed_forward_norm(stream, self._epsilon)).chunk(2, dim=-1)
+        return torch.addcmul(stream, layer.down(functional.silu(gate) * up).unsqueeze(1), self._signs)
 
     @property
     def mode(self) -> WeightsMode:
@@ -243,6 +254,11 @@ class LeanNetwork:
     def _projections(self) -> list[Projection]:
         of_layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.weights.layers]
         return [*(projection for four in of_layers for projection in four), self.weights.head]
+
+
+def _excess(num_rows: int) -> int:
+    """Rows to compute beside many: products of sizes that were there before need no new kernel."""
+    return -num_rows % _ROWS_AT_ONCE if num_rows > MAX_ROWS else 0
 
 
 class _Rotations:

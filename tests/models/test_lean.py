@@ -98,6 +98,18 @@ def test_what_lies_behind_the_held_tokens_does_not_matter(tmp_path: Path) -> Non
     assert torch.allclose(fresh, loaded.forward(tokens[:61], loaded.new_state()), atol=1e-4)
 
 
+def test_a_prompt_may_end_where_the_context_does(tmp_path: Path) -> None:
+    folder = folder_of("qwen2", tmp_path / "model")
+    loaded, roomy = loaded_from(folder, context=50), loaded_from(folder)
+    tokens = random_tokens(50)
+    for size in (50, 49, 43):
+        state = loaded.new_state()
+        found = loaded.forward(tokens[:size], state)
+        expected = roomy.forward(tokens[:size], roomy.new_state())
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert state.tokens == tokens[:size]
+
+
 def test_what_is_read_behind_the_held_tokens_is_a_number(tmp_path: Path) -> None:
     state = loaded_from(folder_of("qwen2", tmp_path / "model")).new_state()
     assert isinstance(state, LeanState)
