@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
 from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
-from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError
+from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError, reason_of
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
@@ -51,10 +52,12 @@ exit codes: 0 ok, 1 went wrong while running, 2 usage, 3 model unavailable, 4 co
 def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None) -> int:
     """Run kvchat; the exit code. No exception leaves it but SystemExit."""
     argv = sys.argv[1:] if argv is None else argv
+    _open_closed_streams()
     try:
         args = _parser(backends or Backends(oneshot=_local, dialogue=_process)).parse_args(argv)
         _end_on_signals()
         _forgive_encodings()
+        _check_folder()
         settings = _settings(args)
         args.given = {name for name, value in settings.items() if value is not None}
         config = load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
@@ -67,11 +70,24 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except MemoryError:
-        return _fail(OutOfMemoryError("out of memory", "use a smaller model or a smaller --context"), argv)
     except Exception as error:
-        return _fail(KvchatError(f"internal error: {type(error).__name__}: {error}", "-v shows where"), argv)
+        return _fail(_error_of(error), argv)
     return int(code)
+
+
+def _error_of(error: Exception) -> KvchatError:
+    """What the user is told of an exception that nothing below has named."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return OutOfMemoryError("out of memory", "use a smaller model or a smaller --context")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return KvchatError(
+            f"can't write {error.filename or 'what was asked'}: the disk is full", "free some space"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return KvchatError(f"can't use {error.filename}: {reason_of(error)}", "see to it; -v shows where")
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return UsageError(f"{error.object[:40]!a} is no text in UTF-8", "give another name")
+    return KvchatError(f"internal error: {type(error).__name__}: {error}", "-v shows where")
 
 
 def _fail(error: KvchatError, argv: Sequence[str]) -> int:
@@ -89,6 +105,23 @@ def _fail(error: KvchatError, argv: Sequence[str]) -> int:
     if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
         traceback.print_exc()
     return error.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Streams that were closed before the start lead nowhere, so that no file that is opened takes their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is the stream's own
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode))
+
+
+def _check_folder() -> None:
+    """Raises UsageError where the working folder was deleted, in which libraries die in worse ways."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the folder you are in was deleted", "go to another one") from None
 
 
 def _forgive_encodings() -> None:
@@ -210,4 +243,6 @@ def _text_of(name: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the system prompt in {name}: {error}", "check the path") from None
+        raise UsageError(
+            f"can't read the system prompt in {name!r}: {reason_of(error)}", "check the path"
+        ) from None

@@ -10,14 +10,14 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import platformdirs
 
-from kvchat.errors import UsageError
+from kvchat.errors import UsageError, reason_of
 from kvchat.setting import ByteSize as ByteSize
 from kvchat.setting import Origin, checked
 from kvchat.setting import parse_bytes as parse_bytes
@@ -42,7 +42,9 @@ class ModelConfig:
     name: str = field(default=DEFAULT_MODEL, metadata={"env": "KVCHAT_MODEL"})
     dtype: str = field(default="auto", metadata={"env": "KVCHAT_DTYPE", "choices": DTYPES})
     device: str = field(default="auto", metadata={"env": "KVCHAT_DEVICE", "choices": DEVICES})
-    threads: int | None = field(default=None, metadata={"env": "KVCHAT_THREADS", "min": 1, "none": "auto"})
+    threads: int | None = field(
+        default=None, metadata={"env": "KVCHAT_THREADS", "min": 1, "max": 1024, "none": "auto"}
+    )
     weights: str = field(default="auto", metadata={"env": "KVCHAT_WEIGHTS", "choices": WEIGHTS})
     context: int | None = field(default=None, metadata={"env": "KVCHAT_CONTEXT", "min": 32})
     chat_template: str | None = field(default=None, metadata={"env": "KVCHAT_CHAT_TEMPLATE"})
@@ -65,7 +67,7 @@ class SamplingConfig:
     top_p: float | None = field(default=None, metadata={"min": 0.0, "max": 1.0})
     min_p: float | None = field(default=None, metadata={"min": 0.0, "max": 1.0})
     repetition_penalty: float | None = field(default=None, metadata={"min": 0.01})
-    seed: int | None = field(default=None, metadata={"min": 0})
+    seed: int | None = field(default=None, metadata={"min": 0, "max": 2**64 - 1})
     stop: tuple[str, ...] = ()
     think: bool | None = field(default=None, metadata={"env": "KVCHAT_THINK", "none": "auto"})
 
@@ -106,20 +108,32 @@ class UiConfig:
     reasoning: bool = True
 
 
+def _own_folder(kind: Callable[[str], Path]) -> Path:
+    """Where the platform keeps our files of a kind. Raises UsageError for a user without a home."""
+    try:
+        path = kind("kvchat")
+    except RuntimeError:
+        path = Path("~")
+    if not path.is_absolute():
+        names = "KVCHAT_CONFIG, KVCHAT_MODELS, KVCHAT_CACHE_DIR and KVCHAT_DATA"
+        raise UsageError("there is no home folder", f"set HOME, or all of {names}")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class PathsConfig:
     """Folders. Models, KV and data lie apart, so that each can be moved or deleted alone."""
 
     models: Path = field(
-        default_factory=lambda: platformdirs.user_cache_path("kvchat") / "models",
+        default_factory=lambda: _own_folder(platformdirs.user_cache_path) / "models",
         metadata={"env": "KVCHAT_MODELS"},
     )
     cache: Path = field(
-        default_factory=lambda: platformdirs.user_cache_path("kvchat") / "kv",
+        default_factory=lambda: _own_folder(platformdirs.user_cache_path) / "kv",
         metadata={"env": "KVCHAT_CACHE_DIR"},
     )
     data: Path = field(
-        default_factory=lambda: platformdirs.user_data_path("kvchat"), metadata={"env": "KVCHAT_DATA"}
+        default_factory=lambda: _own_folder(platformdirs.user_data_path), metadata={"env": "KVCHAT_DATA"}
     )
 
 
@@ -163,7 +177,7 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
     """Where config.toml is looked for: `KVCHAT_CONFIG`, or the platform's config folder."""
     environ = os.environ if environ is None else environ
     named = environ.get("KVCHAT_CONFIG")
-    return Path(named).expanduser() if named else platformdirs.user_config_path("kvchat") / "config.toml"
+    return Path(named).expanduser() if named else _own_folder(platformdirs.user_config_path) / "config.toml"
 
 
 def setting_key(name: str) -> str:
@@ -224,14 +238,17 @@ def _read_toml(path: Path) -> dict[str, Origin]:
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"can't read {path}: {error}", "mend or remove it") from error
+        raise UsageError(f"can't read {path}: {reason_of(error)}", "mend or remove it") from error
     layers: dict[str, Origin] = {}
     for section, values in table.items():
-        if section not in SECTIONS or not isinstance(values, dict):
-            raise _unknown(section, list(SECTIONS), f"{path}:{_line_of(text, '', section)}")
+        where = f"{path}:{_line_of(text, '', section)}"
+        if section not in SECTIONS:
+            raise _unknown(section, list(SECTIONS), where)
+        if not isinstance(values, dict):
+            raise UsageError(f"{where}: {section!r} is a section, not a setting", f"write [{section}]")
         known = [item.name for item in fields(SECTIONS[section])]
         for key, value in values.items():
             where = f"{path}:{_line_of(text, section, key)}"
@@ -251,7 +268,7 @@ def _line_of(text: str, section: str, key: str) -> int:
     lines: dict[str, int] = {}
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+        if header := re.match(r"\s*\[+\s*([^\[\]]+?)\s*\]", line):
             inside = header[1]
             lines.setdefault(inside, number)
         elif given := re.match(r"\s*([\w\-.\s\"']+?)\s*=", line):

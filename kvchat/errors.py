@@ -53,6 +53,13 @@ class EngineDiedError(KvchatError):
     """The engine process ended; the conversation is kept."""
 
 
+def reason_of(error: Exception) -> str:
+    """Why something could not be read or written, in words; the path is named beside it."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 

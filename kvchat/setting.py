@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +24,7 @@ def parse_bytes(text: str) -> ByteSize:
     stripped = text.strip().lower().replace("_", "")
     unit = stripped.lstrip("0123456789.")
     number = stripped[: len(stripped) - len(unit)]
-    if not number or unit.strip() not in _UNITS:
+    if unit.strip() not in _UNITS or not number.replace(".", "", 1).isdecimal():
         raise ValueError(f"{text!r} is not a size such as 512MB or 4GiB")
     return ByteSize(float(number) * _UNITS[unit.strip()])
 
@@ -67,19 +68,45 @@ def _check_bounds(where: str, value: object, low: float | None, high: float | No
 
 def _convert(value: object, kind: Any) -> object:
     if kind == tuple[str, ...]:
-        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)  # type: ignore[attr-defined]
+        return tuple(_text(item) for item in ([value] if isinstance(value, str) else _items(value)))
     if kind is bool:
         return value if isinstance(value, bool) else _truth(value)
     if kind is ByteSize:
         return parse_bytes(str(value))
     if kind is Path:
-        return Path(str(value)).expanduser()
-    if isinstance(value, kind):
-        return value
+        return _path(value)
+    return _text(value) if kind is str else _number(value, kind)
+
+
+def _items(value: object) -> Sequence[object]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r} is neither a text nor a list of texts")
+    return value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
+        raise ValueError(f"{value!r} is no text")
+    return str(value)
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"{value!r} is no path")
     try:
-        return kind(str(value))
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}") from error
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{value!r}: there is no home folder") from None
+
+
+def _number(value: object, kind: type[int] | type[float]) -> float:
+    try:
+        number = kind(str(value))
+        if math.isfinite(number):
+            return number
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
 
 
 def _truth(value: object) -> bool:

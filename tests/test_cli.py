@@ -67,7 +67,7 @@ def test_piped_text_comes_first_and_invalid_bytes_are_marked(environ: dict[str, 
         (("--prom=x",), 2, "--prom"),
         (("--turns", "x", "-p", "x"), 2, "--turns and -p"),
         (("--turns", "no-such-file"), 2, "no-such-file"),
-        (("-s", "@no-such-file", "-p", "x"), 2, "no-such-file"),
+        (("-s", "@no-such-file", "-p", "x"), 2, "'no-such-file': No such file or directory: check the path"),
         (("--cache-ram", "lots", "-p", "x"), 2, "'lots' is not a size"),
         (("models",), 2, "ls, pull, rm, path"),
         (("hello",), 2, "after -p"),
@@ -86,6 +86,42 @@ def test_an_error_is_one_line_with_its_exit_code(
     assert result.stderr.startswith("kvchat: ")
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9"])
+def test_a_name_that_is_no_text_is_refused(environ: dict[str, str], name: bytes) -> None:
+    command = [sys.executable, "-m", "kvchat", "sessions", "show", name]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.startswith("kvchat: ")
+    assert result.stderr.endswith("is no text in UTF-8: give another name\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("models ls >&-", 0, ""),
+        ("-p hello <&- >&-", 0, ""),
+        ("-p hello >&- 2>&-", 0, ""),
+        ("hello <&- >&-", 2, "kvchat: that is no command"),
+        ("-p hello >/dev/full", 1, "kvchat: can't write what was asked: the disk is full: free some space\n"),
+    ],
+)
+def test_streams_that_lead_nowhere_are_no_bug(
+    environ: dict[str, str], line: str, code: int, said: str
+) -> None:
+    shell = f"{sys.executable} -m tests.scripted_cli {line}"
+    result = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == (code != 0)
+
+
+def test_a_working_folder_that_was_deleted_is_named(environ: dict[str, str], tmp_path: Path) -> None:
+    shell = f"cd {tmp_path}; mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m kvchat prompts ls"
+    result = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "kvchat: the folder you are in was deleted: go to another one\n"
 
 
 @pytest.mark.parametrize(

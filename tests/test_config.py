@@ -40,7 +40,6 @@ def test_an_origin_names_the_line_the_variable_or_the_flag(tmp_path: Path) -> No
         ("[sampling]\nseed = 1\ntemperatur = 0.5\n", 3, "temperature"),
         ("[cache]\ncode = 'raw'\n", 2, "codec"),
         ("\n\n[cach]\nram = 1\n", 3, "cache"),
-        ("model = 'x'\n", 1, "model"),
         ("\nui.plian = true\n", 2, "plain"),
         ("[ui]\nplain = true\n\n[sampling]\n'plain' = true\n", 5, "think"),
     ],
@@ -61,6 +60,67 @@ def test_a_bad_value_names_where_it_stands(tmp_path: Path) -> None:
         load_config({}, {"KVCHAT_CONFIG": "/dev/null", "KVCHAT_CACHE": "wr"})
     with pytest.raises(UsageError, match=r"--cache-ram: .much. is not a size"):
         load_config({"cache.ram": "much"}, {}, flag_names={"cache.ram": "--cache-ram"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sampling]\ntemperature = nan\n", "nan is not a number"),
+        ("[sampling]\ntemperature = inf\n", "inf is not a number"),
+        ("[sampling]\nmax_tokens = true\n", "True is not a whole number"),
+        ("[sampling]\nmax_tokens = 1.5\n", "1.5 is not a whole number"),
+        ("[sampling]\nseed = 18446744073709551616\n", "must be between 0 and 18446744073709551615"),
+        ("[sampling]\nstop = 3\n", "3 is neither a text nor a list of texts"),
+        ("[sampling]\nstop = [['x']]\n", "['x'] is no text"),
+        ("[model]\nthreads = 100000\n", "must be between 1 and 1024"),
+        ("[model]\nname = ['x']\n", "['x'] is no text"),
+        ("[chat]\nsystem = true\n", "True is no text"),
+        ("[paths]\ncache = ''\n", "'' is no path"),
+        ("[paths]\ncache = 5\n", "5 is no path"),
+        ("[cache]\nram = '.'\n", "'.' is not a size"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_where_it_stands(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config({}, written(tmp_path, text))
+    assert caught.value.message.startswith(f"{tmp_path}/config.toml:2: ")
+    assert said in caught.value.message
+
+
+def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
+    assert load_config({}, written(tmp_path, "[sampling]\ntemperature = 1\n")).sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize("text", ["\nmodel = 'x'\n", "\n[[model]]\nname = 'x'\n"])
+def test_a_section_that_is_given_a_value_is_named_as_a_section(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"config\.toml:2: 'model' is a section, not a setting: write \[model\]"
+    ):
+        load_config({}, written(tmp_path, text))
+
+
+def test_a_file_that_can_not_be_read_says_why_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config({}, {"KVCHAT_CONFIG": str(tmp_path)})
+    assert caught.value.message == f"can't read {tmp_path}: Is a directory"
+    (tmp_path / "config.toml").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="it is no text in UTF-8"):
+        load_config({}, {"KVCHAT_CONFIG": str(tmp_path / "config.toml")})
+
+
+def test_a_home_that_is_no_folder_has_no_settings() -> None:
+    config = load_config({}, {"KVCHAT_CONFIG": "/dev/null/kvchat/config.toml"})
+    assert config == load_config({}, {"KVCHAT_CONFIG": "/dev/null"})
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where no user has this number
+    with pytest.raises(UsageError, match="there is no home folder: set HOME, or all of KVCHAT_CONFIG"):
+        load_config({}, {})
+    folders = dict.fromkeys(("paths.models", "paths.cache", "paths.data"), tmp_path)
+    assert load_config(folders, {"KVCHAT_CONFIG": "/dev/null"}).paths.cache == tmp_path
 
 
 def test_a_setting_without_a_flag_is_named_by_its_key() -> None:

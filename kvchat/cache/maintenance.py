@@ -30,7 +30,7 @@ from kvchat.cache.folder import (
     rooted_files,
     scan_folder,
 )
-from kvchat.errors import KvchatError
+from kvchat.errors import KvchatError, reason_of
 
 LOCK_TIMEOUT_S = 10.0
 
@@ -223,7 +223,9 @@ def _remove(
     except filelock.Timeout as error:
         raise KvchatError("the cache folder is being written", "try again in a moment") from error
     except OSError as error:
-        raise KvchatError(f"can't change the cache folder: {error}", "check its permissions") from error
+        raise KvchatError(
+            f"can't change the cache folder: {reason_of(error)}", "check its permissions"
+        ) from error
 
 
 def _freed(files: Iterable[StoredFile], is_dry_run: bool) -> Freed:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from kvchat.errors import KvchatError
+from kvchat.errors import KvchatError, reason_of
 
 Connection = sqlite3.Connection
 T = TypeVar("T")
@@ -153,7 +153,7 @@ class Database:
                 raise
             except (sqlite3.Error, OSError) as error:
                 raise KvchatError(
-                    f"can't use the conversations in {self.path}: {error}",
+                    f"can't use the conversations in {self.path}: {reason_of(error)}",
                     "see to the folder and its disk, or use --no-save",
                 ) from error
 

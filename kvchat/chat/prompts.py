@@ -22,7 +22,7 @@ import yaml
 
 from kvchat.chat.rendering import rendered
 from kvchat.config import Config, config_file, load_config, setting_key
-from kvchat.errors import UsageError
+from kvchat.errors import UsageError, reason_of
 
 SUFFIX = ".md"
 _KEYS = ("description", "model", "options", "vars", "pin")
@@ -128,7 +128,7 @@ def read_prompt(path: Path, shelf: Shelf) -> Prompt:
     try:
         text = path.read_text(encoding="utf-8").lstrip("\ufeff").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the prompt in {path}: {error}", "check the path") from None
+        raise UsageError(f"can't read the prompt in {path}: {reason_of(error)}", "check the path") from None
     head, body, first_line = _split(text, path)
     values = _head(head, path)
     return Prompt(

@@ -58,15 +58,22 @@ def rendered(
     except TemplateSyntaxError as error:
         where = error.filename or error.name
         line = error.lineno if where else error.lineno + first_line - 1
-        raise UsageError(f"{where or path}, line {line}: {error.message}", "mend the template") from None
+        raise UsageError(
+            f"{where or path}, line {line}: {_plain(error.message)}", "mend the template"
+        ) from None
     except TemplateError as error:
         line = _line(error.__traceback__) + first_line - 1
         raise UsageError(
-            f"{path}, line {line}: {error.message}", "declare it under vars, or mend it"
+            f"{path}, line {line}: {_plain(error.message)}", "declare it under vars, or mend it"
         ) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         line = _line(error.__traceback__) + first_line - 1
-        raise UsageError(f"{path}, line {line}: {error}", "mend the template") from None
+        raise UsageError(f"{path}, line {line}: {_plain(str(error))}", "mend the template") from None
+
+
+def _plain(message: str | None) -> str:
+    """What jinja says without its full stop, for a remedy follows."""
+    return (message or "").rstrip(".")
 
 
 def _line(trace: TracebackType | None) -> int:

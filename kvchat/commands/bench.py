@@ -79,6 +79,12 @@ def weighed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _setup(args: argparse.Namespace, config: Config) -> Setup:
+    """What is measured, once the model is here. Raises ModelUnavailableError, which a child could only quote."""
+    from kvchat.models.catalog import Catalog
+
+    Catalog(config.paths.models, offline=config.model.offline).resolve(
+        config.model.name, needs_template=False
+    )
     model = replace(config.model, threads=args.threads or config.model.threads)
     return Setup(replace(config, model=model), model.threads, getattr(args, "llama_python", None))
 

@@ -21,6 +21,7 @@ _ABOUT = {
     "ui.vi": "vi keys in the input",
     "paths.models": "models that were fetched or imported",
     "paths.data": "conversations and the input's history",
+    "chat.pin": "true evicts the KV of the system prompt last",
     "chat.save": "false leaves nothing on disk",
     "ui.reasoning": "false hides what the model thinks before it answers",
 }
@@ -99,12 +100,13 @@ def config_edit(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _create(path: Path) -> None:
+    from kvchat.chat.export import write_private
+
     if path.exists():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        path.write_text(template(), encoding="utf-8")
+        write_private(path, template())
     except OSError as error:
         raise UsageError(f"can't write {path}: {error.strerror}", "check its folder's permissions") from None
 

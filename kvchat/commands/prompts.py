@@ -57,7 +57,7 @@ def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
             }
             yield json.dumps(row, ensure_ascii=False)
         else:
-            yield for_terminal(f"{name:<18} {shelf:<8} {about or '! ' + error}")
+            yield for_terminal(f"{name:<18} {shelf:<8} {f'! {error}' if error else about}".rstrip())
 
 
 def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -127,7 +127,8 @@ def linted(args: argparse.Namespace, config: Config) -> Iterator[str]:
         if not findings and not args.json:
             yield f"{name}: all of its {measure.count(prompt.body)} {measure.unit} can be reused"
     if num_findings:
-        raise KvchatError(f"{num_findings} findings", "mend them, or live with them")
+        plural = "" if num_findings == 1 else "s"
+        raise KvchatError(f"{num_findings} finding{plural}", "mend what was found, or live with it")
 
 
 def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -194,9 +195,13 @@ def _measure(config: Config) -> Measure:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a prompt that only its owner can read. Raises UsageError."""
+    from kvchat.chat.export import write_private
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_text(text, encoding="utf-8")
+        for folder in (path.parent.parent, path.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_private(path, text)
     except OSError as error:
         raise UsageError(f"can't write {path}: {error.strerror}", "check the folder") from None
 

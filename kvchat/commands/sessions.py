@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvchat.chat.store import SessionRow, Store
+from kvchat.chat.store import FILE_NAME, SessionRow, Store
 from kvchat.chat.tree import Tree
 from kvchat.chat.warmth import Warmth, warmth
 from kvchat.commands.terminal import for_terminal
@@ -20,7 +20,7 @@ def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     from kvchat.cache.maintenance import stored_tips
     from kvchat.chat.export import session_json
 
-    store = Store.from_config(config)
+    store = _store(config)
     rows = store.sessions(-1 if args.limit is None else args.limit)
     warm = warmth(store, rows, stored_tips(config.paths.cache)) if rows else {}
     for row in rows:
@@ -41,7 +41,7 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """What was said with these words in it, the newest first."""
     from kvchat.chat.export import local_time, session_json
 
-    for row, hit in Store.from_config(config).search(" ".join(args.words), args.limit or 20):
+    for row, hit in _store(config).search(" ".join(args.words), args.limit or 20):
         if args.json:
             yield json.dumps(
                 session_json(row) | {"exchange": hit.exchange, "text": hit.text}, ensure_ascii=False
@@ -67,7 +67,7 @@ def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Delete sessions; all of them are looked up first."""
-    store = Store.from_config(config)
+    store = _store(config)
     rows = [store.session(key) for key in args.sessions]
     for row in rows:
         store.delete(row.id)
@@ -78,10 +78,16 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         )
 
 
+def _store(config: Config) -> Store:
+    """What was saved, also under `--no-save`; an empty one in memory if there is nothing, for looking creates none."""
+    path = config.paths.data / FILE_NAME
+    return Store(path, saves=path.exists())
+
+
 def _document(key: str, config: Config, kind: str) -> str:
     from kvchat.chat.export import exported
 
-    store = Store.from_config(config)
+    store = _store(config)
     row = store.session(key)
     return exported(row, Tree(store.exchanges(row.tree)).path(row.tip), kind)
 

@@ -41,6 +41,20 @@ def _verb(module: str, name: str) -> Callable[[argparse.Namespace, Config], Iter
     return run
 
 
+def _positive(text: str) -> int:
+    """A number of things, as argparse wants it."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    """A number of days, as argparse wants it."""
+    if not text.replace(".", "", 1).isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+    return float(text)
+
+
 _models = partial(_verb, "models")
 _sessions = partial(_verb, "sessions")
 _prompts = partial(_verb, "prompts")
@@ -53,11 +67,11 @@ _DRY_RUN: dict[str, dict[str, Any]] = {
 }
 _PRUNE: dict[str, dict[str, Any]] = {
     "--to": {"type": size_argument, "metavar": "SIZE", "help": "until no more than this is left"},
-    "--older-than": {"type": float, "metavar": "DAYS", "help": "what was not used for so long"},
+    "--older-than": {"type": _days, "metavar": "DAYS", "help": "what was not used for so long"},
 }
 _VERIFY: dict[str, dict[str, Any]] = {
     "--no-recompute": {"action": "store_true", "help": "checksums alone; loads no model"},
-    "--sample": {"type": int, "default": 4, "metavar": "N", "help": "runs to compute again (4)"},
+    "--sample": {"type": _positive, "default": 4, "metavar": "N", "help": "runs to compute again (4)"},
     "--remove": {"action": "store_true", "help": "delete what can't be used"},
 }
 _CONFIG = "settings"
@@ -67,13 +81,6 @@ _HOW = ("-m", "--dtype", "--device", "--weights")
 
 _MODELS = "models on this disk"
 _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}
-
-
-def _positive(text: str) -> int:
-    """A number of things, as argparse wants it."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 _bench = partial(_verb, "bench")
@@ -100,7 +107,9 @@ _SESSION: dict[str, dict[str, Any]] = {
         "help": "its name or id, or the beginning of it; without, the latest",
     }
 }
-_LIMIT: dict[str, dict[str, Any]] = {"--limit": {"type": int, "metavar": "N", "help": "not more than N"}}
+_LIMIT: dict[str, dict[str, Any]] = {
+    "--limit": {"type": _positive, "metavar": "N", "help": "not more than N"}
+}
 _EXPORT: dict[str, dict[str, Any]] = {
     "--format": {"choices": ("md", "json", "html"), "default": "md", "help": "what to make; md if not given"},
     "--output": {"metavar": "FILE", "help": "write to FILE, which only you can read"},

@@ -34,6 +34,12 @@ def test_a_table_has_a_heading_and_a_line_a_row(run) -> None:  # type: ignore[no
     assert [row.split()[0] for row in rows] == ["100", "150"]
 
 
+def test_a_model_that_is_not_here_has_its_own_exit_code(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("decode", "-m", "nobody")
+    assert (code, out) == (3, "")
+    assert err.startswith("kvchat: no model is called 'nobody'") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

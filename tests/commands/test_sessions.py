@@ -109,6 +109,22 @@ def test_sessions_are_searched_shown_and_removed(run: Run) -> None:
     assert [row["title"] for row in rows(run, "sessions", "ls")] == ["something else"]
 
 
+def test_looking_for_sessions_creates_none(run: Run, tmp_path: Path) -> None:
+    assert run("sessions", "ls") == (0, "", "")
+    assert run("sessions", "search", "x") == (0, "", "")
+    assert run("sessions", "show")[0] == 2
+    assert run("sessions", "rm", "x")[0] == 2
+    assert not (tmp_path / "DATA").exists()
+
+
+def test_a_session_is_removed_also_where_none_is_saved(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("-p", "one")
+    monkeypatch.setenv("KVCHAT_SAVE", "no")
+    (row,) = rows(run, "sessions", "ls")
+    assert run("sessions", "rm", row["id"])[0] == 0
+    assert rows(run, "sessions", "ls") == []
+
+
 def test_an_export_is_private_and_its_html_is_escaped(run: Run, tmp_path: Path) -> None:
     run("-p", "<script>alert(1)</script>")
     page = tmp_path / "page.html"
@@ -136,6 +152,8 @@ def test_a_saved_prompt_begins_a_conversation(run: Run, tmp_path: Path) -> None:
 def test_prompts_are_made_listed_linted_and_removed(run: Run, tmp_path: Path) -> None:
     own = tmp_path / "config" / "prompts" / "mine.md"
     assert run("prompts", "new", "mine")[1] == f"{own}\n"
+    modes = [path.stat().st_mode & 0o777 for path in (own, own.parent, own.parent.parent)]
+    assert modes == [0o600, 0o700, 0o700]
     assert run("prompts", "new", "mine")[0] == 2
     assert run("prompts", "path", "mine")[1] == f"{own}\n"
     own.write_text("---\ndescription: Mine\n---\n{{ today() }} and so on")
@@ -152,8 +170,12 @@ def test_prompts_are_made_listed_linted_and_removed(run: Run, tmp_path: Path) ->
 def test_a_broken_prompt_is_listed_with_what_is_wrong(run: Run, tmp_path: Path) -> None:
     (tmp_path / "work" / "prompts").mkdir()
     (tmp_path / "work" / "prompts" / "broken.md").write_text("---\nno end")
+    (tmp_path / "work" / "prompts" / "bare.md").write_text("You are brief.")
     (row,) = [row for row in rows(run, "prompts", "ls") if row["name"] == "broken"]
     assert "line 1: the head has no end" in row["error"]
+    lines = {line.split()[0]: line for line in run("prompts", "ls")[1].splitlines()}
+    assert "! " in lines["broken"]
+    assert lines["bare"].split() == ["bare", "here"]
 
 
 def test_a_shipped_prompt_is_edited_as_a_copy(run: Run, tmp_path: Path) -> None:
