@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 FEW_ROWS = 32
 """Up to so many rows a product that walks along the keys reads them at the memory's speed."""
@@ -118,10 +119,9 @@ def attend(
 
 def _alone(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """One token over few keys: the flash kernel as it is."""
-    attended: tuple[torch.Tensor, ...] = _FLASH(
+    return scaled_dot_product_attention(
         query.view(1, task.kv_heads, -1, task.dim), key, value, scale=task.scale
     )
-    return attended[0]
 
 
 def _split(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
