@@ -31,16 +31,20 @@ class Norm:
     It is the layer norm of (x, -x): that has no mean and the same mean square, and torch does it in one kernel, not six.
     """
 
-    __slots__ = ("_both", "_weights", "weight")
+    __slots__ = ("_narrow", "_size", "_wide", "weight")
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
-        self._weights = torch.stack([weight, weight])
-        self._both = tuple(self._weights.shape)
+        self._narrow = torch.stack([weight, weight])
+        self._wide = self._narrow.float()
+        self._size = tuple(self._narrow.shape)
 
     def __call__(self, stream: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """`stream` [rows, 2, size], x and -x -> [rows, size]."""
-        return torch.layer_norm(stream, self._both, self._weights, None, epsilon).select(1, 0)
+        """`stream` [rows, 2, size], x and -x in the weight's dtype or in float32 -> [rows, size] in the weight's."""
+        if stream.dtype == self.weight.dtype:
+            return torch.layer_norm(stream, self._size, self._narrow, None, epsilon).select(1, 0)
+        normed = torch.layer_norm(stream, self._size, self._wide, None, epsilon).select(1, 0)
+        return normed.to(self.weight.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,8 @@ class _Place:
 class LeanNetwork:
     """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it.
 
-    What flows through the layers is [new, 2, hidden], x and -x, as its norms take it.
+    What flows through the layers is [new, 2, hidden], x and -x, as its norms take it. It is summed in float32, which
+    costs many rows nothing; few rows beside integers, which it would slow, in their own dtype.
     """
 
     def __init__(self, shape: LeanShape, weights: LeanWeights) -> None:
@@ -146,7 +151,8 @@ class LeanNetwork:
         self._rotations = _Rotations(shape, weights.embedding.dtype)
         self._epsilon = shape.norm_epsilon
         self._split = (shape.heads, 2 * shape.kv_heads)
-        self._signs = torch.tensor([[1.0], [-1.0]], dtype=weights.embedding.dtype).repeat(1, shape.hidden)
+        self._wide_signs = torch.tensor([[1.0], [-1.0]]).repeat(1, shape.hidden)
+        self._signs = self._wide_signs.to(weights.embedding.dtype)
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """An empty arena for `capacity` tokens; every rule is kept by it."""
@@ -168,16 +174,18 @@ class LeanNetwork:
         tokens = [*tokens, *[tokens[-1]] * min(_excess(real), state.capacity - start - real)]
         attention = self._attention(start, len(tokens), is_apart=is_guess and self._keeps_rows_apart)
         reach = min(attention.reach, state.capacity)
+        is_wide = len(tokens) > MAX_ROWS or not self._keeps_rows_apart
+        signs = self._wide_signs if is_wide else self._signs
+        stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
         place = _Place(attention.manner(reach), *self._rotations.at(start, len(tokens)))
-        stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * self._signs
         views = state.views(start, start + len(tokens), reach)
         for layer, (written, keys, values) in zip(self.weights.layers, views, strict=True):
             heads = self._heads(layer, stream, place)
             query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)
             attended = place.attend(query, keys, values).reshape(len(tokens), -1)
-            stream = self._behind_attention(layer, stream, attended)
-        return self.weights.head(self.weights.norm(stream[real - num_logits : real], self._epsilon)).float()
+            stream = self._behind_attention(layer, stream, attended, signs)
+        return self.weights.head.scores(self.weights.norm(stream[real - num_logits : real], self._epsilon))
 
     def _attention(self, start: int, num_new: int, *, is_apart: bool) -> Attention:
         return Attention(
@@ -204,12 +212,12 @@ class LeanNetwork:
         )
 
     def _behind_attention(
-        self, layer: LeanLayer, stream: torch.Tensor, attended: torch.Tensor
+        self, layer: LeanLayer, stream: torch.Tensor, attended: torch.Tensor, signs: torch.Tensor
     ) -> torch.Tensor:
         """The rest of a layer: `stream` [new, 2, hidden] and `attended` [new, heads * head_dim] -> the next stream."""
-        stream = torch.addcmul(stream, layer.out(attended).unsqueeze(1), self._signs)
+        stream = torch.addcmul(stream, layer.out(attended).unsqueeze(1), signs)
         gate, up = layer.gate_up(layer.feed_forward_norm(stream, self._epsilon)).chunk(2, dim=-1)
-        return torch.addcmul(stream, layer.down(functional.silu(gate) * up).unsqueeze(1), self._signs)
+        return torch.addcmul(stream, layer.down(functional.silu(gate) * up).unsqueeze(1), signs)
 
     @property
     def mode(self) -> WeightsMode:

@@ -19,7 +19,7 @@ from kvchat.models.installed import PACKED_NAME, packed_stem
 from kvchat.models.quantize import Integers, Plane, dequantize, planes
 from kvchat.models.weights import WeightsMode
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Rises when what stands in a packed file changes."""
 ALIGNMENT = 64
 """Bytes of a cache line: loads that cross one cost a tenth of a token's time. Measured."""

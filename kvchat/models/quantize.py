@@ -23,6 +23,9 @@ MAX_ROWS = 14
 """With more rows than this the product in bfloat16 is sooner done. Measured."""
 INTEGER_SHARE = 0.65
 """Bytes of integers for a byte of bfloat16, at most: two planes of 4 bits with their scales."""
+LIKELIEST = 64
+"""So many of a vocabulary's scores are computed with float32 sums."""
+_ROWS_AT_ONCE = 16
 _ROWS_MULTIPLE = 64  # what the kernel takes in its fast form
 _NIBBLE = 16
 
@@ -79,9 +82,29 @@ class Projection:
         """`x` [rows, in] -> [rows, out], in x's dtype."""
         if not self.planes or x.shape[0] > MAX_ROWS:
             return functional.linear(x, self.weight, self.bias)
-        x = x.contiguous()
+        return self._sum(x.contiguous(), x.dtype)
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of the last projection, with its sums in float32, [rows, out].
+
+        torch's products of bfloat16 round each sum to 8 bits: the likeliest tokens of a vocabulary would differ by
+        steps of an eighth, or not at all. So the greatest are computed once more from the weights themselves.
+        """
+        if x.dtype != torch.bfloat16:
+            return self(x).float()
+        is_many = not self.planes or x.shape[0] > MAX_ROWS
+        out = self(x).float() if is_many else self._sum(x.contiguous(), torch.float32)
+        some = torch.split(out, _ROWS_AT_ONCE), torch.split(x, _ROWS_AT_ONCE)
+        for scores, row in zip(*some, strict=True):
+            likeliest = scores.topk(min(LIKELIEST, out.shape[1]), sorted=False).indices
+            sums = (self.weight[likeliest].float() * row[:, None].float()).sum(-1)
+            scores.scatter_(1, likeliest, sums if self.bias is None else sums + self.bias[likeliest])
+        return out
+
+    def _sum(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The planes' products, added in `dtype`."""
         packed, scales = self.planes[0]
-        out: torch.Tensor = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales)
+        out: torch.Tensor = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales).to(dtype)
         for packed, scales in self.planes[1:]:
             out += torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales)
         if self.bias is not None:
@@ -188,10 +211,14 @@ def _high_half(part: Integers) -> _Half:
 
 
 def _low_half(part: Integers) -> _Half:
+    """The lower nibble, or the only one: then its zero makes up for what rounding the scale loses on average."""
     scale = _rounded(part.scale)
     left = part.shift % _NIBBLE if part.bits > 4 else part.shift
-    zero = _rounded(part.minimum + (8 - left) * scale)
-    return _Half(part.codes & (_NIBBLE - 1), scale, zero)
+    zero = part.minimum + (8 - left) * scale
+    if part.bits == 4:
+        mean = part.codes.float().view(*scale.shape, GROUP).mean(-1)
+        zero += (part.scale - scale) * (mean - left)
+    return _Half(part.codes & (_NIBBLE - 1), scale, _rounded(zero))
 
 
 def _values(half: _Half) -> torch.Tensor:

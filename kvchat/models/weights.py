@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+ROUNDING = 2
+"""Rises when integers of the same file stand for other values."""
+
 
 class WeightsMode(StrEnum):
     """The form of the weights that a decoded token reads."""
@@ -25,7 +28,9 @@ class Weights:
     @property
     def regime(self) -> str:
         """What stands in the fingerprint: KV that one form of the weights made is no KV of another."""
-        return f"{self.mode.value} of the file" if self.is_own else self.mode.value
+        if self.mode is WeightsMode.NATIVE:
+            return self.mode.value
+        return f"{self.mode.value} {'of the file' if self.is_own else 'made'}, rounding {ROUNDING}"
 
 
 NATIVE = Weights(WeightsMode.NATIVE)

@@ -5,6 +5,7 @@ import torch
 
 from kvchat.models.quantize import (
     GROUP,
+    LIKELIEST,
     MAX_ROWS,
     Integers,
     Projection,
@@ -83,6 +84,38 @@ def test_a_scale_that_bfloat16_holds_loses_nothing_in_the_planes(shift: int, bit
     eye = torch.eye(64, dtype=torch.bfloat16)[:MAX_ROWS]
     projection = Projection(dequantize([stored]), None, planes([stored]))
     assert torch.equal(projection(eye).float(), exact.T[:MAX_ROWS])
+
+
+def test_what_rounding_a_scale_loses_is_made_up_for_on_average() -> None:
+    torch.manual_seed(0)
+    codes = torch.randint(10, 16, (64, 256), dtype=torch.uint8)
+    scale = torch.rand(64, 8) + 0.5
+    stored = Integers(codes, scale, -8 * scale, shift=0, bits=4)
+    exact = (codes.float() - 8) * scale.repeat_interleave(GROUP, dim=1)
+    naive = (codes.float() - 8) * scale.bfloat16().float().repeat_interleave(GROUP, dim=1)
+    off, naively_off = (
+        (values.float() - exact).view(64, 8, GROUP).mean(-1).abs().mean()
+        for values in (dequantize([stored]), naive.bfloat16())
+    )
+    assert off < 0.5 * naively_off
+
+
+@needs_kernel
+@pytest.mark.parametrize("with_planes", [True, False])
+@pytest.mark.parametrize("rows", [1, 5, MAX_ROWS, 40])
+def test_the_greatest_scores_are_not_rounded(with_planes: bool, rows: int) -> None:
+    parts = [quantize(weight(rows=512, seed=1), WeightsMode.INT8)]
+    values, bias = dequantize(parts), torch.randn(512, dtype=torch.bfloat16)
+    head = Projection(values, bias, planes(parts) if with_planes else ())
+    x = torch.randn(rows, 96, dtype=torch.bfloat16) * 4
+    truth = x.double() @ values.double().T + bias.double()
+    found, likeliest = head.scores(x), truth.topk(LIKELIEST // 2).indices
+    assert found.dtype == torch.float32
+    assert (found.double() - truth).gather(1, likeliest).abs().max() < 1e-4
+    assert (head(x).double() - truth).gather(1, likeliest).abs().max() > 1e-2
+    assert relative(found, truth) < 5e-3
+    if rows <= MAX_ROWS:
+        assert torch.equal(found, torch.cat([head.scores(row[None]) for row in x])) or not with_planes
 
 
 def test_what_the_kernel_does_not_take_is_known_before() -> None:
