@@ -18,7 +18,7 @@ from kvchat.cache.folder import default_disk_bytes, scan_folder
 from kvchat.commands.config import given_flags
 from kvchat.commands.flags import FLAG_NAMES
 from kvchat.config import Config, config_file, load_config
-from kvchat.errors import KvchatError, UsageError
+from kvchat.errors import KvchatError, ModelUnavailableError, UsageError
 from kvchat.ui.figures import size_text
 from kvchat.ui.render import reuse_text, template_text, weights_text
 
@@ -181,11 +181,12 @@ def model(config: Config, open_backend: Callable[[Config], Backend]) -> Iterator
     from kvchat.models.catalog import Catalog
 
     name = config.model.name
-    files = Catalog(config.paths.models, offline=True).find(name)
-    if files is None:
-        yield Finding("model", f"{name} is not on this disk", f"kvchat models pull {name}")
+    try:
+        folder = Catalog(config.paths.models, offline=True).path(name)
+    except ModelUnavailableError as error:
+        yield Finding("model", error.message, error.remedy or "try another model with -m")
         return
-    yield Finding("model", f"{files.name} in {files.folder}")
+    yield Finding("model", f"{name} in {folder}")
     nowhere = replace(config.chat, save=False, system=None)
     backend = open_backend(replace(config, model=replace(config.model, offline=True), chat=nowhere))
     try:

@@ -13,7 +13,7 @@ import xxhash
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import ModelUnavailableError, reason_of
 from kvchat.models.reasoning import marks_in
 
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
@@ -227,7 +227,7 @@ def read_template(folder: Path, named: Path | None = None) -> str | None:
             return named.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelUnavailableError(
-                f"can't read the chat template {named}: {error}", "name another file"
+                f"can't read the chat template {named}: {reason_of(error)}", "name another file"
             ) from error
     own = folder / "chat_template.jinja"
     if own.exists():

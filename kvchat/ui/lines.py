@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from kvchat.backends.base import Backend, Done, Event, Notice, Text
+from kvchat.backends.base import Backend, Done, Event, Notice, Phase, Text
 from kvchat.chat.session import Session, is_empty
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
@@ -86,6 +86,8 @@ class LineDialogue:
                 self._write("\nCtrl-D leaves\n")
             except KvchatError as error:
                 self._write(error_line(error.message, error.remedy) + "\n")
+                if self.session.backend.status().phase is Phase.FAILED:
+                    return error.exit_code  # there is nobody to talk to
         return 0
 
     def _read(self) -> str:

@@ -56,9 +56,18 @@ def test_a_model_that_is_here_answers_twice_and_reuses(run: Run, tiny_path: Path
 def test_without_the_model_it_says_how_to_get_it_and_fetches_nothing(run: Run, tmp_path: Path) -> None:
     code, out, err = run()
     assert (code, err.count("\n")) == (1, 1)
-    assert "! model        smollm2-135m is not on this disk" in out
-    assert "-> kvchat models pull smollm2-135m" in out
+    assert "! model        smollm2-135m is not here" in out
+    assert "-> run kvchat models pull smollm2-135m" in out
     assert not (tmp_path / "MODELS").exists()
+
+
+def test_a_model_that_there_is_not_is_named_with_what_to_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "llama"}')
+    assert found(run("-m", "nobody", "--json")[1])["model"].value == "no model is called 'nobody'"
+    model = found(run("-m", str(tmp_path / "empty"), "--json")[1])["model"]
+    assert model.value == f"{tmp_path}/empty holds no *.safetensors"
+    assert model.remedy == "fetch the model again"
 
 
 def test_wrong_settings_are_a_finding(run: Run, tmp_path: Path) -> None:

@@ -47,3 +47,11 @@ def test_ctrl_c_stops_a_plain_answer_and_only_hints_at_the_prompt(tmp_path: Path
     terminal.settle()
     terminal.enter("/exit")
     assert terminal.end() == 0
+
+
+def test_a_plain_dialogue_without_a_model_ends_with_its_exit_code(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "--plain", "-m", "nobody")
+    terminal.wait_for(">")
+    terminal.enter("hello")
+    assert terminal.end() == 3
+    assert any("no model is called 'nobody'" in row for row in terminal.rows)
