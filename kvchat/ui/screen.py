@@ -15,7 +15,7 @@ from typing import Any
 
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.data_structures import Size
+from prompt_toolkit.data_structures import Point, Size
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -30,6 +30,7 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
 from kvchat.ui.answer import Tail
+from kvchat.ui.reflow import Footprint
 
 PROMPT = "> "
 _INDENT = "  "
@@ -42,8 +43,12 @@ _STYLE = Style.from_dict(
 
 
 class FramedOutput(Vt100_Output):
-    """A terminal that is written to once a frame, so that nothing half-drawn is ever seen."""
+    """A terminal that is written to once a frame, so that nothing half-drawn is ever seen.
 
+    `rewraps` tells that it rewraps its rows by the rules of tmux when it gets narrower.
+    """
+
+    rewraps = False
     _depth = 0
 
     @contextmanager
@@ -72,7 +77,10 @@ class FramedOutput(Vt100_Output):
 
 def terminal_output() -> FramedOutput:
     """stdout as a terminal. Never asks where the cursor is: some terminals don't answer."""
-    return FramedOutput(sys.stdout, _terminal_size, term=os.environ.get("TERM"), enable_cpr=False)
+    term = os.environ.get("TERM", "")
+    output = FramedOutput(sys.stdout, _terminal_size, term=term or None, enable_cpr=False)
+    output.rewraps = "TMUX" in os.environ or term.startswith("tmux")
+    return output
 
 
 def _terminal_size() -> Size:
@@ -93,6 +101,45 @@ class Content:
     toolbar: Callable[[int], str]
 
 
+class _Application(Application[int]):
+    """Draws the live part, and knows where it begins when the terminal has rewrapped it."""
+
+    def __init__(self, output: FramedOutput, layout: Layout, *, vi: bool) -> None:
+        self._footprint = Footprint()
+        self._columns = 0  # of the terminal when the live part was drawn
+        super().__init__(
+            layout=layout,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            style=_STYLE,
+            output=output,
+            erase_when_done=True,
+            after_render=lambda app: self._footprint.grow(app.renderer),
+        )
+        self._rewraps = output.rewraps
+        self.ttimeoutlen = 0.05
+        self.timeoutlen = 0.3
+
+    def erase(self) -> None:
+        """Erase the live part from its first row on, wherever that is now."""
+        columns = self.output.get_size().columns
+        if self._rewraps and columns < self._columns:
+            above = self._footprint.rows_above(self.renderer._cursor_pos, columns)
+            self.renderer._cursor_pos = Point(x=columns, y=above)
+        self._columns = columns
+        self.renderer.erase(leave_alternate_screen=False)
+        self._footprint.clear()
+
+    def _redraw(self, render_as_done: bool = False) -> None:
+        """Draw; the terminal may have another width by now, though nobody has said so yet."""
+        if self.output.get_size().columns != self._columns:
+            self.erase()
+        super()._redraw(render_as_done)
+
+    def _on_resize(self) -> None:
+        self.erase()
+        self._redraw()
+
+
 class Screen:
     """Shows what `content` says and prints finished text above it."""
 
@@ -105,15 +152,8 @@ class Screen:
         self._search = SearchToolbar(
             forward_search_prompt="search forward: ", backward_search_prompt="search: "
         )
-        self.app: Application[int] = Application(
-            layout=Layout(self._root(), focused_element=self.buffer),
-            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
-            style=_STYLE,
-            output=self.output,
-            erase_when_done=True,
-        )
-        self.app.ttimeoutlen = 0.05
-        self.app.timeoutlen = 0.3
+        layout = Layout(self._root(), focused_element=self.buffer)
+        self.app = _Application(self.output, layout, vi=vi)
 
     def listen(self, keys: KeyBindingsBase) -> None:
         """Use these keys, beside those for editing text."""
@@ -132,7 +172,7 @@ class Screen:
             self._held.append(text)
             return
         with self.output.frame():
-            self.app.renderer.erase()
+            self.app.erase()
             self.output.write_raw(text.replace("\n", "\r\n") + "\x1b[0m\r\n")
             self.app._redraw()
 
