@@ -18,9 +18,6 @@ from kvchat.backends.base import (
     DEFAULTS,
     Answer,
     CacheReport,
-    CacheRow,
-    CacheTotals,
-    CacheView,
     Done,
     Event,
     FinishReason,
@@ -36,6 +33,7 @@ from kvchat.backends.base import (
     Turn,
     Usage,
 )
+from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
 from kvchat.errors import (
     ContextOverflowError,
     EngineDiedError,

@@ -8,18 +8,8 @@ from queue import SimpleQueue
 
 from kvchat.backends import base
 from kvchat.backends.answering import Answering, check_room, conversation
-from kvchat.backends.base import (
-    DEFAULTS,
-    CacheView,
-    Event,
-    ModelInfo,
-    Options,
-    Phase,
-    Role,
-    Status,
-    Turn,
-    VerifySample,
-)
+from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Role, Status, Turn
+from kvchat.backends.inspection import CacheView, VerifySample
 from kvchat.backends.loading import Loaded, load
 from kvchat.backends.preparing import pin, prepare
 from kvchat.backends.report import Asked

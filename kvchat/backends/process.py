@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from kvchat.backends import base
 from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Status, Turn
+from kvchat.backends.inspection import CacheView
 from kvchat.backends.wire import EVENTS, error_from_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError
@@ -217,9 +218,9 @@ class ProcessBackend:
         with suppress(_DiedError):  # the next message starts it again
             yield from self._events_of(self._living(), call)
 
-    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> base.CacheView:
+    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
         asked = {"history": to_wire(list(history)), "options": to_wire(options)}
-        view: base.CacheView = from_wire(base.CacheView, self._ask("cache", **asked))
+        view: CacheView = from_wire(CacheView, self._ask("cache", **asked))
         return view
 
     def _events_of(self, child: _Child, call: dict[str, Any]) -> Iterator[Event]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kvchat.backends.base import VerifiedRun, VerifySample
+from kvchat.backends.inspection import VerifiedRun, VerifySample
 from kvchat.cache.entry import EntryError
 from kvchat.cache.folder import scan_folder
 from kvchat.cache.maintenance import read_tokens

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvchat.backends.base import CacheRow, CacheView, Role
+from kvchat.backends.base import Role
+from kvchat.backends.inspection import CacheRow, CacheView
 from kvchat.cache.match import Coverage
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kvchat.backends.base import Answer, CacheTotals
+from kvchat.backends.base import Answer
+from kvchat.backends.inspection import CacheTotals
 from kvchat.chat.store import SessionRow, Store
 from kvchat.chat.tree import Exchange, new_id, title_of
 from kvchat.errors import KvchatError

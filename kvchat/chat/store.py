@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kvchat.backends.base import CacheTotals
+from kvchat.backends.inspection import CacheTotals
 from kvchat.chat.database import Connection, Database
 from kvchat.chat.rows import EXCHANGE_COLUMNS, exchange_from_row, ids_from_blob, ids_to_blob, statistics_json
 from kvchat.chat.search import Hit, search

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kvchat.backends.base import CacheTotals, VerifySample
+from kvchat.backends.inspection import CacheTotals, VerifySample
 from kvchat.cache.folder import StoredFile, default_disk_bytes, scan_folder
 from kvchat.cache.maintenance import (
     BadFile,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict
 
-from kvchat.backends.base import CacheTotals, CacheView
+from kvchat.backends.inspection import CacheTotals, CacheView
 from kvchat.chat.session import Session
 from kvchat.errors import KvchatError
 from kvchat.ui.figures import percent_text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvchat.backends.base import CacheView, Phase, Role, Turn
+from kvchat.backends.base import Phase, Role, Turn
+from kvchat.backends.inspection import CacheView
 from kvchat.chat.session import Session
 from kvchat.ui.desk import Choice
 from kvchat.ui.figures import percent_text, seconds_text

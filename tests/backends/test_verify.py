@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.backends.base import Answer, Done, Options, Role, Turn, VerifySample
+from kvchat.backends.base import Answer, Done, Options, Role, Turn
+from kvchat.backends.inspection import VerifySample
 from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
 from tests.tiny import random_tokens

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import CacheTotals, Options, Role, Turn
+from kvchat.backends.base import Options, Role, Turn
+from kvchat.backends.inspection import CacheTotals
 from kvchat.chat import database
 from kvchat.chat.database import MIGRATIONS
 from kvchat.chat.session import Session

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from kvchat.backends.base import CacheTotals, Options, Role, Turn
+from kvchat.backends.base import Options, Role, Turn
+from kvchat.backends.inspection import CacheTotals
 from kvchat.backends.local import LocalBackend
 from kvchat.chat.store import FILE_NAME, Store
 from kvchat.cli import main

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import CacheTotals, Options
+from kvchat.backends.base import Options
+from kvchat.backends.inspection import CacheTotals
 from kvchat.backends.local import LocalBackend
 from kvchat.chat.session import Session
 from kvchat.chat.store import FILE_NAME, Store

@@ -7,17 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from kvchat.backends.base import (
-    Answer,
-    CacheReport,
-    CacheRow,
-    CacheTotals,
-    CacheView,
-    FinishReason,
-    Role,
-    Timings,
-    Usage,
-)
+from kvchat.backends.base import Answer, CacheReport, FinishReason, Role, Timings, Usage
+from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
 from kvchat.ui.cache_tables import cache_text, context_text, history_table, memory_text, segments, why_text
 from kvchat.ui.tables import Look
 
