@@ -185,7 +185,8 @@ class LeanNetwork:
             written.copy_(key_value)
             attended = place.attend(query, keys, values).reshape(len(tokens), -1)
             stream = self._behind_attention(layer, stream, attended, signs)
-        return self.weights.head.scores(self.weights.norm(stream[real - num_logits : real], self._epsilon))
+        normed = self.weights.norm(stream[real - num_logits : real], self._epsilon)
+        return self.weights.head.scores(normed, exact=is_wide)
 
     def _attention(self, start: int, num_new: int, *, is_apart: bool) -> Attention:
         return Attention(

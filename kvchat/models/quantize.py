@@ -84,22 +84,25 @@ class Projection:
             return functional.linear(x, self.weight, self.bias)
         return self._sum(x.contiguous(), x.dtype)
 
-    def scores(self, x: torch.Tensor) -> torch.Tensor:
-        """The same of the last projection, with its sums in float32, [rows, out].
+    def scores(self, x: torch.Tensor, *, exact: bool) -> torch.Tensor:
+        """The same of the last projection, in float32, [rows, out].
 
-        torch's products of bfloat16 round each sum to 8 bits: the likeliest tokens of a vocabulary would differ by
-        steps of an eighth, or not at all. So the greatest are computed once more from the weights themselves.
+        torch's products of bfloat16 round each sum to 8 bits: the likeliest tokens of a vocabulary differ by steps of
+        an eighth, or not at all. With `exact` the greatest are computed once more from the weights themselves.
         """
-        if x.dtype != torch.bfloat16:
-            return self(x).float()
-        is_many = not self.planes or x.shape[0] > MAX_ROWS
-        out = self(x).float() if is_many else self._sum(x.contiguous(), torch.float32)
-        some = torch.split(out, _ROWS_AT_ONCE), torch.split(x, _ROWS_AT_ONCE)
-        for scores, row in zip(*some, strict=True):
-            likeliest = scores.topk(min(LIKELIEST, out.shape[1]), sorted=False).indices
-            sums = (self.weight[likeliest].float() * row[:, None].float()).sum(-1)
-            scores.scatter_(1, likeliest, sums if self.bias is None else sums + self.bias[likeliest])
+        is_few = self.planes and x.shape[0] <= MAX_ROWS
+        out = self._sum(x.contiguous(), torch.float32) if is_few else self(x).float()
+        if exact and x.dtype == torch.bfloat16:
+            some = torch.split(out, _ROWS_AT_ONCE), torch.split(x, _ROWS_AT_ONCE)
+            for scores, rows in zip(*some, strict=True):
+                self._sharpen(scores, rows)
         return out
+
+    def _sharpen(self, scores: torch.Tensor, x: torch.Tensor) -> None:
+        """Put the greatest of each row of `scores` with float32 sums in their place."""
+        likeliest = scores.topk(min(LIKELIEST, scores.shape[1]), sorted=False).indices
+        sums = (self.weight[likeliest].float() * x[:, None].float()).sum(-1)
+        scores.scatter_(1, likeliest, sums if self.bias is None else sums + self.bias[likeliest])
 
     def _sum(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The planes' products, added in `dtype`."""
