@@ -122,11 +122,12 @@ def last_rows(text: str, columns: int, num_rows: int) -> list[str]:
     columns = max(2, columns)
     enough = max(0, len(text) - 4 * columns * num_rows)
     start = max(text.rfind("\n", 0, enough) + 1, enough // _STEP * _STEP)
-    rows = [row for line in text[start:].split("\n") for row in _wrapped(line.replace("\t", _TAB), columns)]
+    rows = [row for line in text[start:].split("\n") for row in wrapped(line.replace("\t", _TAB), columns)]
     return rows[-num_rows:]
 
 
-def _wrapped(line: str, columns: int) -> list[str]:
+def wrapped(line: str, columns: int) -> list[str]:
+    """The rows of a line at a width, in cells, broken between words where there are any."""
     rows: list[str] = []
     row, width = "", 0
     for char in line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import textwrap
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -60,8 +61,15 @@ def common_start(names: list[str]) -> str:
 
 def _help(desk: Desk, argument: str) -> str:
     rows = [(f"{command.name} {command.arguments}".strip(), command.help) for command in COMMANDS]
-    width = max(len(name) for name, _ in (*rows, *KEYS))
-    return "\n".join(f"{name:<{width}}  {about}" for name, about in (*rows, *KEYS))
+    width = 2 + max(len(name) for name, _ in (*rows, *KEYS))
+    if desk.look.columns < 2 * width:  # too narrow for two columns
+        return "\n".join(f"{name}\n  {_hung(about, 2, desk)}" for name, about in (*rows, *KEYS))
+    return "\n".join(f"{name:<{width}}{_hung(about, width, desk)}" for name, about in (*rows, *KEYS))
+
+
+def _hung(text: str, indent: int, desk: Desk) -> str:
+    """A text whose further rows begin below its first, `indent` columns to the right."""
+    return f"\n{' ' * indent}".join(textwrap.wrap(text, max(2, desk.look.columns - indent)))
 
 
 def _clear(desk: Desk, argument: str) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from kvchat.backends.base import Answer, Backend, Done, Event, Notice
+from kvchat.backends.base import Answer, Backend, Done, Event, Notice, Phase
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, KvchatError, ModelUnavailableError
-from kvchat.ui.answer import Tail
+from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import fullness, is_full, ways_to_room
@@ -203,7 +203,9 @@ class Repl:
         """Show what a command gave."""
         self.echo(text)
         if shown:
-            self._screen.print_above(shown if isinstance(shown, Styled) else dim(sanitize(shown)))
+            self._screen.print_above(
+                shown if isinstance(shown, Styled) else dim(self._wrapped(sanitize(shown)))
+            )
         if error:
             self._say_error(error.message, error.remedy)
 
@@ -244,8 +246,13 @@ class Repl:
     # What is shown
 
     def _say_error(self, message: str, remedy: str = "") -> None:
-        line = error_line(message, remedy)
+        line = self._wrapped(error_line(message, remedy))
         self._screen.print_above(f"\x1b[31m{line}\x1b[39m" if self._color else line)
+
+    def _wrapped(self, text: str) -> str:
+        """The text broken between words, as the terminal would not."""
+        columns = max(2, self._screen.columns)
+        return "\n".join(row for line in text.split("\n") for row in wrapped(line, columns))
 
     def _name(self) -> str:
         return self._engine.name(otherwise=self._config.model.name)
@@ -271,7 +278,10 @@ class Repl:
     def _toolbar(self, columns: int) -> str:
         if self._keyboard.hint:
             return toolbar([self._keyboard.hint], columns)
-        parts = [self._name(), phase_text(self._engine.status())]
+        status = self._engine.status()
+        parts = [self._name(), phase_text(status)]
+        if status.phase in (Phase.PREFILLING, Phase.DECODING):
+            parts = [phase_text(status), "Ctrl-C stops", self._name()]
         if self.session.last and self.session.last.usage.total_tokens:
             parts.append(f"ctx {self.session.last.usage.total_tokens}/{self._context()}")
             parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")

@@ -24,6 +24,7 @@ from prompt_toolkit.key_binding import KeyBindingsBase
 from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.layout.dimension import Dimension
+from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.search import SearchDirection, start_search
 from prompt_toolkit.styles import Style
@@ -235,7 +236,12 @@ class Screen:
             dont_extend_height=True,
         )
         entry = Window(
-            BufferControl(self.buffer, search_buffer_control=self._search.control, preview_search=True),
+            BufferControl(
+                self.buffer,
+                input_processors=[TabsProcessor(char1=" ", char2=" ")],
+                search_buffer_control=self._search.control,
+                preview_search=True,
+            ),
             height=lambda: Dimension(min=1, max=max(1, self.output.get_size().rows - 10)),
             dont_extend_height=True,
             wrap_lines=True,

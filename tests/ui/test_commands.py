@@ -50,7 +50,7 @@ def test_the_argument_may_have_lines() -> None:
 
 
 def test_help_names_every_command() -> None:
-    shown = done(Desk(), "/help")
+    shown = " ".join(done(Desk(), "/help").split())
     assert all(command.name in shown and command.help in shown for command in COMMANDS)
 
 

@@ -408,3 +408,40 @@ def test_ctrl_l_clears_the_screen_and_keeps_the_input(terminal: Terminal) -> Non
     terminal.until(lambda: terminal.visible[0] == "> half a mess", "a clear screen")
     terminal.type("\x03")
     terminal.leave()
+
+
+def test_while_an_answer_comes_the_toolbar_says_how_to_stop_it(tmp_path: Path) -> None:
+    terminal = opened(tmp_path, columns=30)
+    terminal.enter("slow 500")
+    terminal.until(lambda: terminal.visible[-1] == "answering · Ctrl-C stops", "the hint")
+    terminal.type("\x03")
+    terminal.wait_for("stopped")
+    terminal.until(lambda: "Ctrl-C" not in terminal.visible[-1], "the hint to go")
+    terminal.leave()
+
+
+def test_in_a_narrow_terminal_what_is_said_is_broken_between_words(tmp_path: Path) -> None:
+    terminal = opened(tmp_path, columns=30)
+    terminal.enter("/help")
+    terminal.wait_for("/compact [N]")
+    start = terminal.rows.index("/compact [N]")
+    assert terminal.rows[start + 1 : start + 3] == [
+        "  let a summary replace all",
+        "  but the last N messages (2)",
+    ]
+    terminal.enter("/hlep")
+    terminal.wait_for("! no command is called /hlep:")
+    terminal.wait_for("did you mean /help? (// begins")
+    terminal.enter("/copy")
+    terminal.wait_for("! nothing was answered yet:")
+    terminal.wait_for("there is nothing to copy")
+    terminal.leave()
+
+
+def test_a_pasted_tab_is_seen_as_room_and_sent_as_it_is(terminal: Terminal) -> None:
+    terminal.paste("if a:\n\tb")
+    terminal.until(lambda: "      b" in terminal.visible, "the indented line")
+    terminal.type("\r")
+    terminal.settle()
+    assert "^I" not in "\n".join(terminal.rows)
+    terminal.leave()
