@@ -94,8 +94,9 @@ class Session(Conversation):
         """Say `text` instead of message `number` (from 1; -1 is the last), as a branch. Raises UsageError."""
         path = self.path
         if not 1 <= abs(number) <= len(path):
-            remedy = f"give a number from 1 to {len(path)}" if path else "say something first"
-            raise UsageError(f"there is no message {number}", remedy)
+            if not path:
+                raise UsageError("there is no message to say differently", "say something first")
+            raise UsageError(f"there is no message {number}", f"give a number from 1 to {len(path)}")
         return self._answered(self._new_exchange(text, path[number - (number > 0)].parent))
 
     def continue_answer(self) -> Events:

@@ -149,7 +149,7 @@ class Keyboard:
         self._shell = None
         self._face.show(output.text or "no output")
         if output.code:
-            self._face.show(f"exit code {output.code}")
+            self._face.show(f"exit code {output.code}" if output.code > 0 else "it was stopped")
         self._question = output if output.text else None
         self._screen.app.invalidate()
 

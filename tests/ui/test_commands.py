@@ -110,3 +110,8 @@ def test_a_saved_prompts_pin_holds_until_another_system_prompt_takes_its_place(
     settings = Prompts.around(tmp_path).prompt("kept").settings("You are kept.")
     config = load_config(settings | {"chat.save": False}, environ={"KVCHAT_CONFIG": os.devnull})
     assert Session.from_config(ScriptedBackend(), config).history[0].pinned
+
+
+def test_before_the_first_message_there_is_none_to_say_differently() -> None:
+    with pytest.raises(UsageError, match="no message to say differently: say something"):
+        done(Desk(), "/edit")
