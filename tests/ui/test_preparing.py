@@ -31,7 +31,7 @@ def prepared(log: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     ("move", "num_turns", "plain"),
-    [("start", 4, False), ("/undo", 2, False), ("/system be brief", 3, False), ("/resume first", 4, True)],
+    [("start", 4, False), ("/undo", 2, False), ("/resume first", 4, True)],
 )
 def test_a_conversation_that_one_moves_to_is_prepared(
     tmp_path: Path, move: str, num_turns: int, plain: bool

@@ -68,12 +68,12 @@ def test_a_terminal_that_rewraps_keeps_no_ghost_of_an_answer_and_loses_nothing(t
     tmux.wait_for("ready")
     tmux.enter("lines 40")
     tmux.wait_for("line number 39\n[^$]*ctx .*\n[^$]*ready")
-    tmux.enter("slow 130")
-    for number, columns in ((50, 61), (75, 37), (90, 90), (110, 45)):
+    tmux.enter("slow 100")
+    for number, columns in ((40, 61), (60, 37), (75, 90), (85, 45)):
         tmux.wait_for(rf"word{number}\b")
         tmux.ask("resize-window", "-x", str(columns))
-    tmux.wait_for("130 tok")
+    tmux.wait_for("100 tok")
     shown = " ".join(tmux.rows)
-    assert [int(n) for n in re.findall(r"word ?(\d+)", shown)] == list(range(130))
+    assert [int(n) for n in re.findall(r"word ?(\d+)", shown)] == list(range(100))
     assert [int(n) for n in re.findall(r"line number (\d+)", shown)] == list(range(40))
-    assert tmux.rows.count("> slow 130") == 1
+    assert tmux.rows.count("> slow 100") == 1
