@@ -1,7 +1,7 @@
 """Attention of new tokens over a long arena: old keys need no mask, only the new ones a causal triangle.
 
-A group's query heads are packed as rows of one call. In bfloat16 that is two matrix products; else the new queries meet
-the old keys unmasked and themselves causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
+A group's query heads are packed as rows of one call. Many scores are in bfloat16 two matrix products; else the new queries
+meet the old keys unmasked and themselves causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEW_ROWS = 32
 """Up to so many rows a product that walks along the keys reads them at the memory's speed."""
 MIN_SCORES_OF_FEW = 6 * 2**10
 MIN_ROUNDED_SCORES_OF_FEW = 3 * 2**10
-MIN_SCORES_OF_MANY = 24 * 2**10
+MIN_SCORES_OF_MANY = 20 * 2**10
 """Fewer scores a head than this are done sooner by the flash kernel. Measured, as is what follows."""
 MIN_SPLIT = 4096
 MIN_PART = 512
@@ -69,9 +69,16 @@ class Attention:
             if self.exact or self.rows > FEW_ROWS:
                 return partial(_by_products, self, corner)
             return partial(_by_rounded_products, self, corner.t()[:, None].to(self.dtype))
-        if self.new > 1:
+        if self.new > 1 and self.rows * self.total >= MIN_SCORES_OF_MANY:
             return partial(_by_merging, self)
+        if self.new > 1:
+            return partial(_masked, self, self._mask())
         return partial(_split if self.exact and self.total >= MIN_SPLIT else _alone, self)
+
+    def _mask(self) -> torch.Tensor:
+        """What hides each row's successors from it, [rows, total]."""
+        hidden = torch.full((self.new, self.total), -torch.inf, dtype=self.dtype).triu_(self.old + 1)
+        return hidden.repeat(self.groups, 1)
 
     @property
     def old(self) -> int:
@@ -157,6 +164,15 @@ def _one_by_one(task: Attention, query: torch.Tensor, key: torch.Tensor, value: 
         attended = part.manner(reach)(query[start:end], key[:, :, :reach], value[:, :, :reach])
         pieces.append(attended.reshape(end - start, -1))
     return torch.cat(pieces)
+
+
+def _masked(
+    task: Attention, mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Some tokens over few keys: one call of the flash kernel."""
+    packed = _packed(task, query)[None]
+    out, _ = _FLASH(packed, key, value, attn_mask=mask[None, None], scale=task.scale)
+    return _unpacked(task, out.reshape(packed.shape[1:]))
 
 
 def _by_merging(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
