@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
+from torch.nn.functional import silu
 
 from kvchat.models.flash import Attention, Manner
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
-from kvchat.models.quantize import MAX_ROWS, Projection
+from kvchat.models.quantize import MAX_ROWS, Product, Projection
 from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights import WeightsMode
 
@@ -29,22 +29,17 @@ class Norm:
     """Root mean square norm (Zhang and Sennrich 2019), scaled by `weight` [size].
 
     It is the layer norm of (x, -x): that has no mean and the same mean square, and torch does it in one kernel, not six.
+    `narrow` takes [rows, 2, size], x and -x, to contiguous [rows, size]; `wide` takes it in float32.
     """
 
-    __slots__ = ("_narrow", "_size", "_wide", "weight")
+    __slots__ = ("narrow", "weight", "wide")
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
         self.weight = weight
-        self._narrow = torch.stack([weight, weight])
-        self._wide = self._narrow.float()
-        self._size = tuple(self._narrow.shape)
-
-    def __call__(self, stream: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """`stream` [rows, 2, size], x and -x in the weight's dtype or in float32 -> [rows, size] in the weight's."""
-        if stream.dtype == self.weight.dtype:
-            return torch.layer_norm(stream, self._size, self._narrow, None, epsilon).select(1, 0)
-        normed = torch.layer_norm(stream, self._size, self._wide, None, epsilon).select(1, 0)
-        return normed.to(self.weight.dtype)
+        narrow = torch.stack([weight, weight])
+        wide, size, dtype, norm = narrow.float(), tuple(narrow.shape), weight.dtype, torch.layer_norm
+        self.narrow: Product = lambda x: norm(x, size, narrow, None, epsilon).select(1, 0).contiguous()
+        self.wide: Product = lambda x: norm(x, size, wide, None, epsilon).select(1, 0).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +130,29 @@ class _Place:
     attend: Manner
     cos: torch.Tensor
     sin: torch.Tensor
+    is_one: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What a layer does, in the form that the number of rows calls for."""
+
+    norm: Product
+    qkv: Product
+    out: Product
+    feed_forward_norm: Product
+    gate_up: Product
+    down: Product
+    rotates: bool
+    head_norm: torch.Tensor | None
+
+    @classmethod
+    def of(cls, layer: LeanLayer, *, is_wide: bool) -> _Step:
+        norms = layer.attention_norm, layer.feed_forward_norm
+        first, second = (norm.wide if is_wide else norm.narrow for norm in norms)
+        four = layer.qkv, layer.out, layer.gate_up, layer.down
+        qkv, out, gate_up, down = (product.many if is_wide else product.few for product in four)
+        return cls(first, qkv, out, second, gate_up, down, layer.rotates, layer.head_norm)
 
 
 class LeanNetwork:
@@ -149,8 +167,12 @@ class LeanNetwork:
         self.weights = weights
         self._keeps_rows_apart = all(projection.planes for projection in self._projections())
         self._rotations = _Rotations(shape, weights.embedding.dtype)
-        self._epsilon = shape.norm_epsilon
         self._split = (shape.heads, 2 * shape.kv_heads)
+        self._halves = (shape.feed_forward, shape.feed_forward)
+        self._steps = {
+            is_wide: [_Step.of(layer, is_wide=is_wide) for layer in weights.layers]
+            for is_wide in (False, True)
+        }
         self._wide_signs = torch.tensor([[1.0], [-1.0]]).repeat(1, shape.hidden)
         self._signs = self._wide_signs.to(weights.embedding.dtype)
 
@@ -177,16 +199,20 @@ class LeanNetwork:
         is_wide = len(tokens) > MAX_ROWS or not self._keeps_rows_apart
         signs = self._wide_signs if is_wide else self._signs
         stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
-        place = _Place(attention.manner(reach), *self._rotations.at(start, len(tokens)))
+        cos, sin = self._rotations.at(start, len(tokens))
+        place = _Place(attention.manner(reach), cos, sin, is_one=len(tokens) == 1)
         views = state.views(start, start + len(tokens), reach)
-        for layer, (written, keys, values) in zip(self.weights.layers, views, strict=True):
-            heads = self._heads(layer, stream, place)
+        for step, (written, keys, values) in zip(self._steps[is_wide], views, strict=True):
+            heads = self._heads(step, stream, place)
             query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)
-            attended = place.attend(query, keys, values).reshape(len(tokens), -1)
-            stream = self._behind_attention(layer, stream, attended, signs)
-        normed = self.weights.norm(stream[real - num_logits : real], self._epsilon)
-        return self.weights.head.scores(normed, exact=is_wide)
+            added = step.out(place.attend(query, keys, values).reshape(len(tokens), -1))
+            stream = torch.addcmul(stream, added if place.is_one else added.unsqueeze(1), signs)
+            gate, up = step.gate_up(step.feed_forward_norm(stream)).split_with_sizes(self._halves, 1)
+            added = step.down(silu(gate) * up)
+            stream = torch.addcmul(stream, added if place.is_one else added.unsqueeze(1), signs)
+        norm = self.weights.norm.wide if is_wide else self.weights.norm.narrow
+        return self.weights.head.scores(norm(stream[real - num_logits : real]), exact=is_wide)
 
     def _attention(self, start: int, num_new: int, *, is_apart: bool) -> Attention:
         return Attention(
@@ -200,25 +226,17 @@ class LeanNetwork:
             is_apart=is_apart,
         )
 
-    def _heads(self, layer: LeanLayer, stream: torch.Tensor, place: _Place) -> torch.Tensor:
+    def _heads(self, step: _Step, stream: torch.Tensor, place: _Place) -> torch.Tensor:
         """Queries, keys and values of a layer's input, turned, [new, heads + 2 kv_heads, head_dim]."""
         dim = self.shape.head_dim
-        heads = layer.qkv(layer.attention_norm(stream, self._epsilon)).view(stream.shape[0], -1, dim)
-        if layer.head_norm is not None:
-            query_key, value = heads.split_with_sizes((len(layer.head_norm), self.shape.kv_heads), 1)
-            normed = torch.rms_norm(query_key, (dim,), None, self._epsilon) * layer.head_norm
+        heads = step.qkv(step.norm(stream)).view(stream.shape[0], -1, dim)
+        if step.head_norm is not None:
+            query_key, value = heads.split_with_sizes((len(step.head_norm), self.shape.kv_heads), 1)
+            normed = torch.rms_norm(query_key, (dim,), None, self.shape.norm_epsilon) * step.head_norm
             heads = torch.cat((normed, value), 1)
         return (
-            torch.addcmul(heads * place.cos, heads.roll(dim // 2, -1), place.sin) if layer.rotates else heads
+            torch.addcmul(heads * place.cos, heads.roll(dim // 2, -1), place.sin) if step.rotates else heads
         )
-
-    def _behind_attention(
-        self, layer: LeanLayer, stream: torch.Tensor, attended: torch.Tensor, signs: torch.Tensor
-    ) -> torch.Tensor:
-        """The rest of a layer: `stream` [new, 2, hidden] and `attended` [new, heads * head_dim] -> the next stream."""
-        stream = torch.addcmul(stream, layer.out(attended).unsqueeze(1), signs)
-        gate, up = layer.gate_up(layer.feed_forward_norm(stream, self._epsilon)).chunk(2, dim=-1)
-        return torch.addcmul(stream, layer.down(functional.silu(gate) * up).unsqueeze(1), signs)
 
     @property
     def mode(self) -> WeightsMode:

@@ -206,10 +206,10 @@ def _integers(stored: GgufMatrices | None, name: str, weight: torch.Tensor, mode
 def _assembled(shape: LeanShape, tensors: Mapping[str, torch.Tensor]) -> LeanNetwork:
     layers = [
         LeanLayer(
-            attention_norm=Norm(tensors[f"{index}.attention_norm"]),
+            attention_norm=Norm(tensors[f"{index}.attention_norm"], shape.norm_epsilon),
             qkv=_projection(tensors, f"{index}.qkv"),
             out=_projection(tensors, f"{index}.out"),
-            feed_forward_norm=Norm(tensors[f"{index}.feed_forward_norm"]),
+            feed_forward_norm=Norm(tensors[f"{index}.feed_forward_norm"], shape.norm_epsilon),
             gate_up=_projection(tensors, f"{index}.gate_up"),
             down=_projection(tensors, f"{index}.down"),
             rotates=shape.rotates[index],
@@ -219,7 +219,7 @@ def _assembled(shape: LeanShape, tensors: Mapping[str, torch.Tensor]) -> LeanNet
     ]
     head = _projection(tensors, "head")
     embedding = tensors.get("embedding", head.weight)
-    return LeanNetwork(shape, LeanWeights(embedding, layers, Norm(tensors["norm"]), head))
+    return LeanNetwork(shape, LeanWeights(embedding, layers, Norm(tensors["norm"], shape.norm_epsilon), head))
 
 
 def _projection(tensors: Mapping[str, torch.Tensor], key: str) -> Projection:

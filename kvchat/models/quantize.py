@@ -7,8 +7,9 @@ nibble. Many rows at once (a prefill) are done sooner by a product in bfloat16, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,10 +67,16 @@ class Plane:
         return self.packed.numel() + self.scales.numel() * self.scales.element_size()
 
 
-class Projection:
-    """One linear map: y = x W^T + b. `weight` [out, in] and the planes hold the same values."""
+Product = Callable[[torch.Tensor], torch.Tensor]
 
-    __slots__ = ("bias", "planes", "weight")
+
+class Projection:
+    """One linear map: y = x W^T + b. `weight` [out, in] and the planes hold the same values.
+
+    `few` and `many` take [rows, in] to [rows, out] in x's dtype: contiguous rows, no more than MAX_ROWS, and any.
+    """
+
+    __slots__ = ("bias", "few", "many", "planes", "weight")
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None = None, planes: Sequence[Plane] = ()
@@ -77,12 +84,12 @@ class Projection:
         self.weight = weight
         self.bias = bias
         self.planes = tuple((plane.packed, plane.scales) for plane in planes)
+        self.many: Product = partial(functional.linear, weight=weight, bias=bias)
+        self.few: Product = self._few() if planes else self.many
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [rows, in] -> [rows, out], in x's dtype."""
-        if not self.planes or x.shape[0] > MAX_ROWS:
-            return functional.linear(x, self.weight, self.bias)
-        return self._sum(x.contiguous(), x.dtype)
+        return self.few(x.contiguous()) if x.shape[0] <= MAX_ROWS else self.many(x)
 
     def scores(self, x: torch.Tensor, *, exact: bool) -> torch.Tensor:
         """The same of the last projection, in float32, [rows, out].
@@ -91,7 +98,7 @@ class Projection:
         an eighth, or not at all. With `exact` the greatest are computed once more from the weights themselves.
         """
         is_few = self.planes and x.shape[0] <= MAX_ROWS
-        out = self._sum(x.contiguous(), torch.float32) if is_few else self(x).float()
+        out = self._sum(x.contiguous(), torch.float32) if is_few else self.many(x).float()
         if exact and x.dtype == torch.bfloat16:
             some = torch.split(out, _ROWS_AT_ONCE), torch.split(x, _ROWS_AT_ONCE)
             for scores, rows in zip(*some, strict=True):
@@ -103,6 +110,14 @@ class Projection:
         likeliest = scores.topk(min(LIKELIEST, scores.shape[1]), sorted=False).indices
         sums = (self.weight[likeliest].float() * x[:, None].float()).sum(-1)
         scores.scatter_(1, likeliest, sums if self.bias is None else sums + self.bias[likeliest])
+
+    def _few(self) -> Product:
+        """A token has four of these a layer: a function with as little to look up as can be."""
+        packed, scales = self.planes[0]
+        if len(self.planes) > 1 or self.bias is not None:
+            return lambda x: self._sum(x, x.dtype)
+        kernel = torch._weight_int4pack_mm_for_cpu
+        return lambda x: kernel(x, packed, GROUP, scales)
 
     def _sum(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The planes' products, added in `dtype`."""
