@@ -61,7 +61,8 @@ class Attention:
 
     def manner(self, reach: int) -> Manner:
         """How it is done with `reach` keys, `total` of them held: a function of query [new, heads, dim] and of key and
-        value, [1, kv_heads, reach, dim], whose result has the numbers of [new, heads, dim] in order."""
+        value, [1, kv_heads, reach, dim], whose result has the numbers of [new, heads, dim] in order. Where it `is_flat`
+        key and value are [kv_heads, reach, dim]."""
         if self.is_apart and self.new > 1:
             return partial(_one_by_one, self)
         if self.is_by_products:
@@ -74,6 +75,11 @@ class Attention:
         if self.new > 1:
             return partial(_masked, self, self._mask())
         return partial(_split if self.exact and self.total >= MIN_SPLIT else _alone, self)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether keys and values come without the first dimension, which is always 1."""
+        return self.is_by_products and not (self.is_apart and self.new > 1)
 
     def _mask(self) -> torch.Tensor:
         """What hides each row's successors from it, [rows, total]."""
@@ -120,6 +126,8 @@ def attend(
     heads, new, dim = query.shape[1:]
     kv_heads, total = key.shape[1:3]
     attention = Attention(heads, kv_heads, dim, new, total, query.dtype, scale, exact)
+    if attention.is_flat:
+        key, value = key[0], value[0]
     out = attention.manner(total)(query[0].transpose(0, 1), key, value)
     return out.reshape(1, new, heads, dim)
 
@@ -161,7 +169,8 @@ def _one_by_one(task: Attention, query: torch.Tensor, key: torch.Tensor, value: 
         end = min(start + step, task.new)
         part = replace(task, new=end - start, total=task.old + end, is_apart=False)
         reach = min(part.reach, key.shape[2])
-        attended = part.manner(reach)(query[start:end], key[:, :, :reach], value[:, :, :reach])
+        held = [states[0, :, :reach] if part.is_flat else states[:, :, :reach] for states in (key, value)]
+        attended = part.manner(reach)(query[start:end], *held)
         pieces.append(attended.reshape(end - start, -1))
     return torch.cat(pieces)
 
@@ -200,7 +209,7 @@ def _by_products(
 
     As exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's too.
     """
-    query, key, value = _packed(task, query), key[0], value[0]
+    query = _packed(task, query)
     at_once = max(1, min(task.kv_heads, MAX_SCORES_BYTES // (task.rows * key.shape[1] * 4)))
     score = _scores_along_keys if task.rows <= FEW_ROWS else _scores
     out = torch.empty_like(query)
@@ -221,14 +230,13 @@ def _by_rounded_products(
 
     `corner` is [keys - old, 1, new].
     """
-    key, packed = key[0], _packed(task, query)
-    scores = torch.baddbmm(_NO_BIAS, key, packed.transpose(1, 2), beta=0, alpha=task.factor)
+    scores = torch.baddbmm(_NO_BIAS, key, _packed(task, query).transpose(1, 2), beta=0, alpha=task.factor)
     if task.new > 1:
         last = scores.narrow(1, task.old, key.shape[1] - task.old)
         last.view(task.kv_heads, -1, task.groups, task.new).add_(corner)
     elif key.shape[1] > task.total:
         scores.narrow(1, task.total, key.shape[1] - task.total).fill_(-torch.inf)
-    return _unpacked(task, torch.bmm(torch.softmax(scores.transpose(1, 2), -1), value[0]))
+    return _unpacked(task, torch.bmm(torch.softmax(scores.transpose(1, 2), -1), value))
 
 
 def _packed(task: Attention, query: torch.Tensor) -> torch.Tensor:

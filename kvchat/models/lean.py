@@ -96,18 +96,19 @@ class LeanState(Divisible):
         layers = [layer for arena in self._arenas for layer in arena]
         return [plane for layer in layers for plane in layer.split(self._kv_heads)]
 
-    def views(self, start: int, end: int, reach: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    def views(
+        self, start: int, end: int, reach: int, *, is_flat: bool = False
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
         """For each layer where K and V of the tokens from `start` to `end` go, [new, 2 kv_heads, head_dim], and the K
-        and the V of `reach` tokens, each [1, kv_heads, reach, head_dim]."""
+        and the V of `reach` tokens, each [1, kv_heads, reach, head_dim], or if `is_flat` without the 1."""
         own, kv_heads = max(end, self._finite), self._kv_heads
         for arena in self._arenas:
             if own < reach:
                 arena[:, :, own:reach].zero_()  # whatever lay there, it may be no number
             written = arena[:, :, start:end].transpose(1, 2).unbind(0)
-            held = arena[:, None, :, :reach]
-            yield from zip(
-                written, held[:, :, :kv_heads].unbind(0), held[:, :, kv_heads:].unbind(0), strict=True
-            )
+            held = arena[:, :, :reach] if is_flat else arena[:, None, :, :reach]
+            keys, values = held[..., :kv_heads, :, :].unbind(0), held[..., kv_heads:, :, :].unbind(0)
+            yield from zip(written, keys, values, strict=True)
         self._finite = max(self._finite, reach)
 
     def reserve(self, num_tokens: int) -> None:
@@ -201,7 +202,7 @@ class LeanNetwork:
         stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
         cos, sin = self._rotations.at(start, len(tokens))
         place = _Place(attention.manner(reach), cos, sin, is_one=len(tokens) == 1)
-        views = state.views(start, start + len(tokens), reach)
+        views = state.views(start, start + len(tokens), reach, is_flat=attention.is_flat)
         for step, (written, keys, values) in zip(self._steps[is_wide], views, strict=True):
             heads = self._heads(step, stream, place)
             query, key_value = heads.split_with_sizes(self._split, 1)
