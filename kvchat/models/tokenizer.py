@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,23 @@ class ChatTokenizer:
         }
         longest_first = sorted([*self.control, _ANCHOR], key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._partings = _partings(self.control, added.values())
         self._full = _anchored(tokenizer)
-        self.encode = lru_cache(maxsize=4096)(self._encode)
+        self._encode_part = lru_cache(maxsize=4096)(partial(_encode, self._full))
 
-    def _encode(self, text: str, *, is_start: bool = False) -> tuple[int, ...]:
-        """Ids of `text`, control tokens counting. Unless `is_start`, it is encoded as what stands behind other text."""
-        return _encode(self._full, text, is_start)
+    def encode(self, text: str, *, is_start: bool = False) -> tuple[int, ...]:
+        """Ids of `text`, control tokens counting. Unless `is_start`, it is encoded as what stands behind other text.
+
+        Where a control token begins nothing before it matters to what follows, so each part is encoded once for all.
+        """
+        starts = [found.start() for found in self._partings.finditer(text)] if self._partings else []
+        ends = [start for start in starts if start > 0] + [len(text)]
+        parts = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return tuple(
+            token
+            for number, part in enumerate(parts)
+            for token in self._encode_part(part, is_start=is_start and number == 0)
+        )
 
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
@@ -175,6 +186,26 @@ def _encode(tokenizer: Tokenizer, text: str, is_start: bool = False) -> tuple[in
     if is_start:
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
     return tuple(tokenizer.encode(_ANCHOR + text, add_special_tokens=False).ids[1:])
+
+
+def _partings(control: Iterable[str], added: Iterable[AddedToken]) -> re.Pattern[str] | None:
+    """The control tokens at which text falls apart: they take no white space along, and none runs into another."""
+    plain = {
+        token.content
+        for token in added
+        if not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+    }
+    others = [token.content for token in added]
+    apart = [name for name in control if name in plain and not any(_meet(other, name) for other in others)]
+    longest_first = sorted(apart, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if apart else None
+
+
+def _meet(left: str, right: str) -> bool:
+    """Whether `left` may lie over the beginning of `right` in a text, or around it."""
+    if left == right:
+        return False
+    return right in left or any(left.endswith(right[:size]) for size in range(1, len(right)))
 
 
 def _anchored(tokenizer: Tokenizer) -> Tokenizer:

@@ -57,6 +57,46 @@ def test_a_sentencepiece_tokenizer_puts_its_space_before_the_first_word_only() -
     assert list(tokenizer.encode("a")) == whole[1:]
 
 
+def greedy_neighbours() -> Tokenizer:
+    """Some of its control tokens take white space along, run into one another, or are matched in normalized text."""
+    tokenizer = byte_level_tokenizer("<|", "m|>")
+    tokenizer.add_special_tokens(
+        [
+            AddedToken("<left>", lstrip=True, special=True),
+            AddedToken("<right>", rstrip=True, special=True),
+            AddedToken("<Case>", normalized=True, special=True),
+            AddedToken("<a>", special=True),
+            AddedToken("<a><b>", special=True),
+            AddedToken("<plain>", special=True),
+        ]
+    )
+    return tokenizer
+
+
+SEVERAL = [byte_level_tokenizer, sentencepiece_like, greedy_neighbours]
+WORDS = ["<|im_end|>", "<|im_start|>", "<s>", "</s>", "<left>", "<right>", "<Case>", "<a>", "<b>", "<plain>"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([(ChatTokenizer(make()), make()) for make in SEVERAL]),
+    st.lists(st.sampled_from([*WORDS, "<|", "m|>", "<", "a", " ", "\n", "  hello", "1 2"]), max_size=9),
+)
+def test_what_is_encoded_in_parts_has_the_ids_of_the_whole(
+    tokenizers: tuple[ChatTokenizer, Tokenizer], words: list[str]
+) -> None:
+    tokenizer, raw = tokenizers
+    text = "".join(words)
+    assert list(tokenizer.encode(text, is_start=True)) == raw.encode(text, add_special_tokens=False).ids
+
+
+def test_a_long_beginning_is_encoded_once_for_all_that_follows() -> None:
+    tokenizer = ChatTokenizer(byte_level_tokenizer())
+    for number in range(5):
+        tokenizer.encode(f"<|im_start|>a long one<|im_end|>\n<|im_start|>{number}", is_start=True)
+    assert tokenizer._encode_part.cache_info().misses == 2 + 5
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40))
 def test_the_stream_gives_exactly_the_whole_text_and_never_half_a_character(text: str) -> None:
