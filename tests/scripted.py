@@ -1,7 +1,7 @@
 """A backend that follows a script instead of a model: it echoes, streams slowly or fails as the message says.
 
 `slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
-reasons first; `file PATH` streams what a file contains; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
+reasons first; `file PATH` streams what a file contains, the last tenth once there is no PATH.hold; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
 `break N` dies after N words; `expire` dies half a second after it answered; `wait` blocks before its first
 token; `notice` sends a notice; anything else is echoed with the number of messages in the history. An unfinished answer is gone on with, word by word.
 """
@@ -291,9 +291,11 @@ class ScriptedBackend:
                 self._cancelled.wait(0.002)
                 yield Text(f"line number {n}\n")
         elif verb == "file":
-            said = Path(rest).read_text(encoding="utf-8", errors="replace")
+            said, hold = Path(rest).read_text(encoding="utf-8", errors="replace"), Path(f"{rest}.hold")
             for start in range(0, len(said), 7):
                 self._cancelled.wait(0.001)
+                while start > 0.9 * len(said) and hold.exists() and not self._cancelled.is_set():
+                    time.sleep(0.01)
                 yield Text(said[start : start + 7])
         elif verb == "say":
             said = rest.encode("latin-1", "backslashreplace").decode("unicode_escape")

@@ -63,6 +63,8 @@ def test_a_resize_in_the_middle_loses_no_row_and_repeats_none(tmp_path: Path) ->
     source = tmp_path / "a"
     source.write_text(document(wide=False))
     expected = in_one_go(tmp_path, source, COLUMNS_OF_THE_NARROWEST, 20)
+    hold = tmp_path / "a.hold"
+    hold.touch()
     terminal = Terminal(tmp_path, columns=80, rows=24).ready()
     terminal.enter(f"file {source}")
     terminal.wait_for("Chapter 4")
@@ -70,4 +72,5 @@ def test_a_resize_in_the_middle_loses_no_row_and_repeats_none(tmp_path: Path) ->
     terminal.wait_for("Chapter 8")
     terminal.resize(80, 24)
     assert b"cached " not in terminal.raw, "the answer was over too early"
+    hold.unlink()
     assert in_the_dialogue(terminal, source) == expected
