@@ -134,7 +134,7 @@ def wrapped(line: str, columns: int) -> list[str]:
         cells = get_cwidth(char)
         if width + cells > columns:
             whole, blank, word = row.rpartition(" ")
-            if not blank or char == " ":
+            if not blank or char == " " or get_cwidth(word) + cells > columns:
                 whole, word = row, ""
             rows.append(whole)
             row, width = word, get_cwidth(word)

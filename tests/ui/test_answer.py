@@ -1,7 +1,7 @@
 """What of a growing answer is finished, and what is its live tail."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvchat.backends.base import Prefilling, Text
@@ -105,6 +105,7 @@ def test_no_text_breaks_the_renderer(text: str) -> None:
 
 
 @given(st.text(alphabet="ab\t日é\n", max_size=200), st.integers(2, 30), st.integers(1, 6))
+@example("\ta日", 2, 1)
 def test_the_tail_never_passes_its_rows_or_the_screen(text: str, columns: int, num_rows: int) -> None:
     rows = last_rows(text, columns, num_rows)
     assert len(rows) <= num_rows
