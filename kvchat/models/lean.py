@@ -148,11 +148,11 @@ class _Step:
     head_norm: torch.Tensor | None
 
     @classmethod
-    def of(cls, layer: LeanLayer, *, is_wide: bool) -> _Step:
+    def of(cls, layer: LeanLayer, *, is_many: bool, is_wide: bool) -> _Step:
         norms = layer.attention_norm, layer.feed_forward_norm
         first, second = (norm.wide if is_wide else norm.narrow for norm in norms)
         four = layer.qkv, layer.out, layer.gate_up, layer.down
-        qkv, out, gate_up, down = (product.many if is_wide else product.few for product in four)
+        qkv, out, gate_up, down = (product.many if is_many else product.few for product in four)
         return cls(first, qkv, out, second, gate_up, down, layer.rotates, layer.head_norm)
 
 
@@ -171,8 +171,11 @@ class LeanNetwork:
         self._split = (shape.heads, 2 * shape.kv_heads)
         self._halves = (shape.feed_forward, shape.feed_forward)
         self._steps = {
-            is_wide: [_Step.of(layer, is_wide=is_wide) for layer in weights.layers]
-            for is_wide in (False, True)
+            is_many: [
+                _Step.of(layer, is_many=is_many, is_wide=is_many or not self._keeps_rows_apart)
+                for layer in weights.layers
+            ]
+            for is_many in (False, True)
         }
         self._wide_signs = torch.tensor([[1.0], [-1.0]]).repeat(1, shape.hidden)
         self._signs = self._wide_signs.to(weights.embedding.dtype)
@@ -197,13 +200,14 @@ class LeanNetwork:
         tokens = [*tokens, *[tokens[-1]] * min(_excess(real), state.capacity - start - real)]
         attention = self._attention(start, len(tokens), is_apart=is_guess and self._keeps_rows_apart)
         reach = min(attention.reach, state.capacity)
-        is_wide = len(tokens) > MAX_ROWS or not self._keeps_rows_apart
+        is_many = len(tokens) > MAX_ROWS
+        is_wide = is_many or not self._keeps_rows_apart
         signs = self._wide_signs if is_wide else self._signs
         stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
         cos, sin = self._rotations.at(start, len(tokens))
         place = _Place(attention.manner(reach), cos, sin, is_one=len(tokens) == 1)
         views = state.views(start, start + len(tokens), reach, is_flat=attention.is_flat)
-        for step, (written, keys, values) in zip(self._steps[is_wide], views, strict=True):
+        for step, (written, keys, values) in zip(self._steps[is_many], views, strict=True):
             heads = self._heads(step, stream, place)
             query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)

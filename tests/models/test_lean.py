@@ -207,6 +207,29 @@ def test_a_few_tokens_at_once_have_to_the_bit_the_logits_of_one_after_the_other(
 
 
 @needs_kernel
+def test_a_matrix_that_the_kernel_does_not_take_leaves_the_others_their_integers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, kernel = [], torch._weight_int4pack_mm_for_cpu
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(torch, "_weight_int4pack_mm_for_cpu", counted)
+    folder = folder_of("llama", tmp_path / "model", **WIDE, vocab_size=333)
+    loaded, tokens = loaded_from(folder, "bfloat16", weights="int8"), random_tokens(30)
+    state = loaded.new_state()
+    loaded.forward(tokens[:29], state)
+    assert not calls
+    found = loaded.forward(tokens[29:], state)
+    layers = transformers_model(folder).config.num_hidden_layers
+    assert len(calls) == 2 * 4 * layers
+    expected = stock(folder, tokens)[-1]
+    assert (found - expected).norm() / expected.norm() < 0.1
+
+
+@needs_kernel
 def test_without_a_word_a_checkpoint_decodes_from_8_bits_and_float32_as_it_is(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path / "model", **WIDE)
     coarse, plain = loaded_from(folder, "bfloat16"), loaded_from(folder, "float32")
