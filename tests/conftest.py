@@ -10,6 +10,16 @@ from kvchat.config import Config
 from tests.tiny import tiny_config, tiny_folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the sweep of families computes: cpu, cuda or mps")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device that tests of whole families run on."""
+    return str(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")

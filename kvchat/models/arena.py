@@ -73,6 +73,8 @@ class Arena(Divisible):
         return max(0, len(self.tokens) - self._window - MARGIN_TOKENS - self.first_held)
 
     def release(self) -> None:
+        if not self.excess:  # on a GPU always
+            return
         end = self.first_held + self.excess
         for layer in self.layers:
             if layer.window is not None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from filelock import FileLock
 
-PATH = Path(__file__).with_name("RESULTS.md")
 STAGES = ("prefill", "continued", "ram", "branch", "window", "cancel", "disk")
 _HEAD = f"""\
 # Every causal language model that transformers can build
 
-Written by `pytest -m sweep_all`: tiny random models in float32, every logit of a conversation that is continued over
+Written by `pytest -m sweep_all --device DEVICE`: tiny random models in float32, every logit of a conversation that is continued over
 three turns, restored from RAM, branched, cut back past the sliding window, cancelled, and restored from disk, against
 transformers computing the same tokens from scratch in one go. Shown is the largest difference of each stage; the bound
 is 1e-4. `not built`: no tiny version could be made of the default config. `refused`: kvchat says so when it loads one.
@@ -42,10 +42,12 @@ class Row:
         return f"| {' | '.join([self.family, self.policy, self.continuation, *stages, verdict])} |"
 
 
-def record(row: Row) -> None:
-    """Put `row` in its place in the table."""
-    lines = PATH.read_text(encoding="utf-8").splitlines() if PATH.exists() else []
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
-    rows.pop("family", None)
-    rows[row.family] = str(row)
-    PATH.write_text(_HEAD + "\n".join(rows[name] for name in sorted(rows)) + "\n", encoding="utf-8")
+def record(row: Row, device: str) -> None:
+    """Put `row` in its place in the table of that device; several test processes may do so at once."""
+    path = Path(__file__).with_name("RESULTS.md" if device == "cpu" else f"RESULTS-{device}.md")
+    with FileLock(path.with_suffix(".lock")):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+        rows.pop("family", None)
+        rows[row.family] = str(row)
+        path.write_text(_HEAD + "\n".join(rows[name] for name in sorted(rows)) + "\n", encoding="utf-8")

@@ -137,9 +137,8 @@ def plain_logits(model: Any) -> Plain:
         model.set_attn_implementation("eager")
         try:
             with torch.inference_mode():
-                logits: torch.Tensor = (
-                    model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
-                )
+                ids = torch.tensor([tokens], device=model.device)
+                logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
         finally:
             model.set_attn_implementation(used)
         return logits

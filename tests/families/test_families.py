@@ -16,8 +16,8 @@ from tests.families.sweep import MESSAGE, TOLERANCE, Journey, plain_logits
 from tests.families.zoo import ZOO
 
 
-def loaded_model(family: str) -> LoadedModel:
-    model = tiny_random_model(family)
+def loaded_model(family: str, device: str) -> LoadedModel:
+    model = tiny_random_model(family).to(device)
     attention.enable(model)
     return describe(model, name=family)
 
@@ -27,8 +27,10 @@ def journey(loaded: LoadedModel, folder: Path) -> Journey:
 
 
 @pytest.fixture(scope="module", params=ZOO)
-def travelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Journey:
-    way = journey(loaded_model(request.param), tmp_path_factory.mktemp("kv"))
+def travelled(
+    request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory
+) -> Journey:
+    way = journey(loaded_model(request.param, device), tmp_path_factory.mktemp("kv"))
     way.run()
     return way
 
@@ -54,8 +56,8 @@ def test_what_is_declared_is_what_is_reused(travelled: Journey) -> None:
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_a_held_state_of_one_other_token_is_noticed(family: str, tmp_path: Path) -> None:
-    way = journey(loaded_model(family), tmp_path)
+def test_a_held_state_of_one_other_token_is_noticed(family: str, device: str, tmp_path: Path) -> None:
+    way = journey(loaded_model(family, device), tmp_path)
     talk = random_tokens(30)
     other = [*talk[:27], talk[27] % 90 + 3, *talk[28:]]
     said = way.say("other", other)
@@ -92,7 +94,7 @@ LEAN = {
 def test_our_own_network_is_right_on_the_same_journey(model: str, tmp_path: Path) -> None:
     stock = tiny_random_model(model.split(",")[0], **LEAN[model])
     stock.save_pretrained(tmp_path / "model")
-    loaded = load_model(tmp_path / "model", ModelConfig(dtype="float32"))
+    loaded = load_model(tmp_path / "model", ModelConfig(dtype="float32", device="cpu"))
     assert isinstance(loaded.network, LeanNetwork)
     way = Journey(loaded, plain_logits(stock), tmp_path / "kv")
     way.run()
