@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.config import Config, load_config
 from kvchat.models import attention
+from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.stock import describe
 
@@ -35,7 +37,7 @@ SHAPE: dict[str, Any] = {
 def tiny_model(
     family: str = "llama", *, seed: int = 0, context: int | None = None, **overrides: Any
 ) -> LoadedModel:
-    """A random float32 model of `family` whose logits depend on every token."""
+    """A random float32 model of `family` whose logits depend on every token. It goes on anywhere, as on a GPU."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **(SHAPE | overrides))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -45,7 +47,8 @@ def tiny_model(
         elif "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     attention.enable(model)
-    return describe(model, name=f"tiny-{family}", context=context)
+    loaded = describe(model, name=f"tiny-{family}", context=context)
+    return replace(loaded, is_exact=False, page=1)
 
 
 def transformers_model(folder: Path) -> Any:
@@ -59,13 +62,20 @@ def random_tokens(length: int, *, seed: int = 0) -> list[int]:
     return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
 
 
+def said(loaded: LoadedModel, ids: list[int]) -> list[int]:
+    """Ids that a model generated, as tokens that a next prompt holds."""
+    return as_generated(ids) if loaded.is_exact else ids
+
+
 def stock_logits(loaded: LoadedModel, tokens: list[int]) -> torch.Tensor:
     """The last position's logits, computed from scratch by transformers' plain attention and no cache."""
     used = loaded.model.config._attn_implementation
     loaded.model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
-            return loaded.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+            return (
+                loaded.model(input_ids=torch.tensor([ids_of(tokens)]), use_cache=False).logits[0, -1].float()
+            )
     finally:
         loaded.model.set_attn_implementation(used)
 

@@ -76,7 +76,8 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     verdict = checked(model, mark, config.paths.models, engine.measured)
     if not verdict.is_as_declared:
         warn(f"{files.name}: {verdict}")
-        engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)
+        model = replace(model, rule=verdict.rule, is_exact=False, page=1)
+        engine = Engine(model, speculation=engine.speculation)
         engine.touch()
     engine.cache = _open_cache(config, engine, mark, warn)
     if model.long_rope and engine.cache:

@@ -11,6 +11,7 @@ from kvchat.engine.forwards import Forwards
 from kvchat.engine.request import Finish, Request, Token
 from kvchat.engine.sampling import Sampler
 from kvchat.engine.speculation import Speculation
+from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.kv_state import KVState
 
 
@@ -34,7 +35,7 @@ class Decoding:
         self._room = forwards.loaded.context - len(request.prompt)
         wanted = request.max_tokens
         self._limit = self._room if wanted is None else min(self._room, wanted)
-        self._sampler = Sampler(request.sampling, request.prompt, forwards.loaded.device)
+        self._sampler = Sampler(request.sampling, ids_of(request.prompt), forwards.loaded.device)
         self._is_followed = False
 
     def tokens(self, logits: torch.Tensor, is_cancelled: Callable[[], bool]) -> Generator[Token, None, None]:
@@ -58,7 +59,7 @@ class Decoding:
                 if self.num_generated < self._limit:
                     chosen = self._next(chosen)
                 elif self._limit < self._room:
-                    self._forwards.forward(chosen[-1:], self._state)
+                    self._forwards.forward(self._told(chosen[-1:]), self._state)
         finally:
             self._cut(len(self._request.prompt) + self.num_generated)
 
@@ -67,7 +68,7 @@ class Decoding:
         guesses = self._guesses(said)
         held = len(self._state.tokens)
         started = time.perf_counter()
-        rows = self._forwards.logits([said[-1], *guesses], self._state, 1 + len(guesses))
+        rows = self._forwards.logits(self._told([said[-1], *guesses]), self._state, 1 + len(guesses))
         chosen = [self._sampler.choose(rows[0])]
         seconds = time.perf_counter() - started  # a GPU has done its work once a token is chosen
         for row, guess in zip(rows[1:], guesses, strict=True):
@@ -85,10 +86,17 @@ class Decoding:
         if self._is_followed:
             self._speculation.extend(said)
         else:  # after the first token, which does not wait for this
-            self._speculation.begin([*self._request.prompt, *said])
+            self._speculation.begin([*ids_of(self._request.prompt), *said])
             self._is_followed = True
-        room = min(self._limit - self.num_generated, self._forwards.loaded.num_alike(self._state)) - 1
+        loaded = self._forwards.loaded
+        room = min(self._limit - self.num_generated, loaded.num_alike(self._state)) - 1
+        if loaded.is_exact:
+            room = min(room, loaded.network.generated_at_once - 1)
         return self._speculation.guesses(max(0, room), self._request.stop_ids)
+
+    def _told(self, ids: Sequence[int]) -> Sequence[int]:
+        """What is said here, as tokens of its kind where that makes a difference."""
+        return as_generated(ids) if self._forwards.loaded.is_exact else ids
 
     def _cut(self, num_tokens: int) -> None:
         if len(self._state.tokens) > num_tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import torch
 
@@ -13,12 +14,14 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.decoding import Decoding
 from kvchat.engine.forwards import Forwards
-from kvchat.engine.holding import Holding, next_stop
+from kvchat.engine.holding import Holding
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
+from kvchat.engine.schedule import Schedule
 from kvchat.engine.speculation import Drafts, Speculation
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.device import empty_device_cache
+from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
@@ -119,7 +122,8 @@ class Engine:
         Between two events the state holds the KV of exactly `state.tokens`, whatever happens: it may be closed or
         raise at any point. At least one token of the prompt is computed. `prompt` must be shorter than the context.
         """
-        prompt = list(request.prompt)
+        request = replace(request, prompt=self.told(request.prompt))
+        prompt = request.prompt
         assert 0 < len(prompt) < self.loaded.context, "the caller checks the context"
         started = time.perf_counter()
         reuse, logits = yield from self._prefill(request, is_cancelled, self.chunk_tokens)
@@ -156,8 +160,12 @@ class Engine:
         Nobody asked for them yet, so the statistics don't count them as asked. `chunk_tokens` is other than usual.
         """
         assert 0 < len(tokens) < self.loaded.context, "the caller checks the context"
-        yield from self._prefill(Request(tokens), is_cancelled, chunk_tokens or self.chunk_tokens)
+        yield from self._prefill(Request(self.told(tokens)), is_cancelled, chunk_tokens or self.chunk_tokens)
         self.store(priority=priority)
+
+    def told(self, tokens: Sequence[int]) -> list[int]:
+        """`tokens` as the state and the cache know them: of their kinds where these make a difference."""
+        return list(tokens) if self.loaded.is_exact else ids_of(tokens)
 
     def _prefill(
         self, request: Request, is_cancelled: Callable[[], bool], chunk_tokens: int
@@ -165,15 +173,16 @@ class Engine:
         """Bring the state to the prompt; returns what was reused and the last token's logits, None when cancelled."""
         prompt = list(request.prompt)
         self.loaded.prepare(self.state, len(prompt))
-        reuse = self._take_up(prompt) if request.reuse else Reuse(live=self.state.keep(0))
-        total = len(prompt) - reuse.num_tokens
         points = self._snapshot_points(request)
+        schedule = Schedule(prompt, self.loaded, chunk_tokens, points)
+        reuse = self._take_up(prompt, schedule) if request.reuse else Reuse(live=self.state.keep(0))
+        total = len(prompt) - reuse.num_tokens
         yield Progress(0, total, reuse)
         logits: torch.Tensor | None = None
         while (start := len(self.state.tokens)) < len(prompt):
             if is_cancelled():
                 return reuse, None
-            end = next_stop(start, [*points, len(prompt)], self.loaded.rule, chunk_tokens)
+            end = schedule.end(start)
             logits = self._compute(prompt[start:end])
             if end in points:
                 self.state.take()
@@ -184,10 +193,10 @@ class Engine:
         assert logits is not None, "at least one token is computed"
         return reuse, logits
 
-    def _take_up(self, prompt: list[int]) -> Reuse:
-        return self._forwards.with_room(lambda: self._holding.take_up(prompt))
+    def _take_up(self, prompt: Sequence[int], schedule: Schedule) -> Reuse:
+        return self._forwards.with_room(lambda: self._holding.take_up(prompt, schedule))
 
-    def _count(self, prompt: list[int], reuse: Reuse) -> None:
+    def _count(self, prompt: Sequence[int], reuse: Reuse) -> None:
         if self.cache is None:
             return
         asked = CacheStats(

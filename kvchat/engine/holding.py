@@ -11,6 +11,7 @@ from kvchat.cache.match import Ended, Match
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import Reuse
+from kvchat.engine.schedule import Schedule
 from kvchat.models.kv_state import KVState, common_prefix
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
 
@@ -39,22 +40,30 @@ class Holding:
         """The cache behind the state as it is now."""
         return self.caches[self.state.is_long]
 
-    def take_up(self, prompt: Sequence[int]) -> Reuse:
-        """Bring into the state what is known of the prompt but its last token: from itself, then from the cache."""
+    def take_up(self, prompt: Sequence[int], schedule: Schedule) -> Reuse:
+        """Bring into the state what is known of the prompt but its last token: from itself, then from the cache; as far
+        as the forwards of `schedule` go on from there."""
         self._rest()
         shared = min(common_prefix(self.state.tokens, prompt), len(prompt) - 1)
-        live = self.state.keep(shared)
+        live = self.state.keep(schedule.start(shared))
         match = self.cache.match(prompt[:-1]) if self.cache else None
         ended = match.ended if match else Ended.OFF
-        best = max(live, match.num_tokens if match else 0)
+        stored = schedule.start(match.num_tokens) if match else 0
+        best = max(live, stored)
         reuse = Reuse(live, ended=ended, policy=self.rule.policy)
         if self._is_slower_than_all(best, len(prompt)):
             return replace(reuse, live=self.state.keep(0), skipped=best, is_renewed=True)
         if match is None or best == live:
             return reuse
-        if not self._is_worth_loading(match, live):
+        if not self._is_worth_loading(match, stored, live):
             return replace(reuse, skipped=best - live)
-        return self._load(prompt, match, reuse, shared)
+        reuse = self._load(prompt[:stored], match, reuse, shared)
+        usable = schedule.start(len(self.state.tokens))  # less than hoped for where something was damaged
+        return (
+            reuse
+            if self.state.keep(usable) >= reuse.num_tokens
+            else replace(reuse, live=usable, ram=0, disk=0)
+        )
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
         """Give what is held of the first `num_tokens` (all of them by default) to the cache.
@@ -101,30 +110,31 @@ class Holding:
             return False
         return (length - held) * self.pace.step_s > length * self.pace.prefill_s_per_token + self.pace.step_s
 
-    def _is_worth_loading(self, match: Match, live: int) -> bool:
+    def _is_worth_loading(self, match: Match, stored: int, live: int) -> bool:
         assert self.cache is not None
         token_s = self.pace.prefill_s_per_token
         if live and self.rule.continuation is Continuation.ONE_TOKEN:
             token_s = self.pace.step_s
-        computing_s = (match.num_tokens - live) * token_s
+        computing_s = (stored - live) * token_s
         return not token_s or self.cache.estimate_load_s(match, live) < computing_s
 
-    def _load(self, prompt: Sequence[int], match: Match, reuse: Reuse, shared: int) -> Reuse:
-        """Load the match behind what is live; the KV of the first `shared` is there, whatever else has to be loaded."""
+    def _load(self, tokens: Sequence[int], match: Match, reuse: Reuse, shared: int) -> Reuse:
+        """Load what the match has of `tokens` behind what is live; the KV of the first `shared` is there, whatever else
+        has to be loaded."""
         assert self.cache is not None
-        live = reuse.live
-        self.state.reserve(match.num_tokens)
+        live, wanted = reuse.live, len(tokens)
+        self.state.reserve(wanted)
         with self.cache.lease(match) as lease, torch.inference_mode():
             planes, states = self.state.planes, self.state.states
-            start = self.state.missing(shared, match.num_tokens)
+            start = self.state.missing(shared, wanted)
             try:
-                loaded = self.cache.load(lease, planes, start, match.num_tokens, states=states)
+                loaded = self.cache.load(lease, planes, start, wanted, states=states)
             except BaseException:
                 self.state.lose()
                 raise
-        self._bring_in(prompt[live : loaded.end], start if loaded.end else self.state.first_held)
+        self._bring_in(tokens[live : loaded.end], start if loaded.end else self.state.first_held)
         end = len(self.state.tokens)
-        ended = match.ended if end >= match.num_tokens else Ended.CORRUPT
+        ended = match.ended if end >= wanted else Ended.CORRUPT
         ram, disk = (loaded.ram, loaded.disk) if end > live else (0, 0)
         if lease.match.snapshot:
             ram, disk = (end - live, 0) if lease.match.snapshot.block else (0, end - live)
@@ -135,13 +145,3 @@ class Holding:
         """Count `tokens` as held, whose KV was loaded from token `start` on; none where a window was not loaded whole."""
         self.state.advance(tokens, first_held=min(self.state.first_held, start))
         self.state.keep(len(self.state.tokens))
-
-
-def next_stop(start: int, stops: Sequence[int], rule: ReuseRule, chunk_tokens: int) -> int:
-    """Where the forward that begins at token `start` ends; the last of the ascending `stops` is the prompt's end."""
-    end = next(stop for stop in stops if stop > start)
-    if rule.policy is ReusePolicy.NONE:
-        return stops[-1]
-    if rule.continuation is Continuation.CHUNK:
-        return min(start + chunk_tokens, end)
-    return start + 1 if start else stops[-2] if len(stops) > 1 else stops[-1]

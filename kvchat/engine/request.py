@@ -21,7 +21,7 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
+    """One prompt, of tokens of either kind. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
 
     The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
     answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed.

@@ -1,14 +1,15 @@
 """Attention of new tokens over a long arena: old keys need no mask, only the new ones a causal triangle.
 
-A group's query heads are packed as rows of one call. Many scores are in bfloat16 two matrix products; else the new queries
-meet the old keys unmasked and themselves causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
+A group's query heads are packed as rows of one call. Given tokens take two matrix products, in which what a row gets does
+not depend on how many there are. Else many scores in bfloat16 do too, and fewer meet the old keys unmasked and themselves
+causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +30,10 @@ MAX_SCORES_BYTES = 48 * 2**20
 """Heads whose scores take more than this together are done one after another."""
 KEYS_AT_ONCE = 64
 """Products are over a multiple of so many keys: a matrix kernel for new sizes takes as long to make as ten to run."""
+MIN_KEYS_OF_GIVEN = 512
+"""Products over fewer keys than this may cut their sums elsewhere. Measured (MKL cuts at 384)."""
+ROWS_MULTIPLE = 8
+"""A product gives each row the same bits at every number of rows that is a multiple of this. Measured."""
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """Gives attention [1, heads, rows, dim] and its log-sum-exp in float32, [1, heads, rows]."""
 HAS_CPU_FLASH = _FLASH is not None
@@ -40,7 +45,8 @@ class Attention:
     """Causal attention of the last `new` of `total` tokens: what is chosen once for all layers of a forward.
 
     Without `exact` a few tokens' scores over many keys in bfloat16 may be rounded to bfloat16, as transformers' eager
-    attention rounds them. With `is_apart` each new token gets the very rounding that a call for it alone would have.
+    attention rounds them. With `is_apart` each new token gets the very rounding that a call for it alone would have,
+    and where they are `given`, the one that it has among any others: `new` is a multiple of ROWS_MULTIPLE then.
     """
 
     heads: int
@@ -52,21 +58,27 @@ class Attention:
     scale: float | None = None
     exact: bool = True
     is_apart: bool = False
+    is_given: bool = False
 
     @property
     def reach(self) -> int:
         """How many keys it is handed at best: products of the same sizes as the last token's need no new kernel. What
         lies behind `total` only has to be finite."""
+        if self.is_given:
+            return max(MIN_KEYS_OF_GIVEN, -(-self.total // KEYS_AT_ONCE) * KEYS_AT_ONCE)
         return -(-self.total // KEYS_AT_ONCE) * KEYS_AT_ONCE if self.is_by_products else self.total
 
     def manner(self, reach: int) -> Manner:
         """How it is done with `reach` keys, `total` of them held: a function of query [new, heads, dim] and of key and
         value, [1, kv_heads, reach, dim], whose result has the numbers of [new, heads, dim] in order. Where it `is_flat`
         key and value are [kv_heads, reach, dim]."""
+        if self.is_given:
+            assert self.new % ROWS_MULTIPLE == 0, f"{self.new} given rows"
+            return partial(_by_products, self, self._corner(reach))
         if self.is_apart and self.new > 1:
             return partial(_one_by_one, self)
         if self.is_by_products:
-            corner = torch.full((self.new, reach - self.old), -torch.inf).triu_(1)
+            corner = self._corner(reach)
             if self.exact or self.rows > FEW_ROWS:
                 return partial(_by_products, self, corner)
             return partial(_by_rounded_products, self, corner.t()[:, None].to(self.dtype))
@@ -79,7 +91,11 @@ class Attention:
     @property
     def is_flat(self) -> bool:
         """Whether keys and values come without the first dimension, which is always 1."""
-        return self.is_by_products and not (self.is_apart and self.new > 1)
+        return self.is_given or (self.is_by_products and not (self.is_apart and self.new > 1))
+
+    def _corner(self, reach: int) -> torch.Tensor:
+        """What hides from each new token its successors and all that lies behind them, [new, reach - old]."""
+        return torch.full((self.new, reach - self.old), -torch.inf).triu_(1)
 
     def _mask(self) -> torch.Tensor:
         """What hides each row's successors from it, [rows, total]."""
@@ -159,14 +175,15 @@ def _split(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch
 
 
 def _one_by_one(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Each token as if it came alone. The products of a few rows do not depend on one another (tested); the flash
-    kernel's do."""
+    """Each token as if it came alone. The products of a few rows over one number of keys do not depend on one another
+    (tested); the flash kernel's do."""
     first = replace(task, new=1, total=task.old + 1, is_apart=False)
     last = replace(first, total=task.total)
     step = max(1, FEW_ROWS // task.groups) if first.is_by_products and last.is_by_products else 1
-    pieces = []
-    for start in range(0, task.new, step):
-        end = min(start + step, task.new)
+    pieces, end = [], 0
+    while (start := end) < task.new:
+        page_end = -(-(task.old + start + 1) // KEYS_AT_ONCE) * KEYS_AT_ONCE - task.old
+        end = min(start + step, task.new, page_end)
         part = replace(task, new=end - start, total=task.old + end, is_apart=False)
         reach = min(part.reach, key.shape[2])
         held = [states[0, :, :reach] if part.is_flat else states[:, :, :reach] for states in (key, value)]
@@ -205,21 +222,23 @@ def _by_merging(task: Attention, query: torch.Tensor, key: torch.Tensor, value: 
 def _by_products(
     task: Attention, corner: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """Attention in bfloat16 as two matrix products with the scores between them in memory.
+    """Attention as two matrix products with the scores between them in memory.
 
-    As exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's too.
+    In bfloat16 as exact as the flash kernel, and up to twice as fast: that one is slow for a few rows, and for a chunk's
+    too. What is hidden adds zeros at the end of a row's sums, which change none of its bits.
     """
     query = _packed(task, query)
     at_once = max(1, min(task.kv_heads, MAX_SCORES_BYTES // (task.rows * key.shape[1] * 4)))
-    score = _scores_along_keys if task.rows <= FEW_ROWS else _scores
+    score = _scores if task.is_given or task.rows > FEW_ROWS else _scores_along_keys
     out = torch.empty_like(query)
     for head in range(0, task.kv_heads, at_once):
         some = slice(head, head + at_once)
         scores = score(query[some], key[some], task.factor)
         _hide(scores, corner)
         torch.softmax(scores, -1, out=scores)
-        shares = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
-        torch.bmm(shares, value[some], out=out[some])
+        if value.dtype != scores.dtype:
+            scores = _SCRATCH.take("shares", scores.shape, value.dtype).copy_(scores)
+        torch.bmm(scores, value[some], out=out[some])
     return _unpacked(task, out)
 
 
@@ -271,10 +290,12 @@ def _scores_along_keys(query: torch.Tensor, key: torch.Tensor, factor: float) ->
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
-    """Products of bfloat16 factors with float32 sums, [kv_heads, rows, keys]."""
+    """Products with float32 sums, [kv_heads, rows, keys]."""
     scores = _SCRATCH.take("scores", (*query.shape[:2], key.shape[1]), torch.float32)
-    keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
-    with _bfloat16_factors():
+    keys = key
+    if key.dtype != torch.float32:
+        keys = _SCRATCH.take("keys", key.shape, torch.float32).copy_(key)
+    with _bfloat16_factors() if key.dtype == torch.bfloat16 else nullcontext():
         return torch.baddbmm(scores, query.float(), keys.transpose(1, 2), beta=0, alpha=factor, out=scores)
 
 

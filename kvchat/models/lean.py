@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import silu
 
-from kvchat.models.flash import Attention, Manner
+from kvchat.models.flash import KEYS_AT_ONCE, MIN_KEYS_OF_GIVEN, ROWS_MULTIPLE, Attention, Manner
+from kvchat.models.kinds import ids_of, is_generated
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean_shape import LeanShape
 from kvchat.models.quantize import MAX_ROWS, Product, Projection
@@ -21,7 +22,6 @@ from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights import WeightsMode
 
 _POSITIONS_AT_ONCE = 1024
-_ROWS_AT_ONCE = 8
 _NUMBERS_AT_ONCE = 2**29  # of one allocation: a larger one may be refused where several are not
 
 
@@ -72,20 +72,22 @@ class LeanWeights:
 class LeanState(Divisible):
     """The arena of one conversation: K and V of every layer, each [kv_heads, capacity, head_dim].
 
-    The whole context is reserved at once: pages that are never touched cost nothing. Some layers lie in one tensor
-    [layers, 2 kv_heads, capacity, head_dim], K before V, so that one call makes the views of all of them.
+    The whole context is reserved at once, and some more, so that products never have to be smaller at its end: pages
+    that are never touched cost nothing. Some layers lie in one tensor [layers, 2 kv_heads, room, head_dim], K before V,
+    so that one call makes the views of all of them.
     """
 
     def __init__(self, shape: LeanShape, capacity: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.capacity = capacity
-        layer = 2 * shape.kv_heads * capacity * shape.head_dim
+        room = max(MIN_KEYS_OF_GIVEN, -(-capacity // KEYS_AT_ONCE) * KEYS_AT_ONCE + KEYS_AT_ONCE)
+        layer = 2 * shape.kv_heads * room * shape.head_dim
         at_once = max(1, _NUMBERS_AT_ONCE // layer)
         self._kv_heads = shape.kv_heads
         self._finite = 0
         self._arenas = [
             torch.empty(
-                (min(at_once, shape.layers - first), 2 * shape.kv_heads, capacity, shape.head_dim),
+                (min(at_once, shape.layers - first), 2 * shape.kv_heads, room, shape.head_dim),
                 dtype=dtype,
             )
             for first in range(0, shape.layers, at_once)
@@ -136,7 +138,7 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What a layer does, in the form that the number of rows calls for."""
+    """What a layer does, in the form that the tokens' kind calls for."""
 
     norm: Product
     qkv: Product
@@ -148,11 +150,11 @@ class _Step:
     head_norm: torch.Tensor | None
 
     @classmethod
-    def of(cls, layer: LeanLayer, *, is_many: bool, is_wide: bool) -> _Step:
+    def of(cls, layer: LeanLayer, *, is_given: bool, is_wide: bool) -> _Step:
         norms = layer.attention_norm, layer.feed_forward_norm
         first, second = (norm.wide if is_wide else norm.narrow for norm in norms)
         four = layer.qkv, layer.out, layer.gate_up, layer.down
-        qkv, out, gate_up, down = (product.many if is_many else product.few for product in four)
+        qkv, out, gate_up, down = (product.given if is_given else product.generated for product in four)
         return cls(first, qkv, out, second, gate_up, down, layer.rotates, layer.head_norm)
 
 
@@ -160,7 +162,7 @@ class LeanNetwork:
     """The forward pass of a llama-like model on a CPU. Not thread-safe: one thread owns it.
 
     What flows through the layers is [new, 2, hidden], x and -x, as its norms take it. It is summed in float32, which
-    costs many rows nothing; few rows beside integers, which it would slow, in their own dtype.
+    costs given tokens nothing; of generated ones beside integers, which it would slow, in their own dtype.
     """
 
     def __init__(self, shape: LeanShape, weights: LeanWeights) -> None:
@@ -171,11 +173,11 @@ class LeanNetwork:
         self._split = (shape.heads, 2 * shape.kv_heads)
         self._halves = (shape.feed_forward, shape.feed_forward)
         self._steps = {
-            is_many: [
-                _Step.of(layer, is_many=is_many, is_wide=is_many or not self._keeps_rows_apart)
+            is_given: [
+                _Step.of(layer, is_given=is_given, is_wide=is_given or not self._keeps_rows_apart)
                 for layer in weights.layers
             ]
-            for is_many in (False, True)
+            for is_given in (False, True)
         }
         self._wide_signs = torch.tensor([[1.0], [-1.0]]).repeat(1, shape.hidden)
         self._signs = self._wide_signs.to(weights.embedding.dtype)
@@ -185,29 +187,30 @@ class LeanNetwork:
         return LeanState(self.shape, capacity, self.weights.embedding.dtype)
 
     def logits(
-        self, tokens: Sequence[int], state: KVState, num_logits: int, *, restarts: bool = False
+        self, tokens: Sequence[int], state: KVState, num_logits: int, *, rows: int, restarts: bool = False
     ) -> torch.Tensor:
         """Logits of the last `num_logits` of `tokens` behind what `state` holds, [num_logits, vocab] in float32.
 
-        K and V of `tokens` stand in the arena afterwards, and count once `state.advance` says so. Where all weights are
-        integers, all the logits of a few tokens are to the bit those of one token after the other: the kernel does
-        not mix rows, and each row attends alone. So guesses change no choice.
+        `tokens` are of one kind, generated ones no more than `generated_at_once`; given ones are computed with others
+        as so many `rows`, a multiple of ROWS_MULTIPLE. K and V of them stand in the arena afterwards, and count once `state.advance` says so. Each token's bits are those that it has among any others of
+        its kind: generated ones are computed as if one came after the other, so that guesses change no choice; given
+        ones by products whose rows do not depend on their number.
         """
         assert isinstance(state, LeanState)
         start = 0 if restarts else len(state.tokens)
-        tokens = [*state.tokens, *tokens] if restarts else tokens
-        real, is_guess = len(tokens), 1 < num_logits == len(tokens) <= MAX_ROWS
-        tokens = [*tokens, *[tokens[-1]] * min(_excess(real), state.capacity - start - real)]
-        attention = self._attention(start, len(tokens), is_apart=is_guess and self._keeps_rows_apart)
-        reach = min(attention.reach, state.capacity)
-        is_many = len(tokens) > MAX_ROWS
-        is_wide = is_many or not self._keeps_rows_apart
+        is_given = not is_generated(tokens[0])
+        tokens = ids_of([*state.tokens, *tokens] if restarts else tokens)
+        real = len(tokens)
+        rows = max(rows, -(-real // ROWS_MULTIPLE) * ROWS_MULTIPLE) if is_given else real
+        tokens = [*tokens, *[tokens[-1]] * (rows - real)]
+        attention = self._attention(start, len(tokens), is_given=is_given)
+        is_wide = is_given or not self._keeps_rows_apart
         signs = self._wide_signs if is_wide else self._signs
         stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
         cos, sin = self._rotations.at(start, len(tokens))
-        place = _Place(attention.manner(reach), cos, sin, is_one=len(tokens) == 1)
-        views = state.views(start, start + len(tokens), reach, is_flat=attention.is_flat)
-        for step, (written, keys, values) in zip(self._steps[is_many], views, strict=True):
+        place = _Place(attention.manner(attention.reach), cos, sin, is_one=len(tokens) == 1)
+        views = state.views(start, start + len(tokens), attention.reach, is_flat=attention.is_flat)
+        for step, (written, keys, values) in zip(self._steps[is_given], views, strict=True):
             heads = self._heads(step, stream, place)
             query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)
@@ -219,7 +222,12 @@ class LeanNetwork:
         norm = self.weights.norm.wide if is_wide else self.weights.norm.narrow
         return self.weights.head.scores(norm(stream[real - num_logits : real]), exact=is_wide)
 
-    def _attention(self, start: int, num_new: int, *, is_apart: bool) -> Attention:
+    @property
+    def generated_at_once(self) -> int:
+        """How many generated tokens one forward takes."""
+        return MAX_ROWS
+
+    def _attention(self, start: int, num_new: int, *, is_given: bool) -> Attention:
         return Attention(
             heads=self.shape.heads,
             kv_heads=self.shape.kv_heads,
@@ -228,7 +236,8 @@ class LeanNetwork:
             total=start + num_new,
             dtype=self.weights.embedding.dtype,
             exact=not self._keeps_rows_apart,
-            is_apart=is_apart,
+            is_apart=not is_given,
+            is_given=is_given,
         )
 
     def _heads(self, step: _Step, stream: torch.Tensor, place: _Place) -> torch.Tensor:
@@ -286,11 +295,6 @@ class LeanNetwork:
     def _projections(self) -> list[Projection]:
         of_layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.weights.layers]
         return [*(projection for four in of_layers for projection in four), self.weights.head]
-
-
-def _excess(num_rows: int) -> int:
-    """Rows to compute beside many: products of sizes that were there before need no new kernel."""
-    return -num_rows % _ROWS_AT_ONCE if num_rows > MAX_ROWS else 0
 
 
 class _Rotations:

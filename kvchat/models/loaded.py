@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from kvchat.models.flash import ROWS_MULTIPLE
+from kvchat.models.kinds import is_generated, run_ends
 from kvchat.models.kv_state import KVState
 from kvchat.models.reuse import Continuation, ReuseRule
 from kvchat.models.weights import NATIVE, Weights
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 _RENEWED_TOKENS = 256
 """Tokens of one forward where what was held has to be computed again."""
+PAGE_TOKENS = 64
+"""Given tokens of one forward where a product's bits depend on how many rows it has."""
 
 
 class Network(Protocol):
@@ -35,21 +40,32 @@ class Network(Protocol):
     def token_bytes(self) -> int:
         """Bytes of weights that decoding one token reads."""
 
+    @property
+    def generated_at_once(self) -> int:
+        """How many generated tokens one forward may take, so that each is computed as if it came alone."""
+
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """Empty KV for one conversation of up to `capacity` tokens, kept as `rule` allows."""
 
     def logits(
-        self, tokens: Sequence[int], state: KVState, num_logits: int, *, restarts: bool
+        self, tokens: Sequence[int], state: KVState, num_logits: int, *, rows: int, restarts: bool
     ) -> torch.Tensor:
-        """Logits of the last `num_logits` of `tokens` behind `state`, [num_logits, vocab] in float32.
+        """Logits of the last `num_logits` of `tokens`, which are of one kind, behind `state`, [num_logits, vocab] in
+        float32.
 
-        With `restarts` all that `state` holds is computed again before them.
+        They are computed beside others, whatever these are, as `rows` in all if there is room. With `restarts` all
+        that `state` holds is computed again before them.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A causal language model on its device. `context` in tokens; `eos_ids` end a turn."""
+    """A causal language model on its device. `context` in tokens; `eos_ids` end a turn.
+
+    Where it `is_exact` a token's arithmetic depends on its place and its kind alone, to the bit: generated tokens are
+    computed as if one came after the other, and given ones in pages of `page` tokens of the context, or with 1 any number
+    of them together.
+    """
 
     name: str
     architecture: str
@@ -64,6 +80,8 @@ class LoadedModel:
     weights: Weights = NATIVE
     adapter: Path | None = None
     long_rope: LongRope | None = None
+    is_exact: bool = False
+    page: int = 1
 
     @property
     def model(self) -> Any:
@@ -92,7 +110,8 @@ class LoadedModel:
         return self.long_rope.threshold - len(state.tokens)
 
     def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
-        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
+        """Compute `tokens`, of one kind, behind what `state` holds; returns the last position's logits, [vocab] in
+        float32.
 
         `state` holds them too afterwards; after an exception it says what it still holds.
         """
@@ -106,12 +125,32 @@ class LoadedModel:
         restarts = self.rule.continuation is Continuation.RESTART
         try:
             with torch.inference_mode():
-                logits = self.network.logits(tokens, state, num_logits, restarts=restarts)
+                rows = self._rows(tokens, len(state.tokens))
+                logits = self.network.logits(tokens, state, num_logits, rows=rows, restarts=restarts)
         except BaseException:
             state.lose()
             raise
         state.advance(tokens)
         return logits
+
+    def _rows(self, tokens: Sequence[int], start: int) -> int:
+        """With how many rows `tokens` are computed that begin at token `start`: given ones with a number that leaves the
+        bits of each as they are."""
+        if not self.is_exact or is_generated(tokens[0]):
+            return len(tokens)
+        if self.page == 1:
+            return -(-len(tokens) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        return max(len(tokens), (start // self.page + 1) * self.page - start)
+
+    def forward_ends(self, tokens: Sequence[int], at_once: int) -> list[int]:
+        """Where forwards over `tokens` end, each over tokens of one kind: given ones up to `at_once`."""
+        ends: list[int] = []
+        start = 0
+        for end in run_ends(tokens):
+            step = self.network.generated_at_once if is_generated(tokens[start]) else at_once
+            ends += [*range(start + step, end, step), end]
+            start = end
+        return ends
 
     def _choose_keys(self, state: KVState, num_new: int) -> None:
         """LongRoPE: when `num_new` tokens take a conversation over the threshold, all before them are computed again."""
@@ -119,8 +158,8 @@ class LoadedModel:
         if not state.is_long and self.long_rope.is_long(len(state.tokens) + num_new):
             held = list(state.tokens)
             self.prepare(state, len(held) + num_new)
-            for start in range(0, len(held), _RENEWED_TOKENS):
-                self.forward(held[start : start + _RENEWED_TOKENS], state)
+            for start, end in pairwise([0, *self.forward_ends(held, _RENEWED_TOKENS)]):
+                self.forward(held[start:end], state)
         self.long_rope.use(state.is_long)
 
 

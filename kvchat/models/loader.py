@@ -94,6 +94,7 @@ def _load_lean(
         eos_ids=frozenset(id_list(defaults.get("eos_token_id")) or id_list(lean.config.get("eos_token_id"))),
         generation_defaults={key: value for key, value in defaults.items() if value is not None},
         weights=replace(weights, mode=network.mode),
+        is_exact=True,
     )
 
 

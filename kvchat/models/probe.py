@@ -142,7 +142,8 @@ class Probe:
 
     def _plain(self, tokens: list[int]) -> torch.Tensor:
         """The logits behind each of some tokens, [tokens, vocab], computed in one go and with nothing kept."""
-        plain = replace(self.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART))
+        rule = ReuseRule(ReusePolicy.NONE, Continuation.RESTART)
+        plain = replace(self.loaded, rule=rule, is_exact=False)
         return plain.logits(tokens, plain.new_state(), len(tokens))
 
     def _distance(self, logits: torch.Tensor) -> float:

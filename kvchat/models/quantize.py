@@ -2,7 +2,8 @@
 
 A token's time on a CPU is the bytes of weights that it reads. The kernel `_weight_int4pack_mm_for_cpu` reads 4 bits a
 weight and one scale and zero a group, both in bfloat16; weights of more bits are two such planes, the high and the low
-nibble. Many rows at once (a prefill) are done sooner by a product in bfloat16, on the very same values.
+nibble. What is given (a prefill) has many rows at once, which are done sooner by a product in bfloat16, on the very same
+values.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from kvchat.models.weights import Weights, WeightsMode
 GROUP = 32
 """Weights of one row that share a scale."""
 MAX_ROWS = 14
-"""With more rows than this the product in bfloat16 is sooner done. Measured."""
+"""Generated tokens of one forward. The kernel keeps so many rows apart: each gets the bits that it would get alone."""
 INTEGER_SHARE = 0.65
 """Bytes of integers for a byte of bfloat16, at most: two planes of 4 bits with their scales."""
 LIKELIEST = 64
 """So many of a vocabulary's scores are computed with float32 sums."""
-_ROWS_AT_ONCE = 16
 _ROWS_MULTIPLE = 64  # what the kernel takes in its fast form
 _NIBBLE = 16
 
@@ -73,10 +73,11 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 class Projection:
     """One linear map: y = x W^T + b. `weight` [out, in] and the planes hold the same values.
 
-    `few` and `many` take [rows, in] to [rows, out] in x's dtype: contiguous rows, no more than MAX_ROWS, and any.
+    `generated` and `given` take [rows, in] to [rows, out] in x's dtype: contiguous rows, no more than MAX_ROWS, each as
+    if it came alone; and any number of them.
     """
 
-    __slots__ = ("bias", "few", "many", "planes", "weight")
+    __slots__ = ("bias", "generated", "given", "planes", "weight")
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None = None, planes: Sequence[Plane] = ()
@@ -84,25 +85,34 @@ class Projection:
         self.weight = weight
         self.bias = bias
         self.planes = tuple((plane.packed, plane.scales) for plane in planes)
-        self.many: Product = partial(functional.linear, weight=weight, bias=bias)
-        self.few: Product = self._few() if planes else self.many
+        self.given: Product = partial(functional.linear, weight=weight, bias=bias)
+        self.generated: Product = self._of_integers() if planes else self._row_by_row
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [rows, in] -> [rows, out], in x's dtype."""
-        return self.few(x.contiguous()) if x.shape[0] <= MAX_ROWS else self.many(x)
+        is_few = self.planes and x.shape[0] <= MAX_ROWS
+        return self.generated(x.contiguous()) if is_few else self.given(x)
+
+    def _row_by_row(self, x: torch.Tensor) -> torch.Tensor:
+        """One row takes another kernel than several do."""
+        if x.shape[0] == 1:
+            return self.given(x)
+        return torch.cat([self.given(row) for row in x.split(1)])
 
     def scores(self, x: torch.Tensor, *, exact: bool) -> torch.Tensor:
-        """The same of the last projection, in float32, [rows, out].
+        """The same of the last projection, in float32, [rows, out]: of each row as if it came alone.
 
         torch's products of bfloat16 round each sum to 8 bits: the likeliest tokens of a vocabulary differ by steps of
         an eighth, or not at all. With `exact` the greatest are computed once more from the weights themselves.
         """
-        is_few = self.planes and x.shape[0] <= MAX_ROWS
-        out = self._sum(x.contiguous(), torch.float32) if is_few else self.many(x).float()
+        if self.planes:
+            sums = [self._sum(rows.contiguous(), torch.float32) for rows in x.split(MAX_ROWS)]
+            out = sums[0] if len(sums) == 1 else torch.cat(sums)
+        else:
+            out = self._row_by_row(x).float()
         if exact and x.dtype == torch.bfloat16:
-            some = torch.split(out, _ROWS_AT_ONCE), torch.split(x, _ROWS_AT_ONCE)
-            for scores, rows in zip(*some, strict=True):
-                self._sharpen(scores, rows)
+            for scores, row in zip(out.split(1), x.split(1), strict=True):
+                self._sharpen(scores, row)
         return out
 
     def _sharpen(self, scores: torch.Tensor, x: torch.Tensor) -> None:
@@ -111,7 +121,7 @@ class Projection:
         sums = (self.weight[likeliest].float() * x[:, None].float()).sum(-1)
         scores.scatter_(1, likeliest, sums if self.bias is None else sums + self.bias[likeliest])
 
-    def _few(self) -> Product:
+    def _of_integers(self) -> Product:
         """A token has four of these a layer: a function with as little to look up as can be."""
         packed, scales = self.planes[0]
         if len(self.planes) > 1 or self.bias is not None:

@@ -12,10 +12,11 @@ import torch
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.arena import Arena, Recomputed
 from kvchat.models.integer_linear import IntegerLinear
+from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import KVState
-from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.loaded import PAGE_TOKENS, LoadedModel, id_list
 from kvchat.models.long_rope import LongRope, is_stated, original_context
-from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
+from kvchat.models.reuse import BLOCKS, Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
 from kvchat.models.snapshots import Snapshots
 
 DEFAULT_CONTEXT = 4096
@@ -70,20 +71,32 @@ class StockNetwork:
         kind = Arena if rule.policy is ReusePolicy.BLOCKS else Snapshots
         return kind(config, capacity=capacity, device=self.model.device)
 
+    @property
+    def generated_at_once(self) -> int:
+        """How many generated tokens one forward takes."""
+        return 1
+
     def logits(
-        self, tokens: Sequence[int], state: KVState, num_logits: int, *, restarts: bool
+        self, tokens: Sequence[int], state: KVState, num_logits: int, *, rows: int, restarts: bool
     ) -> torch.Tensor:
         """Logits of the last `num_logits` of `tokens` behind `state`, [num_logits, vocab] in float32."""
-        arguments = self._arguments(tokens, state, restarts)
+        num_others = 0
+        if rows > len(tokens):
+            assert isinstance(state, Arena)
+            num_others = min(rows, state.capacity - len(state.tokens)) - len(tokens)
+        arguments = self._arguments([*tokens, *[tokens[-1]] * num_others], state, restarts)
+        length = arguments["input_ids"].shape[1]
+        wanted = slice(length - num_others - num_logits, length - num_others)
         if self.takes_logits_to_keep:
-            arguments["logits_to_keep"] = num_logits
-        logits: torch.Tensor = self.model(**arguments).logits[0, -num_logits:].float()
+            arguments["logits_to_keep"] = torch.arange(length, device=self.model.device)[wanted]
+            wanted = slice(None)
+        logits: torch.Tensor = self.model(**arguments).logits[0, wanted].float()
         return logits
 
     def _arguments(self, tokens: Sequence[int], state: KVState, restarts: bool) -> dict[str, Any]:
         """What a forward over `tokens` is given; where nothing can be continued, all that `state` holds before them."""
         start = 0 if restarts else len(state.tokens)
-        given = [*state.tokens, *tokens] if restarts else list(tokens)
+        given = ids_of([*state.tokens, *tokens] if restarts else tokens)
         device = self.model.device
         arguments: dict[str, Any] = {"input_ids": torch.tensor([given], device=device)}
         if not restarts:
@@ -109,6 +122,7 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
     rule = reuse_rule(model)
     if rule.continuation is Continuation.RESTART:
         model.config.use_cache = False  # nobody would use it again
+    is_exact = rule == BLOCKS and model.device.type == "cpu" and long_rope is None
     defaults = model.generation_config
     return LoadedModel(
         name=name,
@@ -129,6 +143,8 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
         ),
         generation_defaults={k: v for k, v in defaults.to_dict().items() if v is not None},
         long_rope=long_rope,
+        is_exact=is_exact,
+        page=PAGE_TOKENS if is_exact else 1,
     )
 
 

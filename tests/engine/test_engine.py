@@ -8,21 +8,21 @@ import torch
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finish, Finished, Progress, Request, Token
 from kvchat.engine.sampling import SamplingParams
-from tests.tiny import random_tokens, stock_logits, tiny_model
+from tests.tiny import random_tokens, said, stock_logits, tiny_model
 
 
 def run(engine: Engine, prompt: list[int], count: int = 8, **options: object) -> tuple[list[int], Finished]:
     request = Request(prompt, max_tokens=count, **options)  # type: ignore[arg-type]
     events = list(engine.generate(request, lambda: False))
     assert isinstance(events[-1], Finished)
-    return [event.id for event in events if isinstance(event, Token)], events[-1]
+    return said(engine.loaded, [event.id for event in events if isinstance(event, Token)]), events[-1]
 
 
 def from_scratch(engine: Engine, prompt: list[int], count: int = 8) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(stock_logits(engine.loaded, tokens).argmax()))
-    return tokens[len(prompt) :]
+    return said(engine.loaded, tokens[len(prompt) :])
 
 
 FAMILIES = {

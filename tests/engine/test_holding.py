@@ -13,12 +13,12 @@ import torch
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
-from kvchat.engine.holding import next_stop
 from kvchat.engine.request import Finish, Finished, Request, Token
+from kvchat.engine.schedule import Schedule
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import BLOCKS, SNAPSHOTS, STEPS, Continuation, ReusePolicy, ReuseRule
 from tests.engine.test_engine import Breaks
-from tests.tiny import random_tokens, tiny_model
+from tests.tiny import random_tokens, said, tiny_model
 
 MAMBA = {
     "mamba_n_heads": 12,
@@ -91,21 +91,21 @@ def say(engine: Engine, prompt: list[int], count: int = 6, **options: Any) -> tu
     events = list(engine.generate(Request(prompt, max_tokens=count, **options), is_cancelled))
     engine.store()
     assert isinstance(events[-1], Finished)
-    return [event.id for event in events if isinstance(event, Token)], events[-1]
+    return said(engine.loaded, [event.id for event in events if isinstance(event, Token)]), events[-1]
 
 
 def from_scratch(engine: Engine, prompt: list[int], count: int = 6) -> list[int]:
     """What the model says when every token's logits are computed in one go, with nothing kept."""
-    loaded = replace(engine.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART))
+    loaded = replace(engine.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART), is_exact=False)
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(loaded.forward(tokens, loaded.new_state()).argmax()))
-    return tokens[len(prompt) :]
+    return said(engine.loaded, tokens[len(prompt) :])
 
 
 def is_held_right(engine: Engine) -> bool:
     """Whether the next token's logits from the live state are those of a computation from scratch."""
-    loaded = replace(engine.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART))
+    loaded = replace(engine.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART), is_exact=False)
     tokens = [*engine.state.tokens, 7]
     expected = loaded.forward(tokens, loaded.new_state())
     return bool((engine.loaded.forward([7], engine.state) - expected).abs().max() < 1e-4)
@@ -231,10 +231,12 @@ def test_going_on_one_by_one_gives_way_to_computing_everything_in_one_go_where_t
 
 
 def test_forwards_end_where_snapshots_are_taken_and_are_as_long_as_the_model_allows() -> None:
+    loaded = replace(model_of("mamba"), page=1)
+
     def ends(rule: ReuseRule, stops: list[int], start: int = 0) -> list[int]:
         found = [start]
         while found[-1] < stops[-1]:
-            found.append(next_stop(found[-1], stops, rule, 16))
+            found.append(Schedule([5] * stops[-1], replace(loaded, rule=rule), 16, stops).end(found[-1]))
         return found[1:]
 
     assert ends(BLOCKS, [40]) == [16, 32, 40]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kvchat.config import ModelConfig
 from kvchat.errors import UsageError
+from kvchat.models.kinds import as_generated
 from kvchat.models.lean import LeanNetwork, LeanState
 from kvchat.models.lean_shape import FAMILIES, lean_shape
 from kvchat.models.loaded import LoadedModel
@@ -222,7 +223,7 @@ def test_a_matrix_that_the_kernel_does_not_take_leaves_the_others_their_integers
     state = loaded.new_state()
     loaded.forward(tokens[:29], state)
     assert not calls
-    found = loaded.forward(tokens[29:], state)
+    found = loaded.forward(as_generated(tokens[29:]), state)
     layers = transformers_model(folder).config.num_hidden_layers
     assert len(calls) == 2 * 4 * layers
     expected = stock(folder, tokens)[-1]

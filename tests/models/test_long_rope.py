@@ -16,6 +16,7 @@ from kvchat.models.loaded import LoadedModel
 from kvchat.models.stock import describe
 from tests.families.shrink import random_tokens, tiny_random_model
 from tests.families.sweep import TOLERANCE, Plain, plain_logits, watched
+from tests.tiny import said
 
 THRESHOLD = 64
 LONG_ROPE = {
@@ -73,7 +74,7 @@ def say(engine: Engine, prompt: list[int], count: int = 6) -> tuple[list[int], F
     *told, finished = engine.generate(Request(prompt, max_tokens=count), lambda: False)
     assert isinstance(finished, Finished)
     engine.store()
-    return prompt + [event.id for event in told if isinstance(event, Token)], finished
+    return prompt + said(engine.loaded, [event.id for event in told if isinstance(event, Token)]), finished
 
 
 def test_a_conversation_crosses_the_threshold_in_an_answer_and_goes_back(

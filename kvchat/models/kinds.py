@@ -1,0 +1,37 @@
+"""What a token is: given, because somebody wrote it, or generated, because the model did. Knows numbers alone.
+
+A decoded token is computed alone, a prompt's tokens are computed together, and the two round differently. So that KV
+never depends on how it came about, each token is always computed as what it is; its kind travels with its id, in the
+sequences that the engine and the cache compare, and equal KV belongs to equal ids of equal kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+GENERATED = 1 << 30
+"""Added to the id of a generated token; vocabularies are smaller."""
+
+
+def as_generated(ids: Sequence[int]) -> list[int]:
+    """Tokens that the model generated, from their ids."""
+    return [token | GENERATED for token in ids]
+
+
+def ids_of(tokens: Sequence[int]) -> list[int]:
+    """The ids of tokens of either kind."""
+    return [token & ~GENERATED for token in tokens]
+
+
+def is_generated(token: int) -> bool:
+    """Whether the model said it."""
+    return token >= GENERATED
+
+
+def run_ends(tokens: Sequence[int]) -> list[int]:
+    """Where each run of tokens of one kind ends, ascending; the last is the number of tokens."""
+    ends: list[int] = []
+    for _, run in groupby(tokens, is_generated):
+        ends.append((ends[-1] if ends else 0) + sum(1 for _ in run))
+    return ends

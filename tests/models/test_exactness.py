@@ -1,0 +1,135 @@
+"""The law: a token's bits depend on its place and its kind, never on how many were computed with it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvchat.models.flash import ROWS_MULTIPLE, Attention
+from kvchat.models.kinds import as_generated
+from kvchat.models.loaded import LoadedModel
+from tests.models.test_lean import KINDS, WIDE, folder_of, loaded_from
+from tests.tiny import random_tokens
+
+LENGTH = 450
+RUNS = [(0, 150, False), (150, 171, True), (171, 430, False), (430, LENGTH, True)]
+MODELS: dict[tuple[str, str, str], LoadedModel] = {}
+MODES = [("float32", "native"), ("bfloat16", "native"), ("bfloat16", "int8"), ("bfloat16", "int4")]
+
+
+def talk() -> list[int]:
+    tokens = random_tokens(LENGTH, seed=3)
+    return [t for a, b, is_said in RUNS for t in (as_generated(tokens[a:b]) if is_said else tokens[a:b])]
+
+
+@pytest.fixture(scope="module", params=MODES, ids=" ".join)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    dtype, weights = request.param
+    folder = folder_of("llama", tmp_path_factory.mktemp("exact") / "model", **WIDE)
+    return loaded_from(folder, dtype, weights=weights)
+
+
+def computed(loaded: LoadedModel, cuts: set[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The last logits and all KV of `talk`, in forwards that end where kinds change and at `cuts`."""
+    tokens, state = talk(), loaded.new_state()
+    edges = {0, LENGTH, *cuts, *(end for _, end, _ in RUNS)}
+    for start, end, is_said in RUNS:
+        edges |= set(range(start, end, loaded.network.generated_at_once)) if is_said else set()
+    for start, end in pairwise(sorted(edges)):
+        logits = loaded.forward(tokens[start:end], state)
+    return logits, [plane[:, :LENGTH].clone() for plane in state.planes]
+
+
+REFERENCES: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=25))
+def test_wherever_forwards_end_all_kv_and_the_logits_are_the_same_to_the_bit(
+    loaded: LoadedModel, cuts: set[int]
+) -> None:
+    if id(loaded) not in REFERENCES:
+        REFERENCES[id(loaded)] = computed(loaded, set())
+    logits, planes = computed(loaded, cuts)
+    expected, kept = REFERENCES[id(loaded)]
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(plane, other) for plane, other in zip(planes, kept, strict=True))
+
+
+def test_one_other_bit_of_kv_changes_the_logits(loaded: LoadedModel) -> None:
+    tokens, state = talk()[:150], loaded.new_state()
+    loaded.forward(tokens[:149], state)
+    before = loaded.forward(tokens[149:], state)
+    state.keep(149)
+    plane = state.planes[1]
+    plane[0, 120, 3] = torch.nextafter(plane[0, 120, 3], torch.tensor(9.0, dtype=plane.dtype)) * 2
+    assert not torch.equal(loaded.forward(tokens[149:], state), before)
+
+
+def test_what_is_generated_is_no_other_token_but_may_round_otherwise(loaded: LoadedModel) -> None:
+    tokens = random_tokens(60, seed=5)
+    found = []
+    for kind in (list, as_generated):
+        state = loaded.new_state()
+        loaded.forward(tokens[:59], state)
+        found.append(loaded.forward(kind(tokens[59:]), state))
+    assert (found[0] - found[1]).norm() / found[0].norm() < (1e-5 if loaded.dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama"])
+def test_every_family_of_ours_computes_tokens_the_same_in_any_company(kind: str, tmp_path: Path) -> None:
+    loaded = loaded_from(folder_of(kind, tmp_path / "model"))
+    logits, planes = computed(loaded, set())
+    for cuts in (set(range(1, LENGTH, 7)), {1, 2, 63, 64, 65, 400}):
+        again, others = computed(loaded, cuts)
+        assert torch.equal(again, logits)
+        assert all(torch.equal(plane, other) for plane, other in zip(planes, others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 2, 128), (8, 8, 32)])
+@pytest.mark.parametrize("place", [0, 64, 250, 511, 700, 1300])
+def test_given_rows_attend_the_same_in_any_company(
+    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, place: int
+) -> None:
+    torch.manual_seed(place)
+    last = place + 40
+    query = torch.randn(last, heads, dim, dtype=dtype)
+    keys, values = (torch.randn(kv_heads, 4096, dim, dtype=dtype) for _ in range(2))
+
+    def attended(start: int, end: int) -> torch.Tensor:
+        rows = end - start + -(end - start) % ROWS_MULTIPLE
+        task = Attention(heads, kv_heads, dim, rows, start + rows, dtype, is_apart=False, is_given=True)
+        padded = torch.cat([query[start:end], query[end - 1 : end].expand(rows - end + start, -1, -1)])
+        out = task.manner(task.reach)(padded, keys[:, : task.reach], values[:, : task.reach])
+        return out.reshape(rows, heads, dim)[: end - start]
+
+    first = max(0, last - 300)
+    together = attended(first, last)
+    for start, end in [
+        (place, last),
+        (place, place + 1),
+        (last - 1, last),
+        (max(first, place - 100), place + 8),
+    ]:
+        assert torch.equal(attended(start, end), together[start - first : end - first])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("out", "columns"), [(960, 576), (576, 1536), (1536, 1536), (256, 4096)])
+def test_a_products_rows_do_not_depend_on_how_many_eights_there_are(
+    dtype: torch.dtype, out: int, columns: int
+) -> None:
+    torch.manual_seed(out)
+    weight, x = torch.randn(out, columns, dtype=dtype), torch.randn(512, columns, dtype=dtype)
+    whole = torch.nn.functional.linear(x, weight)
+    for rows in (8, 16, 24, 40, 64, 104, 128, 256, 504):
+        for start in (0, 8, 37):
+            some = slice(start, min(start + rows, 512 - start))
+            if (some.stop - some.start) % ROWS_MULTIPLE == 0:
+                assert torch.equal(torch.nn.functional.linear(x[some].clone(), weight), whole[some])
