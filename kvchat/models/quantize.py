@@ -97,7 +97,7 @@ class Projection:
         """One row takes another kernel than several do."""
         if x.shape[0] == 1:
             return self.given(x)
-        return torch.cat([self.given(row) for row in x.split(1)])
+        return torch.cat([self.given(row) for row in torch.split(x, 1)])
 
     def scores(self, x: torch.Tensor, *, exact: bool) -> torch.Tensor:
         """The same of the last projection, in float32, [rows, out]: of each row as if it came alone.
@@ -106,12 +106,12 @@ class Projection:
         an eighth, or not at all. With `exact` the greatest are computed once more from the weights themselves.
         """
         if self.planes:
-            sums = [self._sum(rows.contiguous(), torch.float32) for rows in x.split(MAX_ROWS)]
+            sums = [self._sum(rows.contiguous(), torch.float32) for rows in torch.split(x, MAX_ROWS)]
             out = sums[0] if len(sums) == 1 else torch.cat(sums)
         else:
             out = self._row_by_row(x).float()
         if exact and x.dtype == torch.bfloat16:
-            for scores, row in zip(out.split(1), x.split(1), strict=True):
+            for scores, row in zip(torch.split(out, 1), torch.split(x, 1), strict=True):
                 self._sharpen(scores, row)
         return out
 
