@@ -10,7 +10,8 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 
 from kvchat.chat.prompts import Prompt
 from kvchat.chat.rendering import environment, rendered
-from kvchat.errors import UsageError
+from kvchat.errors import UsageError, one_line
+from kvchat.sandbox.meter import OverLimit
 
 _CLOCKS = ("now", "today")
 _CHANCE = ("random", "shuffle", "uuid4", "randint", "lipsum")
@@ -44,6 +45,8 @@ def lint(prompt: Prompt, measure: Measure) -> list[Finding]:
         tree = env.parse(prompt.body)
     except TemplateSyntaxError as error:
         return [*findings, Finding(error.lineno + prompt.first_line - 1, error.message or "a syntax error")]
+    except (OverLimit, RecursionError) as error:
+        return [*findings, Finding(prompt.first_line, one_line(error))]
     findings.extend(_variables(prompt, tree, set(env.globals)))
     if all(name in prompt.vars for name in meta.find_undeclared_variables(tree) - set(env.globals)):
         findings.extend(_changing(prompt, tree, measure))
