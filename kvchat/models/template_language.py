@@ -14,6 +14,9 @@ from kvchat.errors import ModelUnavailableError, TemplateRefusedError, one_line
 from kvchat.sandbox.environment import BoundedEnvironment
 from kvchat.sandbox.meter import OverLimit
 
+APART_KEYS = ("thinking", "reasoning_content", "reasoning")
+"""The keys under which templates look for the reasoning of an answer beside its content."""
+
 
 class TemplateProgram:
     """A template's source, compiled. Raises ModelUnavailableError when it does not parse."""

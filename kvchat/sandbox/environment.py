@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Template, nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 
@@ -52,7 +52,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         # constants are not computed ahead: that would be done where nobody counts
         super().__init__(finalize=self.printed, optimized=False, **options)
         self.code_generator_class = _BoundedCode
-        filters: Mapping[str, Callable[..., Any]] = self.filters
+        filters: Mapping[str, Any] = self.filters
         self.filters = {
             name: function if name in ONE_STEP else self._metered(function, CHECKED_FILTERS.get(name))
             for name, function in filters.items()
@@ -64,7 +64,6 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             for name, function in self.tests.items()
         }
         self.globals = {name: self.globals[name] for name in _GLOBALS}
-        self.concat = self.chained_pieces
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_SOURCE_CHARACTERS:
@@ -119,7 +118,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.meter.spend(size)
         return join(values)
 
-    def chained_pieces(self, pieces: Iterable[str]) -> str:
+    def concat(self, pieces: Iterable[str]) -> str:
         """What a template, a macro or a block writes."""
         kept = list(pieces)
         size = sum(map(len, kept))
