@@ -90,22 +90,38 @@ _THOUGHT, _ANSWER = "zqxthought", "zqxanswer"
 def _shown_by(program: TemplateProgram) -> ReasoningMarks | None:
     """What a template writes around the reasoning of an answer."""
     for options in ({}, {"enable_thinking": True, "thinking": True}):
-        before, between = _around_thought(program, options)
-        found = _TAG.search(before.strip())
-        start, end = found.group(1) if found else "", between.strip()
+        asking = _said(program, answering=True, **options).removeprefix(_said(program, **options)).strip()
+        before, thought, behind = _said(program, _answer(_THOUGHT), **options).partition(_THOUGHT)
+        between, answered, _ = behind.partition(_ANSWER)
+        if not (thought and answered):
+            continue
+        start, end = _mark_behind(asking, before.strip()), between.strip()
         if start and start != end and 0 < len(end) <= _LONGEST_MARK and "\n" not in end:
-            return _around(start, end)
+            plain = _said(program, _answer(""), **options).partition(_ANSWER)[0].strip()
+            lead = "" if plain.endswith(asking) else _mark_behind(asking, plain)
+            return _around(start, end, lead=lead if end.endswith(lead) else "")
     return None
 
 
-def _around_thought(program: TemplateProgram, options: dict[str, bool]) -> tuple[str, str]:
-    """The text before the reasoning of an answer, and that between the two; empty where it is not shown."""
-    answer = {"role": "assistant", "content": _ANSWER} | dict.fromkeys(APART_KEYS, _THOUGHT)
-    names = {"bos_token": "", "eos_token": "", "add_generation_prompt": False, **options}
+def _mark_behind(asking: str, text: str) -> str:
+    """What stands at the end of `text` behind what asks for an answer; a tag where it does not stand there."""
+    rest = text.rpartition(asking)[2].strip() if asking and asking in text else ""
+    if not rest:
+        tag = _TAG.search(text)
+        rest = tag.group(1) if tag else ""
+    return rest if len(rest) <= _LONGEST_MARK and "\n" not in rest else ""
+
+
+def _answer(thought: str) -> dict[str, str]:
+    return {"role": "assistant", "content": _ANSWER} | (dict.fromkeys(APART_KEYS, thought) if thought else {})
+
+
+def _said(
+    program: TemplateProgram, *answers: dict[str, str], answering: bool = False, **options: bool
+) -> str:
+    """The text of a question and what is answered; empty where that is refused."""
+    names = {"bos_token": "", "eos_token": "", "add_generation_prompt": answering, **options}
     try:
-        text = program.render([{"role": "user", "content": "a"}, answer], datetime.min, **names)
+        return program.render([{"role": "user", "content": "a"}, *answers], datetime.min, **names)
     except TemplateRefusedError:
-        return "", ""
-    before, thought, behind = text.partition(_THOUGHT)
-    between, answered, _ = behind.partition(_ANSWER)
-    return (before, between) if thought and answered else ("", "")
+        return ""

@@ -101,7 +101,7 @@ class ChatTemplate:
         if lost and any(message.tokens is not None for message in messages):
             plain = [replace(message, tokens=None) for message in messages]
             other, as_texts, still_lost = self._built(plain, think, answering)
-            if len(still_lost) < len(lost):
+            if rendering.is_broken or len(still_lost) < len(lost):
                 self._say(
                     "the chat template breaks up what was said, so that the past is given to it as plain text"
                 )

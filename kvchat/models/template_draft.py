@@ -89,6 +89,11 @@ class Rendering:
         parts = _PLACEHOLDER.split(text)
         return cls(parts[::2], [int(number) for number in parts[1::2]])
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the template took a placeholder apart."""
+        return any(_BRACKETS.search(text) for text in self.texts)
+
     def lost(self, traces: Sequence[Trace]) -> list[int]:
         """The messages that don't stand in it exactly once behind those before them; linear in its length.
 

@@ -83,6 +83,8 @@ def traits_of(
     header, lead = "", asked.lead()
     if lead.strip() and not asked.generation_prompt():
         header, lead = lead, ""
+    if asked.marks is not None and asked.marks.end in lead and asked.marks.start not in lead:
+        lead = ""  # it ends what only a prompt that asks for reasoning begins
     asking, opening = asked.generation_parts(header)
     found = Traits(
         asked.marks,
@@ -169,7 +171,10 @@ class _Asked:
         """Its generation prompt up to any mark of reasoning, and the rest of one that opens the reasoning."""
         if self.marks is None:
             return "", ""
-        prompts = [self.generation_prompt(think) or header for think in (None, True)]
+        always = self._said(("user", _SIGN)).partition(_SIGN)[
+            2
+        ]  # some write it whether or not they are asked to
+        prompts = [self.generation_prompt(think) or header or always for think in (None, True)]
         cuts = [prompt.find(mark) for prompt in prompts[:1] for mark in (self.marks.start, self.marks.end)]
         asking = prompts[0][: min((cut for cut in cuts if cut >= 0), default=None)]
         opening = [prompt for prompt in prompts if prompt.rstrip().endswith(self.marks.start)]

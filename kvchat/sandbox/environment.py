@@ -52,7 +52,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         # constants are not computed ahead: that would be done where nobody counts
         super().__init__(finalize=self.printed, optimized=False, **options)
         self.code_generator_class = _BoundedCode
-        filters: Mapping[str, Any] = self.filters
+        filters: Mapping[str, Any] = dict(self.filters)
+        tests: Mapping[str, Any] = dict(self.tests)
         self.filters = {
             name: function if name in ONE_STEP else self._metered(function, CHECKED_FILTERS.get(name))
             for name, function in filters.items()
@@ -61,7 +62,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = self._metered(self._to_json, None)
         self.tests = {
             name: function if name in _PLAIN_TESTS.split() else self._metered(function, None)
-            for name, function in self.tests.items()
+            for name, function in tests.items()
         }
         self.globals = {name: self.globals[name] for name in _GLOBALS}
 
