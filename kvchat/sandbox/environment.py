@@ -33,6 +33,7 @@ _PLAIN_TESTS = (
     "defined undefined none boolean false true integer float string mapping number sequence iterable callable sameas "
     "escaped odd even filter test"
 )
+_ESCAPED = 5  # how much longer a text gets where it is escaped as HTML
 _OF_JINJA = ("_loop_vars", "_block_vars")
 _OWNERS = (Cycler, LoopContext, BlockReference)
 _GLOBALS = ("range", "dict", "namespace", "cycler", "joiner")
@@ -98,6 +99,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """A value that is about to be written out."""
         if type(value) is not str:
             self.meter.spend(self.meter.weight(value))
+        elif len(value) > _SHORT:
+            self.meter.spend(_ESCAPED * len(value))
         return value
 
     def compared(self, value: Any) -> Any:
@@ -121,9 +124,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def concat(self, pieces: Iterable[str]) -> str:
         """What a template, a macro or a block writes."""
-        kept = list(pieces)
-        size = sum(map(len, kept))
-        self.meter.fit(size)
+        kept: list[str] = []
+        size, most = 0, self.meter.most
+        for piece in pieces:
+            size += len(piece)
+            if size > most:
+                self.meter.fit(size)
+            kept.append(piece)
         self.meter.spend(size)
         return "".join(kept)
 

@@ -15,7 +15,7 @@ SECONDS, SECONDS_PER_ITEM = 2.0, 0.02
 """The processor time that one rendering may take, and what every message adds; a usual one takes some microseconds."""
 MAX_CHARACTERS = 4_000_000
 """How large one value may get beside what the program was given: characters and elements, what repeats counted again."""
-MAX_GROWTH_BYTES = 256 << 20
+MAX_GROWTH_BYTES = 192 << 20
 """How much the process may grow meanwhile."""
 MAX_BITS = 4096
 _ELEMENT = 8  # characters that an element of a list counts for, beside its own

@@ -116,9 +116,9 @@ def check_moment_format(meter: Meter, moment: object, form: str = "") -> None:
 
 def as_json(meter: Meter, value: object, options: dict[str, Any]) -> str:
     """What `json.dumps` gives, its pieces counted where they are indented."""
-    for name in ("indent", "separators"):
-        if meter.weight(options.get(name)) > _FEW or options.get(name) in range(_FEW, meter.most):
-            raise OverLimit("it indents too widely")
+    indent, separators = options.get("indent"), options.get("separators")
+    if meter.weight(indent) + meter.weight(separators) > _FEW or (isinstance(indent, int) and indent > _FEW):
+        raise OverLimit("it indents too widely")
     meter.spend(meter.weight(value))
     if options.get("indent") is None:
         return json.dumps(value, **options)
