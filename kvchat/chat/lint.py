@@ -96,9 +96,9 @@ def _changing(prompt: Prompt, tree: nodes.Template, measure: Measure) -> Iterato
 
 def _sources(tree: nodes.Template) -> Iterator[tuple[int, str]]:
     """Line and kind of everything that changes by itself."""
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Name) and call.node.name in _CLOCKS:
-            yield call.lineno, f"the clock {call.node.name}() is read ahead of fixed text"
+    for name in tree.find_all(nodes.Name):
+        if name.name in _CLOCKS and name.ctx == "load":
+            yield name.lineno, f"the clock {name.name}() is read ahead of fixed text"
     for filtered in tree.find_all(nodes.Filter):
         if filtered.name in _CHANCE:
             yield filtered.lineno, f"a random value ({filtered.name}) stands ahead of fixed text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +12,30 @@ from jinja2 import FunctionLoader, StrictUndefined, TemplateError, TemplateNotFo
 
 from kvchat.errors import UsageError, one_line
 from kvchat.sandbox.environment import BoundedEnvironment
-from kvchat.sandbox.meter import OverLimit
+from kvchat.sandbox.meter import Meter, OverLimit
 from kvchat.sandbox.operations import check_moment_format
 
-Clock = Callable[..., str]
 _MAX_INCLUDED_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`now` of a template: called with a format, or written out as it is."""
+
+    tell: Callable[[str], str]
+    form: str
+
+    def __call__(self, format: str | None = None) -> str:
+        """The time in this form."""
+        return self.tell(self.form if format is None else format)
+
+    def __str__(self) -> str:
+        return self()
+
+
+def _told(meter: Meter, now: datetime, form: str) -> str:
+    check_moment_format(meter, now, form)
+    return now.strftime(form)
 
 
 def environment(folder: Path, now: datetime, mark: str = "") -> BoundedEnvironment:
@@ -32,11 +52,7 @@ def environment(folder: Path, now: datetime, mark: str = "") -> BoundedEnvironme
     )
 
     def clock(default: str) -> Clock:
-        def told(format: str = default) -> str:
-            check_moment_format(env.meter, now, format)
-            return mark or now.strftime(format)
-
-        return told
+        return Clock(lambda form: mark or _told(env.meter, now, form), default)
 
     env.globals |= {"today": clock("%Y-%m-%d"), "now": clock("%Y-%m-%d %H:%M")}
     if mark:

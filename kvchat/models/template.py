@@ -61,7 +61,7 @@ class ChatTemplate:
         self._program = TemplateProgram(source)
         self._notify = notify
         self._said: set[str] = set()
-        self._cut = lru_cache(maxsize=1024)(self._end_of_reasoning)
+        self._parted = lru_cache(maxsize=1024)(self._part)
         self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
         self.closing_ids = self._find_closing()
 
@@ -203,14 +203,8 @@ class ChatTemplate:
             draft.answers.add(number)
             draft.traces.append(Trace(number))
             return {"content": placeholder(number)}
-        cut = self._cut(ids, marks.end)
-        answer = ids[cut:]
-        while answer and self.tokenizer.is_blank(answer[0]):
-            answer = answer[1:]
-        said = self.tokenizer.decode(ids[:cut]).strip()
-        words = message.reasoning or said.removeprefix(marks.start).removesuffix(marks.end)
-        thought, shown = draft.hide(self.tokenizer.encode_as_text(words.strip())), draft.hide(answer)
-        is_opened = said.startswith(marks.start)
+        words, answer, is_opened = self._parted(ids, marks)
+        thought, shown = draft.hide(self.tokenizer.encode_as_text(words)), draft.hide(answer)
         draft.thoughts.append(Thought(len(draft.messages), thought, shown, ids, is_opened))
         draft.traces.append(Trace(shown))
         return self._placed(marks, placeholder(thought), placeholder(shown))
@@ -220,6 +214,15 @@ class ChatTemplate:
         if self._traits.place is Place.APART:
             return {"content": shown} | dict.fromkeys(APART_KEYS, thought)
         return {"content": f"{marks.start}{thought}{marks.end}{shown}" if self._traits.place else shown}
+
+    def _part(self, ids: tuple[int, ...], marks: ReasoningMarks) -> tuple[str, tuple[int, ...], bool]:
+        """The words of an answer's reasoning, the ids of what follows it, and whether the first mark is among the ids."""
+        cut = self._end_of_reasoning(ids, marks.end)
+        said, answer = self.tokenizer.decode(ids[:cut]).strip(), ids[cut:]
+        while answer and self.tokenizer.is_blank(answer[0]):
+            answer = answer[1:]
+        words = said.removeprefix(marks.start).removesuffix(marks.end).strip()
+        return words, answer, said.startswith(marks.start)
 
     def _end_of_reasoning(self, ids: tuple[int, ...], mark: str) -> int:
         single = self.tokenizer.control.get(mark)
