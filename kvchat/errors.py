@@ -3,6 +3,7 @@
 KvchatError                  1  something went wrong while running
 ├── UsageError               2  the command, a flag or a value is wrong
 ├── ModelUnavailableError    3  the model can't be had or can't be read
+│   └── TemplateRefusedError 3  its chat template takes no such conversation
 ├── ContextOverflowError     4  the conversation no longer fits the model's context
 ├── OutOfMemoryError         5  the machine's or the device's memory is used up
 └── EngineDiedError          1  the engine process ended; the conversation is kept
@@ -37,6 +38,10 @@ class ModelUnavailableError(KvchatError):
     exit_code = 3
 
 
+class TemplateRefusedError(ModelUnavailableError):
+    """The chat template refuses these messages or fails at them; others it may take."""
+
+
 class ContextOverflowError(KvchatError):
     """The conversation no longer fits the model's context."""
 
@@ -60,6 +65,13 @@ def reason_of(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, in one line of bounded length."""
+    said = getattr(error, "message", None) or error
+    words = " ".join(str(said)[:2000].split()) or type(error).__name__
+    return words if len(words) <= 300 else words[:299] + "…"
+
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -69,6 +81,7 @@ ERROR_TYPES: dict[str, type[KvchatError]] = {
         KvchatError,
         UsageError,
         ModelUnavailableError,
+        TemplateRefusedError,
         ContextOverflowError,
         OutOfMemoryError,
         EngineDiedError,

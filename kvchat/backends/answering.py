@@ -42,7 +42,7 @@ class Answering:
         self.splitter.feed(self.unfinished_text)
         self.ids: list[int] = []
         self.drafts_before = loaded.engine.drafts
-        self.shown = ""  # text that the stop scanner let through, marks included
+        self.shown = ""  # all text up to where a stop string begins, marks included
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.first_text_at: float | None = None
@@ -92,14 +92,14 @@ class Answering:
 
     def _token(self, token: int) -> Iterator[Event]:
         self.ids.append(token)
-        yield from self._show(self.scanner.feed(self.stream.push(token)))
+        yield from self._show(self.stream.push(token))
 
     def _rest(self) -> Iterator[Event]:
         """What the stages still hold back at the end."""
         if not self.scanner.is_hit:
-            yield from self._show(self.scanner.feed(self.stream.finish()))
-        yield from self._show(self.scanner.finish())
-        yield from self._emit(self.splitter.finish())
+            yield from self._show(self.stream.finish())
+            yield from self._emit(self.splitter.finish())
+            yield from self._give(self.scanner.finish())
 
     def _show(self, text: str) -> Iterator[Event]:
         self.shown += text
@@ -107,10 +107,22 @@ class Answering:
 
     def _emit(self, pieces: Sequence[Piece]) -> Iterator[Event]:
         for piece in pieces:
-            (self.reasoning if piece.is_reasoning else self.text).append(piece.text)
+            if piece.recalls:
+                yield base.Notice("what came so far was reasoning: the model ended it and had not begun it")
+                self.reasoning, self.text = [*self.text, self.scanner.finish()], []
+            yield from self._give(
+                piece.text if piece.is_reasoning else self.scanner.feed(piece.text), piece.is_reasoning
+            )
+            if self.scanner.is_hit:
+                self.shown = self.shown[: piece.end - len(self.unfinished_text) - self.scanner.rest]
+                return
+
+    def _give(self, text: str, is_reasoning: bool = False) -> Iterator[Event]:
+        if text:
+            (self.reasoning if is_reasoning else self.text).append(text)
             if self.first_text_at is None:
                 self.first_text_at = time.perf_counter()
-            yield base.Text(piece.text, piece.is_reasoning)
+            yield base.Text(text, is_reasoning)
 
     def _answer(self, finished: Finished, started: float) -> Answer:
         completion = self._ids_of_shown() if self.scanner.is_hit else self.ids
@@ -202,7 +214,7 @@ def conversation(loaded: Loaded, turns: Sequence[Turn]) -> tuple[ChatTemplate, l
 def _splitter(marks: ReasoningMarks | None, *, is_open: bool) -> ReasoningSplitter:
     if marks is None:
         return ReasoningSplitter(None)
-    return ReasoningSplitter((marks.start, marks.end), is_open=is_open, lead=marks.lead)
+    return ReasoningSplitter((marks.start, marks.end), is_open=is_open, lead=marks.lead, tail=marks.tail)
 
 
 def message_of(turn: Turn, template: ChatTemplate) -> Message:

@@ -68,7 +68,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
             f"{files.name} has no chat template", "give one with --chat-template FILE"
         )
     tokenizer = load_tokenizer(files.folder, control_text=source)
-    template = ChatTemplate(source, tokenizer)
+    template = ChatTemplate(source, tokenizer, notify=warn)
     engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
     engine.touch()
     mark = _fingerprint(config, model, files.folder)

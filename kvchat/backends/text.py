@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_QUOTES = ("`", "'", '"')
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of the answer's text, or of the reasoning in front of it."""
+    """Some of the answer's text, or of the reasoning in front of it; `end` is where it ends in all that came in.
+
+    With `recalls`, all that was given before as the answer's was reasoning too: its end came, and its beginning had not.
+    """
 
     text: str
     is_reasoning: bool
+    end: int = 0
+    recalls: bool = False
 
 
 def held_back(text: str, marks: Sequence[str]) -> int:
@@ -24,12 +31,16 @@ def held_back(text: str, marks: Sequence[str]) -> int:
 
 
 class StopScanner:
-    """Lets text through until the first of the stop strings, which it keeps back."""
+    """Lets text through until the first of the stop strings, which it keeps back.
+
+    Once it is hit, `rest` says how many characters came from the stop string's first on.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
         self.is_hit = False
+        self.rest = 0
 
     def feed(self, text: str) -> str:
         """What of the text so far may be shown now."""
@@ -38,7 +49,7 @@ class StopScanner:
         text = self._held + text
         found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
         if found:
-            self.is_hit, self._held = True, ""
+            self.is_hit, self._held, self.rest = True, "", len(text) - min(found)
             return text[: min(found)]
         keep = held_back(text, self._stops)
         self._held = text[len(text) - keep :]
@@ -53,30 +64,36 @@ class StopScanner:
 class ReasoningSplitter:
     """Tells reasoning (between `marks`, at the very beginning) from the answer, as the text comes in.
 
-    The marks themselves, white space around them, and the `lead` of an answer without reasoning belong to neither.
+    The marks themselves, white space around them, and the `lead` and `tail` that an answer may have belong to neither.
+    Reasoning that ends and had no beginning is recognized by its end, see Piece.
     """
 
-    def __init__(self, marks: tuple[str, str] | None, *, is_open: bool = False, lead: str = "") -> None:
+    def __init__(
+        self, marks: tuple[str, str] | None, *, is_open: bool = False, lead: str = "", tail: str = ""
+    ) -> None:
         self._marks = marks
-        self._lead = lead
+        self._lead, self._tail = lead, tail
         self._state = "answer" if marks is None else "reasoning" if is_open else "start"
         self._held = ""
+        self._taken = 0  # characters that came in
         self._begun = marks is None  # the answer's first visible character came
+        self._may_recall = marks is not None and not is_open
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
         self._held += text
+        self._taken += len(text)
         pieces: list[Piece] = []
         while self._step(pieces):
             pass
-        return [piece for piece in pieces if piece.text]
+        return [piece for piece in pieces if piece.text or piece.recalls]
 
     def finish(self) -> list[Piece]:
         """What was held back."""
         held, self._held = self._held, ""
         if self._state == "reasoning":
-            return [Piece(held, True)] if held else []
-        return [Piece(held, False)] if held and (self._begun or held.strip()) else []
+            return [Piece(held, True, self._taken)] if held else []
+        return [Piece(held, False, self._taken)] if held and (self._begun or held.strip()) else []
 
     def _step(self, pieces: list[Piece]) -> bool:
         """One transition; False when more text is needed."""
@@ -84,12 +101,19 @@ class ReasoningSplitter:
             return self._find_opening()
         if self._state == "reasoning":
             return self._find_closing(pieces)
+        if self._state == "lead":
+            return self._find_lead()
         if not self._begun:
             self._held = self._held.lstrip()
             self._begun = bool(self._held)
-        pieces.append(Piece(self._held, False))
-        self._held = ""
-        return False
+        return self._find_end(pieces)
+
+    def _give(self, pieces: list[Piece], size: int, *, drop: int = 0, recalls: bool = False) -> None:
+        """Hand out the first `size` characters of what is held, and leave out `drop` behind them."""
+        text, self._held = self._held[:size], self._held[size:]
+        is_reasoning = recalls or self._state == "reasoning"
+        pieces.append(Piece(text, is_reasoning, self._taken - len(self._held), recalls))
+        self._held = self._held[drop:]
 
     def _find_opening(self) -> bool:
         assert self._marks is not None
@@ -97,6 +121,7 @@ class ReasoningSplitter:
         text = self._held.lstrip()
         if text.startswith(opening):
             self._held, self._state = text[len(opening) :].lstrip(), "reasoning"
+            self._may_recall = False
             return True
         if self._lead and text.startswith(self._lead):
             self._held, self._state = text[len(self._lead) :], "answer"
@@ -111,12 +136,45 @@ class ReasoningSplitter:
         closing = self._marks[1]
         position = self._held.find(closing)
         if position >= 0:
-            pieces.append(Piece(self._held[:position].rstrip(), True))
-            self._held, self._state = self._held[position + len(closing) :], "answer"
+            text = self._held[:position].rstrip()
+            self._give(pieces, len(text), drop=position - len(text) + len(closing))
+            self._state = "lead"
             return True
-        keep = held_back(self._held, [closing])
-        space = len(self._held[: len(self._held) - keep]) - len(self._held[: len(self._held) - keep].rstrip())
-        keep += space
-        pieces.append(Piece(self._held[: len(self._held) - keep], True))
-        self._held = self._held[len(self._held) - keep :]
+        sure = len(self._held) - held_back(self._held, [closing])
+        self._give(pieces, len(self._held[:sure].rstrip()))
         return False
+
+    def _find_lead(self) -> bool:
+        """What may stand between the end of the reasoning and the answer."""
+        text = self._held.lstrip()
+        if self._lead and text.startswith(self._lead):
+            self._held, self._state = text[len(self._lead) :], "answer"
+            return True
+        if self._lead and self._lead.startswith(text):
+            return False
+        self._state = "answer"
+        return True
+
+    def _find_end(self, pieces: list[Piece]) -> bool:
+        """The next thing in the answer that is not to be read: its tail, or the end of a reasoning without beginning."""
+        watched = [self._tail] if self._tail else []
+        watched += self._marks if self._marks is not None and self._may_recall else ()
+        found = [(place, mark) for mark in watched if (place := self._held.find(mark)) >= 0]
+        if not found:
+            self._give(pieces, len(self._held) - held_back(self._held, watched))
+            return False
+        place, mark = min(found)
+        if mark == self._tail:
+            self._give(pieces, place, drop=len(mark))
+            self._tail = ""
+        elif (
+            self._marks is not None
+            and mark == self._marks[1]
+            and self._held[place - 1 : place] not in _QUOTES
+        ):
+            self._give(pieces, place, drop=len(mark), recalls=True)
+            self._state, self._begun, self._may_recall = "lead", False, False
+        else:
+            self._give(pieces, place + len(mark))
+            self._may_recall = False
+        return True

@@ -10,7 +10,8 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 
 from kvchat.chat.prompts import Prompt
 from kvchat.chat.rendering import environment, rendered
-from kvchat.errors import UsageError
+from kvchat.errors import UsageError, one_line
+from kvchat.sandbox.meter import OverLimit
 
 _CLOCKS = ("now", "today")
 _CHANCE = ("random", "shuffle", "uuid4", "randint", "lipsum")
@@ -44,6 +45,8 @@ def lint(prompt: Prompt, measure: Measure) -> list[Finding]:
         tree = env.parse(prompt.body)
     except TemplateSyntaxError as error:
         return [*findings, Finding(error.lineno + prompt.first_line - 1, error.message or "a syntax error")]
+    except (OverLimit, RecursionError) as error:
+        return [*findings, Finding(prompt.first_line, one_line(error))]
     findings.extend(_variables(prompt, tree, set(env.globals)))
     if all(name in prompt.vars for name in meta.find_undeclared_variables(tree) - set(env.globals)):
         findings.extend(_changing(prompt, tree, measure))
@@ -93,9 +96,9 @@ def _changing(prompt: Prompt, tree: nodes.Template, measure: Measure) -> Iterato
 
 def _sources(tree: nodes.Template) -> Iterator[tuple[int, str]]:
     """Line and kind of everything that changes by itself."""
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Name) and call.node.name in _CLOCKS:
-            yield call.lineno, f"the clock {call.node.name}() is read ahead of fixed text"
+    for name in tree.find_all(nodes.Name):
+        if name.name in _CLOCKS and name.ctx == "load":
+            yield name.lineno, f"the clock {name.name}() is read ahead of fixed text"
     for filtered in tree.find_all(nodes.Filter):
         if filtered.name in _CHANCE:
             yield filtered.lineno, f"a random value ({filtered.name}) stands ahead of fixed text"

@@ -7,71 +7,73 @@ answer changes nothing, one that drops its reasoning keeps the rest, and nobody 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import TemplateRefusedError
 from kvchat.models.kv_state import common_prefix
-from kvchat.models.reasoning import ReasoningMarks, marks_in
-from kvchat.models.template_language import TemplateProgram
+from kvchat.models.reasoning import ReasoningMarks
+from kvchat.models.template_draft import (
+    Draft,
+    Message,
+    Rendering,
+    Thought,
+    Trace,
+    placeholder,
+    without_placeholders,
+)
+from kvchat.models.template_language import APART_KEYS, TemplateProgram
+from kvchat.models.template_traits import THINK_NAMES, Form, Place, Traits, content_as, traits_of
 from kvchat.models.tokenizer import ChatTokenizer, joined
 
-_OPEN, _CLOSE, _ANSWER = "\uf8fc\uf8fd\uf8fe"  # private use: brackets of a placeholder, sign of an answer's
-_PLACEHOLDER = re.compile(f"{_OPEN}{_ANSWER}?(\\d+){_CLOSE}")
-_APART_KEYS = ("thinking", "reasoning_content", "reasoning")
-_THINK_NAMES = ("enable_thinking", "thinking")
-_THINK_SETTING = re.compile(rf"(?<![\w.'\"])({'|'.join(_THINK_NAMES)})\b")  # not a message's own key
+__all__ = ["ChatTemplate", "Message"]
+
 _PROBES = ("a", "-")
 """What a next message may begin with: two texts that share no beginning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message: `tokens` are an answer's exact ids (marks and reasoning included) if this tokenizer made them."""
-
-    role: str
-    text: str
-    reasoning: str = ""
-    tokens: Sequence[int] | None = None
-
-
-@dataclass(slots=True)
-class _Draft:
-    """Rendered messages whose placeholders are numbered by `known`."""
-
-    options: dict[str, bool]
-    known: list[tuple[int, ...]] = field(default_factory=list)
-    messages: list[dict[str, str]] = field(default_factory=list)
-    thoughts: list[tuple[int, int, tuple[int, ...]]] = field(
-        default_factory=list
-    )  # message, placeholder, all ids
-
-    def hide(self, ids: Sequence[int], sign: str = "") -> str:
-        self.known.append(tuple(ids))
-        return f"{_OPEN}{sign}{len(self.known) - 1}{_CLOSE}"
+def _unheard(notice: str) -> None:
+    """Nobody listens."""
 
 
 class ChatTemplate:
     """A model's chat template over its tokenizer. The time that it may print is `now`, or that of its construction.
 
-    Raises ModelUnavailableError when the template does not parse, and from `prompt` when it refuses the messages.
+    `notify` is told, once each, what a user ought to know of the prompts that are built.
+
+    Raises ModelUnavailableError when the template does not parse, leaves out what the user says or asks for too much
+    time or memory, and from `prompt` when it refuses the messages.
     """
 
-    def __init__(self, source: str, tokenizer: ChatTokenizer, *, now: datetime | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokenizer: ChatTokenizer,
+        *,
+        now: datetime | None = None,
+        notify: Callable[[str], None] = _unheard,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.marks: ReasoningMarks | None = marks_in(source, tokenizer.control)
-        self.asks_for_thought = _THINK_SETTING.search(source) is not None
         self._now = now or datetime.now()
         self._program = TemplateProgram(source)
-        self._header = ""  # of an answer, where the template has no generation prompt
-        self._takes_system = self._shows_system()
-        self._lead = self._find_lead()
-        if self._lead.strip() and self._has_no_generation_prompt():
-            self._header, self._lead = self._lead, ""
+        self._notify = notify
+        self._said: set[str] = set()
+        self._parted = lru_cache(maxsize=1024)(self._part)
+        self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
         self.closing_ids = self._find_closing()
+
+    @property
+    def marks(self) -> ReasoningMarks | None:
+        """What stands around the reasoning of its answers."""
+        return self._traits.marks
+
+    @property
+    def asks_for_thought(self) -> bool:
+        """Whether it can be asked for reasoning, or for none."""
+        return self._traits.asks_for_thought
 
     def at(self, time_s: float | None) -> ChatTemplate:
         """The same template at another time, in seconds since the epoch; None leaves it."""
@@ -89,14 +91,24 @@ class ChatTemplate:
         For messages without forged control tokens and without generated ids they are the ids of the rendered text.
         `think` asks for reasoning or for none, of templates that can; None leaves it to the template. Unless
         `answering` they end with the last message.
+
+        Every message stands in them once and in order. Where one does not and would as a text, all stand there as texts;
+        one that the template itself leaves out is named in a notice.
         """
         if answering and messages[-1].role == "assistant":
             return self.prompt(messages[:-1], think=think) + self.unfinished(messages)
-        draft = self._draft(messages, think)
-        rendered = self._restore_reasoning(draft, self._render(draft, answering=answering))
-        if self._lead:
-            rendered = rendered.replace(self._lead + _OPEN + _ANSWER, _OPEN + _ANSWER)
-        return self._encode(rendered, draft)
+        draft, rendering, lost = self._built(messages, think, answering)
+        if lost and any(message.tokens is not None for message in messages):
+            plain = [replace(message, tokens=None) for message in messages]
+            other, as_texts, still_lost = self._built(plain, think, answering)
+            if rendering.is_broken or len(still_lost) < len(lost):
+                self._say(
+                    "the chat template breaks up what was said, so that the past is given to it as plain text"
+                )
+                draft, rendering, lost = other, as_texts, still_lost
+        if lost:
+            self._say(f"the chat template leaves out or changes {len(lost)} of {len(draft.traces)} messages")
+        return self._encode(rendering, draft)
 
     def unfinished(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the answer that the conversation ends with; none if it ends with a question."""
@@ -116,7 +128,7 @@ class ChatTemplate:
             probes = [
                 self.prompt([*said, Message("user", (begun or "") + text)], think=think) for text in _PROBES
             ]
-        except ModelUnavailableError:
+        except TemplateRefusedError:
             return []
         return probes[0][: common_prefix(*probes)]
 
@@ -127,49 +139,95 @@ class ChatTemplate:
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """The ids of an answer that another model gave, as this one would have generated them."""
-        control = [found.end() for found in self.tokenizer.control_pattern.finditer(self._lead)]
+        lead = self._traits.lead
+        control = [found.end() for found in self.tokenizer.control_pattern.finditer(lead)]
         end = max(control, default=0)
-        head = self.tokenizer.encode(self._lead[:end]) if end else ()
-        return head + self.tokenizer.encode_as_text(self._lead[end:] + text)
+        head = self.tokenizer.encode(lead[:end]) if end else ()
+        return head + self.tokenizer.encode_as_text(lead[end:] + text)
 
     def opens_reasoning(self, messages: Sequence[Message], *, think: bool | None = None) -> bool:
         """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""
         if self.marks is None:
             return False
         asked = messages[:-1] if messages[-1].role == "assistant" else messages
-        rendered = self._render(self._draft(asked, think)).rstrip()
+        system = [message for message in asked[:1] if message.role == "system"]  # it may ask for none
+        rendered = self._render(self._draft([*system, *asked[-1:]], think)).rstrip()
         return rendered.endswith(self.marks.start) and not rendered.endswith(self.marks.end)
 
-    def _draft(self, messages: Sequence[Message], think: bool | None = None) -> _Draft:
-        draft = _Draft({} if think is None else dict.fromkeys(_THINK_NAMES, think))
-        for message in messages if self._takes_system else _with_folded_system(messages):
+    # Building a prompt
+
+    def _built(
+        self, messages: Sequence[Message], think: bool | None, answering: bool
+    ) -> tuple[Draft, Rendering, list[int]]:
+        """The messages rendered, with the ids that are known, and those that got lost on the way."""
+        draft = self._draft(messages, think)
+        rendering = self._restored(Rendering.of(self._render(draft, answering=answering)), draft)
+        lead = self._traits.lead
+        for place, number in enumerate(rendering.numbers):
+            if lead and number in draft.answers:
+                rendering.texts[place] = rendering.texts[place].removesuffix(lead)
+        return draft, rendering, rendering.lost(draft.traces)
+
+    def _say(self, notice: str) -> None:
+        if notice not in self._said:
+            self._said.add(notice)
+            self._notify(notice)
+
+    def _draft(self, messages: Sequence[Message], think: bool | None = None) -> Draft:
+        draft = Draft({} if think is None else dict.fromkeys(THINK_NAMES, think))
+        forms = self._traits.forms
+        for message in messages if self._traits.takes_system else _with_folded_system(messages):
             if message.tokens is None:
-                parts = {"content": self._protect(message.text, draft)}
+                parts = {"content": self._protected(message, draft)}
             else:
-                parts = self._generated(message, draft)
+                parts = self._generated(message, tuple(message.tokens), draft)
+            parts["content"] = content_as(forms.get(message.role, Form.TEXT), parts["content"])
             draft.messages.append({"role": message.role} | parts)
         return draft
 
-    def _generated(self, message: Message, draft: _Draft) -> dict[str, str]:
+    def _protected(self, message: Message, draft: Draft) -> str:
+        """A message's text, or if there is a control token in it a placeholder that stands for its letters."""
+        text, is_ordered = without_placeholders(message.text), message.role != "system"
+        if not self.tokenizer.has_control(text):
+            draft.traces.append(Trace(text.strip(), is_ordered))
+            return text
+        number = draft.hide(self.tokenizer.encode_as_text(text))
+        draft.traces.append(Trace(number, is_ordered))
+        return placeholder(number)
+
+    def _generated(self, message: Message, ids: tuple[int, ...], draft: Draft) -> dict[str, str]:
         """The parts of an answer with ids: those of its reasoning apart, where it has some."""
-        ids = tuple(message.tokens or ())
         marks = self.marks
         if marks is None or not (message.reasoning or self.tokenizer.control.get(marks.end) in ids):
-            return {"content": draft.hide(ids, _ANSWER)}
+            number = draft.hide(ids)
+            draft.answers.add(number)
+            draft.traces.append(Trace(number))
+            return {"content": placeholder(number)}
+        words, answer, is_opened = self._parted(ids, marks)
+        thought, shown = draft.hide(self.tokenizer.encode_as_text(words)), draft.hide(answer)
+        draft.thoughts.append(Thought(len(draft.messages), thought, shown, ids, is_opened))
+        draft.traces.append(Trace(shown))
+        return self._placed(marks, placeholder(thought), placeholder(shown))
+
+    def _placed(self, marks: ReasoningMarks, thought: str, shown: str) -> dict[str, str]:
+        """An answer's content and its reasoning, where this template looks for it."""
+        if self._traits.place is Place.APART:
+            return {"content": shown} | dict.fromkeys(APART_KEYS, thought)
+        return {"content": f"{marks.start}{thought}{marks.end}{shown}" if self._traits.place else shown}
+
+    def _part(self, ids: tuple[int, ...], marks: ReasoningMarks) -> tuple[str, tuple[int, ...], bool]:
+        """The words of an answer's reasoning, the ids of what follows it, and whether the first mark is among the ids."""
         cut = self._end_of_reasoning(ids, marks.end)
-        answer = ids[cut:]
+        said, answer = self.tokenizer.decode(ids[:cut]).strip(), ids[cut:]
         while answer and self.tokenizer.is_blank(answer[0]):
             answer = answer[1:]
-        thought, shown = draft.hide(ids[:cut]), draft.hide(answer)
-        draft.thoughts.append((len(draft.messages), len(draft.known) - 2, ids))
-        if marks.is_apart:
-            return {"content": shown} | dict.fromkeys(_APART_KEYS, thought)
-        return {"content": f"{marks.start}{thought}{marks.end}{shown}"}
+        words = said.removeprefix(marks.start).removesuffix(marks.end).strip()
+        return words, answer, said.startswith(marks.start)
 
-    def _end_of_reasoning(self, ids: Sequence[int], mark: str) -> int:
+    def _end_of_reasoning(self, ids: tuple[int, ...], mark: str) -> int:
         single = self.tokenizer.control.get(mark)
         if single is not None and single in ids:
-            return list(ids).index(single) + 1
+            return ids.index(single) + 1
         stream = self.tokenizer.stream()
         text = ""
         for count, token in enumerate(ids, 1):
@@ -178,77 +236,44 @@ class ChatTemplate:
                 return count
         return len(ids)
 
-    def _protect(self, text: str, draft: _Draft) -> str:
-        """`text`, or if there is a control token in it a placeholder that stands for its letters."""
-        text = re.sub(f"[{_OPEN}{_CLOSE}{_ANSWER}]", "", text)
-        return draft.hide(self.tokenizer.encode_as_text(text)) if self.tokenizer.has_control(text) else text
-
-    def _render(self, draft: _Draft, *, count: int | None = None, answering: bool = True) -> str:
-        """The text of the first `count` messages, with the generation prompt if `answering`."""
+    def _render(self, draft: Draft, *, answering: bool = True) -> str:
+        """The text of the messages, with the generation prompt if `answering`."""
         names = {**self.tokenizer.names, **draft.options, "add_generation_prompt": answering}
-        rendered = self._program.render(draft.messages[:count], self._now, **names)
-        return rendered + self._header if answering else rendered
+        rendered = self._program.render(draft.messages, self._now, **names)
+        return rendered + self._traits.header if answering else rendered
 
-    def _restore_reasoning(self, draft: _Draft, rendered: str) -> str:
-        """Where the template kept an answer's reasoning, its exact ids replace all that it wrote for the answer."""
-        for index, thought, ids in draft.thoughts:
-            mark, end = f"{_OPEN}{thought}{_CLOSE}", f"{_OPEN}{thought + 1}{_CLOSE}"
-            if mark not in rendered or end not in rendered:
+    def _restored(self, rendering: Rendering, draft: Draft) -> Rendering:
+        """Where the template kept an answer's reasoning in a frame of its own, the answer's exact ids in place of all."""
+        marks = self.marks
+        if marks is None or not draft.thoughts:
+            return rendering
+        pairs, changed = rendering.neighbours(), {}
+        for thought in draft.thoughts:
+            place = pairs.get((thought.thought, thought.shown))
+            if place is None or not marks.is_frame(rendering.texts[place + 1]):
                 continue
-            header = self._render(draft, count=index)
-            start = len(_shared(header, rendered))
-            if start <= rendered.index(mark):
-                rendered = rendered[:start] + draft.hide(ids) + rendered[rendered.index(end) + len(end) :]
-        return rendered
+            before = self._traits.before_ids(rendering.texts[place], is_opened=thought.is_opened)
+            if before is not None:
+                number = draft.hide(thought.ids)
+                draft.traces[thought.message] = Trace(number)
+                changed[place] = (before, number)
+        return rendering.joined(changed) if changed else rendering
 
-    def _encode(self, rendered: str, draft: _Draft) -> list[int]:
-        pieces = _PLACEHOLDER.split(rendered)  # text, number, text, number, …, text
+    def _encode(self, rendering: Rendering, draft: Draft) -> list[int]:
         parts: list[Sequence[int]] = []
-        for position, piece in enumerate(pieces):
-            if position % 2:
-                parts.append(draft.known[int(piece)])
-            elif piece:
-                parts.append(self.tokenizer.encode(piece, is_start=position == 0))
+        for place, text in enumerate(rendering.texts):
+            if text:
+                parts.append(self.tokenizer.encode(text, is_start=place == 0))
+            if place < len(rendering.numbers):
+                parts.append(draft.known[rendering.numbers[place]])
         return joined(parts)
-
-    # What the template does, found out by asking it
-
-    def _shows_system(self) -> bool:
-        """Whether it takes a system message; some refuse it, some leave it out without a word."""
-        sign = "zqx"
-        draft = _Draft(
-            {}, messages=[{"role": "system", "content": sign}, {"role": "user", "content": _PROBES[0]}]
-        )
-        try:
-            return sign in self._render(draft)
-        except ModelUnavailableError:
-            return False
-
-    def _find_lead(self) -> str:
-        """What the template writes between its generation prompt and an answer, such as the space of `[/INST] yes`.
-
-        The model generates that itself, so it is no part of the prompt where the answer's own ids stand.
-        """
-        draft = self._draft(
-            [Message("user", "a"), Message("assistant", "b", tokens=()), Message("user", "c")]
-        )
-        try:
-            header, rendered = self._render(draft, count=1), self._render(draft)
-        except ModelUnavailableError:
-            return ""
-        found = _PLACEHOLDER.search(rendered)
-        return rendered[len(header) : found.start()] if found and rendered.startswith(header) else ""
-
-    def _has_no_generation_prompt(self) -> bool:
-        draft = self._draft([Message("user", "a")])
-        return self._render(draft) == self._render(draft, answering=False)
 
     def _find_closing(self) -> tuple[int, ...]:
         """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
         draft = self._draft([Message("user", "a"), Message("assistant", "b", tokens=())])
         try:
-            behind = _PLACEHOLDER.split(self._render(draft, answering=False))[-1]
-        except ModelUnavailableError:
+            behind = Rendering.of(self._render(draft, answering=False)).texts[-1]
+        except TemplateRefusedError:
             return ()
         ids = self.tokenizer.encode(behind.lstrip())[:1]
         return tuple(i for i in ids if i in self.tokenizer.control.values())
@@ -260,10 +285,3 @@ def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:
         return messages
     system, first, *rest = messages
     return [replace(first, text=f"{system.text}\n\n{first.text}"), *rest]
-
-
-def _shared(left: str, right: str) -> str:
-    length = next(
-        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
-    )
-    return left[:length]

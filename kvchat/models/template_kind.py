@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import TemplateRefusedError
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.template import ChatTemplate, Message
 
@@ -54,7 +54,7 @@ def _kinds(
             asked = template.prompt(history, think=think)
             body = common_prefix(asked, template.prompt(history, think=think, answering=False))
             answer, is_plain = _answer(template, history, reasons, think)
-        except ModelUnavailableError:
+        except TemplateRefusedError:
             return
         if asked[: len(kept)] != kept:
             yield TemplateKind.REWRITING

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from json import dumps
+from threading import Lock
 from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import ModelUnavailableError, TemplateRefusedError, one_line
+from kvchat.sandbox.environment import BoundedEnvironment
+from kvchat.sandbox.meter import OverLimit
+
+APART_KEYS = ("thinking", "reasoning_content", "reasoning")
+"""The keys under which templates look for the reasoning of an answer beside its content."""
 
 
 class TemplateProgram:
@@ -18,25 +23,40 @@ class TemplateProgram:
 
     def __init__(self, source: str) -> None:
         self.tells_time = "strftime_now" in source
+        self._environment = _environment()
+        self._turn = Lock()  # the environment counts one rendering at a time
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = self._environment.from_string(source)
+        except Exception as error:  # Python's compiler and its recursion have their say too
             raise ModelUnavailableError(
-                f"the chat template has an error: {error}", "give a working one with --chat-template"
+                f"the chat template has an error: {one_line(error)}",
+                "give a working one with --chat-template",
             ) from error
 
-    def render(self, messages: list[dict[str, str]], now: datetime, **names: Any) -> str:
-        """The text of `messages`. Raises ModelUnavailableError when the template refuses them or fails."""
+    def render(self, messages: Sequence[Mapping[str, Any]], now: datetime, **names: Any) -> str:
+        """The text of `messages`.
+
+        Raises TemplateRefusedError when the template refuses them or fails, ModelUnavailableError when it asks for
+        more time or memory than any template needs.
+        """
+        given = {"strftime_now": now.strftime, "tools": None, "documents": None} | names
+        size = sum(len(text) for message in messages for text in message.values())
         try:
-            return self._template.render(
-                messages=messages, strftime_now=now.strftime, tools=None, documents=None, **names
-            )
+            with self._turn:
+                self._environment.meter.start(size, len(messages))
+                return self._template.render(messages=messages, **given)
         except jinja2.TemplateError as error:
+            raise TemplateRefusedError(
+                f"the chat template refuses this conversation: {one_line(error)}", "try --chat-template"
+            ) from error
+        except OverLimit as error:
             raise ModelUnavailableError(
-                f"the chat template refuses this conversation: {error}", "try --chat-template"
+                f"the chat template is stopped: {error}", "give a working one with --chat-template"
             ) from error
         except Exception as error:  # whatever a template's own expressions run into
-            raise ModelUnavailableError(f"the chat template fails: {error}", "try --chat-template") from error
+            raise TemplateRefusedError(
+                f"the chat template fails: {one_line(error)}", "try --chat-template"
+            ) from error
 
 
 class _Generation(Extension):
@@ -49,15 +69,12 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment() -> BoundedEnvironment:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: dumps(
-        value, **({"ensure_ascii": False} | options)
     )
     environment.globals["raise_exception"] = raise_exception
     return environment

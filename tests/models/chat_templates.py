@@ -221,6 +221,6 @@ def generated(template: ChatTemplate, history: Sequence[Message], text: str, tho
         lead = tokenizer.encode(marks.lead) if marks and marks.lead else ()
         return Message("assistant", text, tokens=(*lead, *letters))
     opening = "" if is_open else marks.start
-    blanks = "" if marks.is_apart else "\n\n"
+    blanks = "" if marks.lead else "\n\n"
     ids = (*tokenizer.encode(f"{opening}\n{thought}\n{marks.end}{blanks}"), *letters)
     return Message("assistant", text, thought, ids)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.template import ChatTemplate, Message, _Draft
+from kvchat.models.template import ChatTemplate, Message
+from kvchat.models.template_draft import Draft
 from kvchat.models.tokenizer import ChatTokenizer
 from tests.tiny import CHATML, byte_level_tokenizer
 
@@ -39,7 +40,7 @@ def make(source: str, *added: str) -> ChatTemplate:
 
 def canonical(template: ChatTemplate, messages: list[Message]) -> list[int]:
     """The rendered text encoded in one go, as transformers does it."""
-    rendered = template._render(_Draft({}, messages=[{"role": m.role, "content": m.text} for m in messages]))
+    rendered = template._render(Draft({}, messages=[{"role": m.role, "content": m.text} for m in messages]))
     return byte_level_tokenizer().encode(rendered, add_special_tokens=False).ids
 
 
