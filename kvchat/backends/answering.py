@@ -15,6 +15,7 @@ from kvchat.config import Config
 from kvchat.engine.request import Finish, Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.errors import ContextOverflowError
+from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.reasoning import ReasoningMarks
 from kvchat.models.template import ChatTemplate, Message
 
@@ -30,7 +31,8 @@ class Answering:
         template, messages = conversation(loaded, turns)
         self.encoded = _newly_encoded(turns, messages)
         self.turns = tuple(turns)
-        self.prompt = template.prompt(messages, think=options.think)
+        self.tokens = template.tokens(messages, think=options.think)
+        self.prompt = ids_of(self.tokens)
         self.shared = template.shared_tokens(messages, think=options.think)
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
@@ -88,7 +90,7 @@ class Answering:
             seed=chosen.seed,
         )
         stop_ids = self.loaded.engine.loaded.eos_ids | set(self.loaded.template.closing_ids)
-        return Request(self.prompt, sampling, self.options.max_tokens, stop_ids, self.shared, self.reuse)
+        return Request(self.tokens, sampling, self.options.max_tokens, stop_ids, self.shared, self.reuse)
 
     def _token(self, token: int) -> Iterator[Event]:
         self.ids.append(token)
@@ -154,7 +156,9 @@ class Answering:
             timings=timings,
             cache=self._cache_report(reuse),
             kv_root=cache.root.hex() if cache else "",
-            kv_tip=cache.tip([*self.prompt, *completion]) if cache else "",
+            kv_tip=cache.tip(self.loaded.engine.told([*self.tokens, *as_generated(completion)]))
+            if cache
+            else "",
             encoded=self.encoded,
         )
 

@@ -238,7 +238,8 @@ class ModelInfo:
     """The loaded model. `context` is in tokens, `kv_bytes_per_token` in bytes, `load_ms` in milliseconds.
 
     `reuse` is how much of what was computed can be taken up again: `blocks`, `snapshots` or `none`; `continuation` how
-    it is gone on from there: `chunk`, `one_token` or `restart`; `verdict` what the probe at the first load found.
+    it is gone on from there: `chunk`, `one_token` or `restart`; `verdict` what the probe at the first load found. Where
+    it `is_exact` an answer has the same bits with and without the cache; else they are the same but for rounding.
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
     in a few words. `adapter` is the folder of one that is in its weights.
@@ -261,6 +262,7 @@ class ModelInfo:
     adapter: str = ""
     continuation: str = "chunk"
     verdict: str = ""
+    is_exact: bool = False
 
 
 class Backend(Protocol):

@@ -15,9 +15,10 @@ from kvchat.config import Config
 from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.arithmetic import arithmetic
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.fingerprint import fingerprint
-from kvchat.models.loaded import LoadedModel
+from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.probe import checked
 from kvchat.models.template import ChatTemplate
@@ -74,8 +75,17 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     mark = _fingerprint(config, model, files.folder)
     show(Status(Phase.LOADING, "checking what can be reused"))
     verdict = checked(model, mark, config.paths.models, engine.measured)
-    if not verdict.is_as_declared:
-        warn(f"{files.name}: {verdict}")
+    if (
+        verdict.is_exact is False and model.page == 1
+    ):  # then in pages, whose products are always of the same sizes
+        model = replace(model, page=PAGE_TOKENS)
+        mark = _fingerprint(config, model, files.folder)
+        engine = Engine(model, speculation=engine.speculation)
+        engine.touch()
+        verdict = checked(model, mark, config.paths.models, engine.measured)
+    if verdict.is_exact is False or not verdict.is_as_declared:
+        if not verdict.is_as_declared:
+            warn(f"{files.name}: {verdict}")
         model = replace(model, rule=verdict.rule, is_exact=False, page=1)
         engine = Engine(model, speculation=engine.speculation)
         engine.touch()
@@ -100,7 +110,12 @@ def _find_files(config: Config, show: Show) -> ModelFiles:
 
 
 def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
-    regime = {"dtype": _dtype(model), "device": model.device.type, "weights": model.weights.regime}
+    regime: dict[str, object] = {
+        "dtype": _dtype(model),
+        "device": model.device.type,
+        "weights": model.weights.regime,
+        "arithmetic": arithmetic(model.page) if model.is_exact else "",
+    }
     return fingerprint(folder, regime, memory=config.paths.models, adapter=model.adapter)
 
 
@@ -137,6 +152,7 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
         continuation=loaded.rule.continuation.value,
+        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.codec == "raw"),
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,

@@ -68,7 +68,7 @@ class LocalBackend:
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             template, messages = conversation(loaded, turns)
-            encode = template.next_prefix if turns[-1].role is Role.SYSTEM else template.prompt
+            encode = template.next_prefix if turns[-1].role is Role.SYSTEM else template.tokens
             ids = encode(messages, think=options.think)
             check_room(ids, loaded)
             try:

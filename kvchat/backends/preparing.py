@@ -32,7 +32,7 @@ def prepare(
     if loaded.info.reuse == "none" or _is_as_said(loaded, turns, options):
         return
     template, messages = conversation(loaded, turns)
-    ids = template.next_prefix(messages, think=options.think)
+    ids = engine.told(template.next_prefix(messages, think=options.think))
     held = common_prefix(engine.state.tokens, ids)
     if held == len(ids) or len(ids) >= engine.loaded.context:
         return
@@ -50,7 +50,8 @@ def pin(loaded: Loaded, turns: Sequence[Turn], options: Options) -> None:
     """Keep what is live of a pinned system prompt longest."""
     if turns and turns[0].pinned:
         template, messages = conversation(loaded, turns[:1])
-        held = common_prefix(loaded.engine.state.tokens, template.next_prefix(messages, think=options.think))
+        begun = loaded.engine.told(template.next_prefix(messages, think=options.think))
+        held = common_prefix(loaded.engine.state.tokens, begun)
         loaded.engine.store(held, priority=PINNED_PRIORITY)
 
 
@@ -60,7 +61,7 @@ def _is_as_said(loaded: Loaded, turns: Sequence[Turn], options: Options) -> bool
     if loaded.info.template != TemplateKind.APPEND_SAFE or not turns or turns[-1].role is not Role.ASSISTANT:
         return False
     template, messages = conversation(loaded, turns)
-    said = template.prompt(messages, think=options.think)
+    said = loaded.engine.told(template.tokens(messages, think=options.think))
     return common_prefix(loaded.engine.state.tokens, said) >= len(said) - 1
 
 

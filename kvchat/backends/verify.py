@@ -16,10 +16,10 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import CHUNK_TOKENS, Engine
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
-from kvchat.models.reuse import Continuation
+from kvchat.models.schedule import Schedule
 
 FLOAT32_BOUND = 1e-4
-"""How far float32 logits may lie apart, whatever the batch shapes."""
+"""How far float32 logits may lie apart where it is not promised that they are the same to the bit."""
 LOSSY_SHARE = 0.05
 """What a lossy encoding may change, of the distance between the best and the average logit."""
 MAX_TOKENS = 4096
@@ -29,13 +29,14 @@ MAX_TOKENS = 4096
 def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callable[[], bool]) -> VerifySample:
     """Compare up to `sample` runs that lie in the cache folder `root` for this model, those used last.
 
-    Each takes a prefill of its tokens, and outside float32 another one, to know the noise.
+    Each takes a prefill of its tokens. Where the model is exact and the cache keeps bits, they have to be the same; else
+    another prefill tells what is rounding.
     """
     loaded, cache = engine.loaded, engine.cache
     dtype = str(loaded.dtype).removeprefix("torch.")
     if cache is None:
         return VerifySample(loaded.name, dtype, "raw", None, ())
-    is_exact = loaded.dtype == torch.float32 and cache.codec == "raw"
+    bound = _bound(loaded, cache)
     runs: list[VerifiedRun] = []
     num_skipped = 0
     for path, tokens in _newest(root / cache.root.hex()):
@@ -46,8 +47,14 @@ def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callabl
             num_skipped += 1
         else:
             runs.append(run)
-    bound = FLOAT32_BOUND if is_exact else None
-    return VerifySample(loaded.name, dtype, cache.codec, bound, _judged(runs, is_exact), num_skipped)
+    return VerifySample(loaded.name, dtype, cache.codec, bound, _judged(runs, bound), num_skipped)
+
+
+def _bound(loaded: LoadedModel, cache: PrefixCache) -> float | None:
+    """How far logits may lie apart at most; None where rounding says."""
+    if cache.codec != "raw":
+        return None
+    return 0.0 if loaded.is_exact else FLOAT32_BOUND if loaded.dtype == torch.float32 else None
 
 
 def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | None:
@@ -59,9 +66,12 @@ def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | No
         return None
     if not _restore(loaded, cache, state, tokens):
         return None
-    stored = loaded.forward(tokens[-1:], state)
-    cold = _cold(loaded, state, tokens, CHUNK_TOKENS)
-    other = _cold(loaded, state, tokens, CHUNK_TOKENS // 2 + 1)
+    stored = _logits(loaded, state, tokens, CHUNK_TOKENS)
+    state.keep(0)
+    cold = other = _logits(loaded, state, tokens, CHUNK_TOKENS)
+    if _bound(loaded, cache) is None:
+        state.keep(0)
+        other = _logits(loaded, state, tokens, CHUNK_TOKENS // 2 + 1)
     best, second = cold.topk(2).values.tolist()
     loss = LOSSY_SHARE * float(best - cold.mean()) if cache.codec != "raw" else 0.0
     return VerifiedRun(
@@ -108,23 +118,23 @@ def _restore(loaded: LoadedModel, cache: PrefixCache, state: KVState, tokens: Se
     return end == num_tokens
 
 
-def _cold(loaded: LoadedModel, state: KVState, tokens: Sequence[int], chunk_tokens: int) -> torch.Tensor:
-    """The logits behind the last token, with nothing reused."""
-    state.keep(0)
-    if loaded.rule.continuation is not Continuation.CHUNK:
-        chunk_tokens = len(tokens)
-    for start in range(0, len(tokens) - 1, chunk_tokens):
-        loaded.forward(tokens[start : min(start + chunk_tokens, len(tokens) - 1)], state)
-    return loaded.forward(tokens[-1:], state)
+def _logits(loaded: LoadedModel, state: KVState, tokens: Sequence[int], chunk_tokens: int) -> torch.Tensor:
+    """The logits behind the last token, from where the state can be gone on with."""
+    points = [] if loaded.is_exact else [len(tokens) - 1]
+    schedule = Schedule(tokens, loaded, chunk_tokens, points)
+    state.keep(schedule.start(min(len(state.tokens), len(tokens) - 1)))
+    while (start := len(state.tokens)) < len(tokens):
+        logits = loaded.forward(tokens[start : schedule.end(start)], state)
+    return logits
 
 
-def _judged(runs: Sequence[VerifiedRun], is_exact: bool) -> tuple[VerifiedRun, ...]:
+def _judged(runs: Sequence[VerifiedRun], bound: float | None) -> tuple[VerifiedRun, ...]:
     """The runs, each right or wrong; by the largest noise that was seen in any, for one sample of it is small."""
     noise = max((run.noise for run in runs), default=0.0)
-    return tuple(replace(run, noise=noise, is_right=_is_right(run, noise, is_exact)) for run in runs)
+    return tuple(replace(run, noise=noise, is_right=_is_right(run, noise, bound)) for run in runs)
 
 
-def _is_right(run: VerifiedRun, noise: float, is_exact: bool) -> bool:
-    if is_exact:
-        return run.difference <= FLOAT32_BOUND
+def _is_right(run: VerifiedRun, noise: float, bound: float | None) -> bool:
+    if bound is not None:
+        return run.difference <= bound
     return run.same_top or run.gap <= 2 * noise

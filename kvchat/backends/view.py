@@ -19,7 +19,8 @@ def cache_view(
     engine: Engine, template: ChatTemplate, messages: Sequence[Message], *, think: bool | None = None
 ) -> CacheView:
     """The cache seen from a conversation; an empty one has no rows."""
-    ids, ends = prompt_and_ends(template, messages, think=think)
+    tokens, ends = prompt_and_ends(template, messages, think=think)
+    ids = engine.told(tokens)
     cache = engine.cache
     live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
     coverage = cache.contains(ids) if cache else Coverage(0, 0)
@@ -58,7 +59,7 @@ def prompt_and_ends(
         if message.role == "system":
             ends.append(template.shared_tokens(messages[:count], think=think))
             continue
-        ids = template.prompt(messages[:count], think=think)
+        ids = template.tokens(messages[:count], think=think)
         is_past = message.role == "assistant" and count < len(messages)
         # the past may lose its reasoning
         kept = template.next_prefix(messages[:count], think=think) if is_past else ids

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvchat.bench import codec, decode, lookup, memory, plot, prefill, restore, start, ttft, weights
+from kvchat.bench import codec, decode, exact, lookup, memory, plot, prefill, restore, start, ttft, weights
 from kvchat.bench.contender import Setup, parse_names
 from kvchat.bench.measure import Row, use_threads
 from kvchat.config import Config
@@ -69,6 +69,14 @@ def encoded(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """What int8 at rest costs in quality."""
     use_threads(args.threads)
     yield from _shown(args, codec.measure(config, texts=args.repeats))
+
+
+def compared(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Whether the cache changes an answer. Raises InexactError behind the table where it does."""
+    use_threads(args.threads)
+    rows = list(exact.measure(_setup(args, config).config, num_prompts=args.prompts))
+    yield from _shown(args, rows)
+    exact.check(rows)
 
 
 def weighed(args: argparse.Namespace, config: Config) -> Iterator[str]:

@@ -203,7 +203,8 @@ def _verify_lines(report: VerifyReport, sample: VerifySample | None, why_not: st
         yield from ([why_not] if why_not else [])
         return
     largest = max((run.difference for run in sample.runs), default=0.0)
-    bound = f"at most {sample.bound:g}" if sample.bound else "the best token decides"
+    bound = "the best token decides" if sample.bound is None else f"at most {sample.bound:g}"
+    bound = "they have to be the same to the bit" if sample.bound == 0 else bound
     yield (
         f"computed {len(sample.runs)} of them again with {sample.model} in {sample.dtype} ({sample.codec}): "
         f"{len(sample.wrong)} wrong, largest difference {largest:.2g} ({bound})"

@@ -20,7 +20,7 @@ from kvchat.commands.flags import FLAG_NAMES
 from kvchat.config import Config, config_file, load_config
 from kvchat.errors import KvchatError, ModelUnavailableError, UsageError
 from kvchat.ui.figures import size_text
-from kvchat.ui.render import reuse_text, template_text, weights_text
+from kvchat.ui.render import promise_text, reuse_text, template_text, weights_text
 
 PACKAGES = ("kvchat", "torch", "transformers", "tokenizers", "safetensors", "prompt_toolkit", "rich")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -207,6 +207,7 @@ def self_test(backend: Backend) -> Iterator[Finding]:
         yield Finding("adapter", info.adapter)
     yield Finding("template", template_text(info.template))
     yield Finding("policy", reuse_text(info))
+    yield Finding("promise", promise_text(info))
     yield Finding("weights", weights_text(info))
     first = Turn(Role.USER, "Count from one to twenty in words.")
     said = _answer(backend, [first])

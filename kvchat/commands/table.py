@@ -86,6 +86,9 @@ _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model
 _bench = partial(_verb, "bench")
 
 _BENCH = "measurements on this machine"
+_NUM_PROMPTS: dict[str, dict[str, Any]] = {
+    "--prompts": {"metavar": "N", "type": _positive, "default": 200, "help": "prompts to answer (200)"}
+}
 _LENGTHS: dict[str, dict[str, Any]] = {
     "--lengths": {"metavar": "N", "type": _positive, "nargs": "+", "help": "tokens of prompt or history"}
 }
@@ -231,6 +234,14 @@ COMMANDS: tuple[Command, ...] = (
         _bench("weighed"),
         _LENGTHS | {"--threads": _RUNS["--threads"]},
         _HOW,
+    ),
+    Command(
+        "bench exact",
+        _BENCH,
+        "whether the cache changes an answer, to the bit",
+        _bench("compared"),
+        _NUM_PROMPTS | {"--threads": _RUNS["--threads"]},
+        (*_HOW, "--draft"),
     ),
     Command("bench codec", _BENCH, "what int8 costs in quality", _bench("encoded"), _RUNS, _HOW),
     Command("sessions ls", _SESSIONS, "list them, the latest first", _sessions("listed"), _LIMIT),

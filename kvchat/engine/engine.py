@@ -17,7 +17,6 @@ from kvchat.engine.forwards import Forwards
 from kvchat.engine.holding import Holding
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
-from kvchat.engine.schedule import Schedule
 from kvchat.engine.speculation import Drafts, Speculation
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.device import empty_device_cache
@@ -25,6 +24,7 @@ from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
+from kvchat.models.schedule import Schedule
 
 CHUNK_TOKENS = 256
 """Tokens of one prefill forward: what a cancellation waits for, and what it keeps."""

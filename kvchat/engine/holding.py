@@ -11,9 +11,9 @@ from kvchat.cache.match import Ended, Match
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import Reuse
-from kvchat.engine.schedule import Schedule
 from kvchat.models.kv_state import KVState, common_prefix
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
+from kvchat.models.schedule import Schedule
 
 PENDING_BYTES = 128 * 2**20
 """Snapshots that were taken go to the cache at once when they take more than this."""

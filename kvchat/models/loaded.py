@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from kvchat.models.flash import ROWS_MULTIPLE
-from kvchat.models.kinds import is_generated, run_ends
+from kvchat.models.kinds import is_generated
 from kvchat.models.kv_state import KVState
 from kvchat.models.reuse import Continuation, ReuseRule
 from kvchat.models.weights import NATIVE, Weights
@@ -142,24 +141,14 @@ class LoadedModel:
             return -(-len(tokens) // ROWS_MULTIPLE) * ROWS_MULTIPLE
         return max(len(tokens), (start // self.page + 1) * self.page - start)
 
-    def forward_ends(self, tokens: Sequence[int], at_once: int) -> list[int]:
-        """Where forwards over `tokens` end, each over tokens of one kind: given ones up to `at_once`."""
-        ends: list[int] = []
-        start = 0
-        for end in run_ends(tokens):
-            step = self.network.generated_at_once if is_generated(tokens[start]) else at_once
-            ends += [*range(start + step, end, step), end]
-            start = end
-        return ends
-
     def _choose_keys(self, state: KVState, num_new: int) -> None:
         """LongRoPE: when `num_new` tokens take a conversation over the threshold, all before them are computed again."""
         assert self.long_rope is not None
         if not state.is_long and self.long_rope.is_long(len(state.tokens) + num_new):
             held = list(state.tokens)
             self.prepare(state, len(held) + num_new)
-            for start, end in pairwise([0, *self.forward_ends(held, _RENEWED_TOKENS)]):
-                self.forward(held[start:end], state)
+            for start in range(0, len(held), _RENEWED_TOKENS):
+                self.forward(held[start : start + _RENEWED_TOKENS], state)
         self.long_rope.use(state.is_long)
 
 

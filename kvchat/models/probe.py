@@ -17,9 +17,11 @@ import xxhash
 
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.models.kinds import as_generated
 from kvchat.models.kv_state import KVState, kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
+from kvchat.models.schedule import Schedule
 from kvchat.models.weights import WeightsMode
 
 BUDGET_S = 2.0
@@ -30,6 +32,8 @@ NUM_STEPS = 5
 """Tokens that are computed one by one, where they have to be."""
 NUM_FORWARDS = {Continuation.CHUNK: 12, Continuation.ONE_TOKEN: 3 * NUM_STEPS + 8, Continuation.RESTART: 1}
 """About so many forwards make a probe."""
+_BITS_FORWARDS = 24
+"""About so many more tell whether bits are the same."""
 BLOCK_TOKENS = 4
 FINE_BOUND = 1e-3
 """What is rounding in float32, as a share of the logits' deviation."""
@@ -41,7 +45,7 @@ ALTERED_SHARE = 0.6
 """Rounding is less than this share of what one other token in the past changes."""
 ForwardTime = Callable[[int], float]
 """Number of tokens -> about how many seconds one forward over them takes."""
-_VERSION = 3
+_VERSION = 4
 _MEMORY_NAME = "verdicts.json"
 
 
@@ -50,7 +54,8 @@ class Verdict:
     """What holds for a model: `rule`, against the one `declared`.
 
     `difference` is the largest that was seen under the rule, as a share of the logits' deviation, and `bound` what of
-    it is rounding. `is_checked` is False where the model is too slow for a probe.
+    it is rounding. `is_checked` is False where the model is too slow for a probe. It `is_exact` if all
+    that was computed in different company had the same bits, where that was declared and there was time.
     """
 
     rule: ReuseRule
@@ -58,6 +63,7 @@ class Verdict:
     difference: float = 0.0
     bound: float = 0.0
     is_checked: bool = True
+    is_exact: bool | None = None
 
     @property
     def is_as_declared(self) -> bool:
@@ -67,6 +73,8 @@ class Verdict:
     def __str__(self) -> str:
         if not self.is_checked:
             return "not checked, for that would take too long"
+        if self.is_exact:
+            return "checked: the same to the bit however it is computed"
         if self.is_as_declared:
             return f"checked: {self.difference:.0e} off, where up to {self.bound:.0e} is rounding"
         return f"{describe_rule(self.declared)} gives wrong answers, so it gets {describe_rule(self.rule)}"
@@ -112,7 +120,9 @@ def probe(loaded: LoadedModel, forward_s: ForwardTime = lambda num_tokens: 0.0) 
     for rule in (declared, *declared.weaker()):
         difference, bound = measure.difference(rule)
         if difference <= bound:
-            return Verdict(rule, declared, difference, bound)
+            has_time = _BITS_FORWARDS * forward_s(length) < BUDGET_S
+            is_exact = measure.has_same_bits() if loaded.is_exact and rule == declared and has_time else None
+            return Verdict(rule, declared, difference, bound, is_exact=is_exact)
     raise AssertionError("the last rule is always right")
 
 
@@ -139,6 +149,19 @@ class Probe:
             raise
         except Exception:  # a model's own code may raise anything
             return torch.inf, 0.0
+
+    def has_same_bits(self) -> bool:
+        """Whether the last logits and all KV are the same however the tokens, given and generated ones, are split."""
+        half = len(self.tokens) // 2
+        tokens = [*self.tokens[:half], *as_generated(self.tokens[half : half + 9]), *self.tokens[half + 9 :]]
+        found: list[list[torch.Tensor]] = []
+        for chunk_tokens in (len(tokens), 11, 5):
+            state, schedule, logits = self.loaded.new_state(), Schedule(tokens, self.loaded, chunk_tokens), []
+            while (start := len(state.tokens)) < len(tokens):
+                logits = [self.loaded.forward(tokens[start : schedule.end(start)], state)]
+            found.append(logits + [plane[:, : len(tokens)].clone() for plane in state.planes])
+        first, *others = found
+        return all(torch.equal(one, other) for each in others for one, other in zip(first, each, strict=True))
 
     def _plain(self, tokens: list[int]) -> torch.Tensor:
         """The logits behind each of some tokens, [tokens, vocab], computed in one go and with nothing kept."""
@@ -215,14 +238,20 @@ class Probe:
 
 def _to_json(verdict: Verdict) -> dict[str, Any]:
     rule = {"policy": verdict.rule.policy.value, "continuation": verdict.rule.continuation.value}
-    found = {"difference": verdict.difference, "bound": verdict.bound, "is_checked": verdict.is_checked}
+    found = {
+        "difference": verdict.difference,
+        "bound": verdict.bound,
+        "is_checked": verdict.is_checked,
+        "is_exact": verdict.is_exact,
+    }
     return {**rule, **found}
 
 
 def _from_json(value: Any, declared: ReuseRule) -> Verdict:
     policy, continuation = ReusePolicy(value["policy"]), Continuation(value["continuation"])
     rule = replace(declared, policy=policy, continuation=continuation)
-    return Verdict(rule, declared, value["difference"], value["bound"], bool(value["is_checked"]))
+    checked, exact = bool(value["is_checked"]), None if value["is_exact"] is None else bool(value["is_exact"])
+    return Verdict(rule, declared, value["difference"], value["bound"], checked, exact)
 
 
 def _read(path: Path) -> dict[str, Any]:

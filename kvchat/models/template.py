@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from kvchat.errors import TemplateRefusedError
+from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.reasoning import ReasoningMarks
 from kvchat.models.template_draft import (
@@ -86,7 +87,13 @@ class ChatTemplate:
     def prompt(
         self, messages: Sequence[Message], *, think: bool | None = None, answering: bool = True
     ) -> list[int]:
-        """The ids of a conversation up to where the model answers; behind an unfinished answer, up to where it goes on.
+        """The ids of a conversation's `tokens`."""
+        return ids_of(self.tokens(messages, think=think, answering=answering))
+
+    def tokens(
+        self, messages: Sequence[Message], *, think: bool | None = None, answering: bool = True
+    ) -> list[int]:
+        """The tokens of a conversation, an answer's whole ids generated, all others given, up to where the model answers; behind an unfinished answer, up to where it goes on.
 
         For messages without forged control tokens and without generated ids they are the ids of the rendered text.
         `think` asks for reasoning or for none, of templates that can; None leaves it to the template. Unless
@@ -96,7 +103,9 @@ class ChatTemplate:
         one that the template itself leaves out is named in a notice.
         """
         if answering and messages[-1].role == "assistant":
-            return self.prompt(messages[:-1], think=think) + self.unfinished(messages)
+            said = self.unfinished(messages)
+            is_given = messages[-1].tokens is None
+            return self.tokens(messages[:-1], think=think) + (said if is_given else as_generated(said))
         draft, rendering, lost = self._built(messages, think, answering)
         if lost and any(message.tokens is not None for message in messages):
             plain = [replace(message, tokens=None) for message in messages]
@@ -118,7 +127,7 @@ class ChatTemplate:
         return list(self.tokenizer.encode_as_text(last.text) if last.tokens is None else last.tokens)
 
     def next_prefix(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
-        """What the prompt begins with whatever is said next; nothing if the template refuses that.
+        """The tokens that the prompt begins with whatever is said next; none if the template refuses that.
 
         A message of the user's that the conversation ends with is taken for the beginning of a longer one.
         """
@@ -126,7 +135,7 @@ class ChatTemplate:
         said = messages if begun is None else messages[:-1]
         try:
             probes = [
-                self.prompt([*said, Message("user", (begun or "") + text)], think=think) for text in _PROBES
+                self.tokens([*said, Message("user", (begun or "") + text)], think=think) for text in _PROBES
             ]
         except TemplateRefusedError:
             return []
@@ -199,7 +208,7 @@ class ChatTemplate:
         """The parts of an answer with ids: those of its reasoning apart, where it has some."""
         marks = self.marks
         if marks is None or not (message.reasoning or self.tokenizer.control.get(marks.end) in ids):
-            number = draft.hide(ids)
+            number = draft.hide(as_generated(ids))
             draft.answers.add(number)
             draft.traces.append(Trace(number))
             return {"content": placeholder(number)}
@@ -254,7 +263,7 @@ class ChatTemplate:
                 continue
             before = self._traits.before_ids(rendering.texts[place], is_opened=thought.is_opened)
             if before is not None:
-                number = draft.hide(thought.ids)
+                number = draft.hide(as_generated(thought.ids))
                 draft.traces[thought.message] = Trace(number)
                 changed[place] = (before, number)
         return rendering.joined(changed) if changed else rendering

@@ -60,9 +60,9 @@ class Draft:
     thoughts: list[Thought] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
 
-    def hide(self, ids: Sequence[int]) -> int:
-        """The number of a new placeholder that stands for `ids`."""
-        self.known.append(tuple(ids))
+    def hide(self, tokens: Sequence[int]) -> int:
+        """The number of a new placeholder that stands for `tokens`, given or generated."""
+        self.known.append(tuple(tokens))
         return len(self.known) - 1
 
 

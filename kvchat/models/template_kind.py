@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from kvchat.errors import TemplateRefusedError
+from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.template import ChatTemplate, Message
 
@@ -59,7 +60,7 @@ def _kinds(
         if asked[: len(kept)] != kept:
             yield TemplateKind.REWRITING
         history = [*history, answer]
-        kept = template.next_prefix(history, think=think)
+        kept = ids_of(template.next_prefix(history, think=think))
         whole = [*asked, *(answer.tokens or ())]
         if kept[: len(whole)] == whole:
             yield TemplateKind.APPEND_SAFE

@@ -17,7 +17,7 @@ from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.files import file_part, with_files
 from kvchat.ui.recap import recap
-from kvchat.ui.render import reuse_text, template_text, weights_text
+from kvchat.ui.render import promise_text, reuse_text, template_text, weights_text
 
 _LISTED = 200
 
@@ -189,6 +189,7 @@ def _facts(backend: Backend) -> list[str]:
         adapter,
         f"its chat template {template_text(info.template)}",
         reuse_text(info),
+        promise_text(info),
         weights_text(info),
     ]
 

@@ -96,6 +96,13 @@ def reuse_text(info: ModelInfo) -> str:
     return about[info.reuse] + ways[info.continuation] + verdict
 
 
+def promise_text(info: ModelInfo) -> str:
+    """What is promised of answers with and without the cache."""
+    if info.is_exact:
+        return "the same answers with and without the cache, to the bit"
+    return "the same answers with and without the cache but for rounding: a near tie may go the other way"
+
+
 def progress_row(label: str, done: int, total: int, spent_s: float, columns: int) -> str:
     """`prefill ████░░░░ 512/1800 · 830 tok/s · 1.6 s left`, as much of it as fits."""
     parts = [f"{label} {_bar(done, total)} {done}/{total}"]

@@ -19,6 +19,7 @@ from kvchat.backends.process import ProcessBackend
 from kvchat.chat.session import Session
 from kvchat.cli import main
 from kvchat.config import Config
+from kvchat.models.kv_state import KVState
 from kvchat.models.template import Message
 from tests.models.chat_templates import (
     KEEPS,
@@ -40,7 +41,7 @@ Open = Callable[..., LocalBackend]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sample], Path]:
     """A model's folder for each template; the weights are the same, and end no answer by themselves."""
     weights = tmp_path_factory.mktemp("weights")
-    loaded = tiny_model("olmo2", vocab_size=VOCABULARY, max_position_embeddings=4096)
+    loaded = tiny_model(vocab_size=VOCABULARY, max_position_embeddings=4096)
     with torch.no_grad():
         loaded.model.lm_head.weight[:10] = 0
         loaded.model.lm_head.weight[-10:] = 0
@@ -300,7 +301,9 @@ class Prompter:
     def __init__(self, backend: LocalBackend) -> None:
         self.loaded = backend._worker.wait()
         self.script: dict[int, int] = {}
-        self.loaded.engine.loaded.model.register_forward_hook(self._prompt, with_kwargs=True)
+        self.network = self.loaded.engine.loaded.network
+        self.logits = self.network.logits
+        self.network.logits = self._prompted  # type: ignore[method-assign]
 
     def next(self, history: Sequence[Turn], text: str, thought: str) -> Message:
         """The answer that comes to this history: reasoning, text, and the token that ends a turn."""
@@ -310,11 +313,13 @@ class Prompter:
         self.script = dict(enumerate(ids, len(template.prompt(messages))))
         return answer
 
-    def _prompt(self, model: object, arguments: object, named: dict[str, Any], output: Any) -> None:
-        positions = named["position_ids"][0].tolist()
-        for row, position in enumerate(positions[-output.logits.shape[1] :]):
-            if position + 1 in self.script:
-                output.logits[0, row, self.script[position + 1]] += 1e6
+    def _prompted(self, tokens: Sequence[int], state: KVState, num_logits: int, **more: Any) -> torch.Tensor:
+        logits = self.logits(tokens, state, num_logits, **more)
+        end = len(state.tokens) + len(tokens)
+        for row, position in enumerate(range(end - num_logits + 1, end + 1)):
+            if position in self.script:
+                logits[row, self.script[position]] += 1e6
+        return logits
 
 
 @pytest.mark.parametrize("name", ["qwen3", "deepseek_r1", "harmony"])

@@ -14,9 +14,9 @@ from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finish, Finished, Request, Token
-from kvchat.engine.schedule import Schedule
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import BLOCKS, SNAPSHOTS, STEPS, Continuation, ReusePolicy, ReuseRule
+from kvchat.models.schedule import Schedule
 from tests.engine.test_engine import Breaks
 from tests.tiny import random_tokens, said, tiny_model
 

@@ -14,10 +14,10 @@ from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finished, Request, Token
-from kvchat.engine.schedule import Schedule
 from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.schedule import Schedule
 from tests.families.shrink import WINDOW, random_tokens
 from tests.tiny import said
 

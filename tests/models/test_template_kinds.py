@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 
+from kvchat.models.kinds import ids_of
 from kvchat.models.template import ChatTemplate, Message
 from kvchat.models.template_kind import TemplateKind, kind_of
 from kvchat.models.tokenizer import ChatTokenizer
@@ -64,7 +65,7 @@ def test_the_next_prompt_begins_with_what_was_prepared_and_keeps_the_answers_ids
         answer = generated(template, history, "lazy dog ", thought)
         shown = list(generated(template, HELD[:1], "lazy dog ").tokens or ())[-9:]
         history.append(answer)
-        kept = template.next_prefix(history)
+        kept = ids_of(template.next_prefix(history))
         history.append(Message("user", question))
         after = template.prompt(history)
         assert after[: len(kept)] == kept
