@@ -76,6 +76,7 @@ class ReasoningSplitter:
         self._state = "answer" if marks is None else "reasoning" if is_open else "start"
         self._held = ""
         self._taken = 0  # characters that came in
+        self._last = ""  # the last of them that was handed out
         self._begun = marks is None  # the answer's first visible character came
         self._may_recall = marks is not None and not is_open
 
@@ -111,6 +112,7 @@ class ReasoningSplitter:
     def _give(self, pieces: list[Piece], size: int, *, drop: int = 0, recalls: bool = False) -> None:
         """Hand out the first `size` characters of what is held, and leave out `drop` behind them."""
         text, self._held = self._held[:size], self._held[size:]
+        self._last = text[-1:] or self._last
         is_reasoning = recalls or self._state == "reasoning"
         pieces.append(Piece(text, is_reasoning, self._taken - len(self._held), recalls))
         self._held = self._held[drop:]
@@ -167,14 +169,14 @@ class ReasoningSplitter:
         if mark == self._tail:
             self._give(pieces, place, drop=len(mark))
             self._tail = ""
-        elif (
-            self._marks is not None
-            and mark == self._marks[1]
-            and self._held[place - 1 : place] not in _QUOTES
-        ):
+        elif self._marks is not None and mark == self._marks[1] and not self._is_quoted(place):
             self._give(pieces, place, drop=len(mark), recalls=True)
             self._state, self._begun, self._may_recall = "lead", False, False
         else:
             self._give(pieces, place + len(mark))
             self._may_recall = False
         return True
+
+    def _is_quoted(self, place: int) -> bool:
+        """Whether a quotation mark stands before this place in what is held."""
+        return (self._held[place - 1] if place else self._last) in _QUOTES

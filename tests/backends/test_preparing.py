@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from kvchat.backends.answering import conversation
-from kvchat.backends.base import Answer, Done, Event, FinishReason, Options, Phase, Prefilling, Role, Turn
+from kvchat.backends.base import (
+    Answer,
+    Done,
+    Event,
+    FinishReason,
+    Notice,
+    Options,
+    Phase,
+    Prefilling,
+    Role,
+    Turn,
+)
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.preparing import prepare
 from kvchat.backends.process import ProcessBackend
@@ -339,6 +350,39 @@ def test_what_a_model_thinks_is_shown_apart_and_prepared_away(open_backend: Open
         assert number == 0 or share(said) >= 0.95
         assert said.usage.prompt_tokens < len(SYSTEM.text) + 200 * number + 200, "thoughts do not add up"
         assert session.prepare() > 0
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1", "harmony"])
+def test_a_stop_string_acts_on_the_answer_and_not_on_the_reasoning(open_backend: Open, name: str) -> None:
+    backend = open_backend(name)
+    prompter = Prompter(backend)
+    history = [SYSTEM, user("and so on")]
+    wanted = prompter.next(history, "the lazy dog, STOP and more", "fox STOP fox")
+    *_, done = backend.answer(history, Options(temperature=0.0, stop=("STOP",)))
+    assert isinstance(done, Done)
+    said = done.answer
+    assert (said.text, said.reasoning) == ("the lazy dog, ", "fox STOP fox")
+    assert said.finish_reason is FinishReason.STOP
+    assert said.completion == tuple(wanted.tokens or ())[: len(said.completion)]
+    assert prompter.loaded.tokenizer.decode(said.completion).endswith("the lazy dog, ")
+
+
+def test_reasoning_that_ends_without_having_begun_is_none_of_the_answer(open_backend: Open) -> None:
+    backend = open_backend("qwen3")
+    prompter = Prompter(backend)
+    history = [SYSTEM, user("and so on")]
+    tokenizer, template = prompter.loaded.tokenizer, prompter.loaded.template
+    ids = [*tokenizer.encode("so the zebra\n</think>\n\nthe lazy dog"), template.closing_ids[0]]
+    prompter.script = dict(enumerate(ids, len(template.prompt(conversation(prompter.loaded, history)[1]))))
+    *events, done = backend.answer(history, Options(temperature=0.0))
+    assert isinstance(done, Done)
+    assert (done.answer.text, done.answer.reasoning) == ("the lazy dog", "so the zebra")
+    assert [event.message for event in events if isinstance(event, Notice)] == [
+        "what came so far was reasoning: the model ended it and had not begun it"
+    ]
+    turn = Turn(Role.ASSISTANT, "the lazy dog", "so the zebra", done.answer.completion, tokenizer.id)
+    later = conversation(prompter.loaded, [*history, turn, user("hello")])[1]
+    assert "zebra" not in tokenizer.decode(template.prompt(later))
 
 
 def test_an_engine_of_its_own_prepares_too(

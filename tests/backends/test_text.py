@@ -76,3 +76,57 @@ def test_an_answer_without_reasoning_may_have_a_lead_of_its_own(text: str, sizes
     found = [part for piece in cut(text, sizes) for part in splitter.feed(piece)] + splitter.finish()
     assert "".join(part.text for part in found if not part.is_reasoning) == "yes"
     assert "".join(part.text for part in found if part.is_reasoning) == ("hm" if "hm" in text else "")
+
+
+def told(pieces: list[str], splitter: ReasoningSplitter) -> tuple[str, str]:
+    """Reasoning and answer, what was recalled counted as reasoning."""
+    reasoning, answer = "", ""
+    for piece in [part for text in pieces for part in splitter.feed(text)] + splitter.finish():
+        if piece.recalls:
+            reasoning, answer = reasoning + answer, ""
+        if piece.is_reasoning:
+            reasoning += piece.text
+        else:
+            answer += piece.text
+    return reasoning, answer
+
+
+SIZES = st.lists(st.integers(1, 9), min_size=40, max_size=40)
+
+
+@given(sizes=SIZES)
+def test_reasoning_that_only_ends_is_recalled_wherever_the_text_is_cut(sizes: list[int]) -> None:
+    text = "so < I\n</think>\n\nHello"
+    assert told(cut(text, sizes), ReasoningSplitter(MARKS)) == ("so < I\n", "Hello")
+
+
+@pytest.mark.parametrize("text", ["write `</think>` there", "a <think> b </think> c", "no </thin air>"])
+@given(sizes=SIZES)
+def test_an_answer_that_speaks_of_the_marks_stays_an_answer(text: str, sizes: list[int]) -> None:
+    assert told(cut(text, sizes), ReasoningSplitter(MARKS)) == ("", text)
+
+
+@pytest.mark.parametrize("thought", ["", "[T]hm[/T]", "[T]hm[/T]\n"])
+@pytest.mark.parametrize("end", ["", "[/A]"])
+@given(sizes=SIZES)
+def test_what_frames_an_answer_is_no_part_of_it(thought: str, end: str, sizes: list[int]) -> None:
+    splitter = ReasoningSplitter(("[T]", "[/T]"), lead="[A]", tail="[/A]")
+    wanted = ("hm" if thought else "", "yes [or] no")
+    assert told(cut(f"{thought}[A]yes [or] no{end}", sizes), splitter) == wanted
+
+
+@given(sizes=SIZES)
+def test_a_piece_says_where_it_ends_in_all_that_came(sizes: list[int]) -> None:
+    text = "<think>\nso I\n</think>\n\nHello world"
+    splitter = ReasoningSplitter(MARKS)
+    found = [part for piece in cut(text, sizes) for part in splitter.feed(piece)] + splitter.finish()
+    assert all(text[: part.end].endswith(part.text) for part in found)
+
+
+@given(st.text("abX", max_size=30), SIZES)
+def test_a_stop_string_says_how_much_came_from_it_on(text: str, sizes: list[int]) -> None:
+    scanner, fed, shown = StopScanner(["aX"]), 0, ""
+    for piece in cut(text, sizes):
+        if not scanner.is_hit:
+            shown, fed = shown + scanner.feed(piece), fed + len(piece)
+    assert not scanner.is_hit or len(shown) == fed - scanner.rest

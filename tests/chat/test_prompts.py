@@ -72,6 +72,14 @@ def test_a_plain_file_is_a_prompt(folder: Path) -> None:
         ("{{ ''.__class__.__mro__ }}", "line 1: access to attribute '__class__'"),
         ("one\n{% include 'no.md' %}", "line 2: no file 'no.md'"),
         ("{% include '../secret' %}", "line 1: no file '../secret'"),
+        ("one\n{{ [1]|tojson(indent=10**6) }}", "line 2: the template is stopped: it indents too widely"),
+        ("one\n{{ 'x' * 10**9 }}", "line 2: the template is stopped: it makes a value that is too large"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}\n{{ m() }}", "line 1: maximum recursion depth exceeded"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "line 1: maximum recursion depth exceeded"),
+        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "line 1: too many levels of indentation"),
+        ("{{ 'a'.encode() }}", "line 1: a template may not call 'encode'"),
+        ("{% include 'mine.md' %}", "line 1: maximum recursion depth exceeded"),
+        ("x" * 100_000, "line 1: the template is stopped: it has more than 48,000 characters"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(folder: Path, text: str, said: str) -> None:
@@ -92,8 +100,18 @@ def test_a_value_too_few_or_too_many_is_named(folder: Path) -> None:
 
 
 def test_the_clock_is_that_of_the_call(folder: Path) -> None:
-    prompt = written(folder, "{{ today() }} {{ now() }} {{ now('%H') }}")
-    assert prompt.render({}, NOW) == "2031-05-07 2031-05-07 08:09 08"
+    prompt = written(folder, "{{ today() }} {{ now() }} {{ now('%H') }} {{ now }} {{ today ~ '' }}")
+    assert prompt.render({}, NOW) == "2031-05-07 2031-05-07 08:09 08 2031-05-07 08:09 2031-05-07"
+
+
+def test_a_body_that_cannot_be_read_costs_lint_one_finding(folder: Path) -> None:
+    ((line, text),) = found(folder, "---\ndescription: x\n---\n{{ " + "(" * 3000 + "1 }}")
+    assert (line, text) == (4, "maximum recursion depth exceeded")
+
+
+def test_a_file_that_is_too_large_is_not_included(folder: Path) -> None:
+    (folder / "large").write_text("x" * 2_000_000)
+    assert error_of(folder, "{% include 'large' %}").endswith("large is too large to be included")
 
 
 def test_the_working_folder_wins_over_the_users_and_that_over_the_shipped(

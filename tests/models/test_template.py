@@ -198,3 +198,52 @@ def test_thinking_is_asked_for_or_not_where_the_template_can() -> None:
     silent = template.prompt([Message("user", "a")], think=False)
     assert silent[: len(plain)] == plain
     assert silent[-1] == template.tokenizer.control["</think>"]
+
+
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}:{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+)
+
+
+def test_a_template_that_wants_content_in_parts_gets_parts() -> None:
+    template = make(PARTS)
+    said = [
+        Message("system", "be brief"),
+        Message("user", "hello"),
+        Message("assistant", "world", tokens=template.tokenizer.encode("world")),
+        Message("user", "and so on"),
+    ]
+    text = template.tokenizer.decode(template.prompt(said))
+    assert text == "system:be briefuser:helloassistant:worlduser:and so onassistant:"
+
+
+@pytest.mark.parametrize("source", ["fixed words", "{% for m in messages %}{{ m.role }}{% endfor %}"])
+def test_a_template_that_leaves_out_what_the_user_says_is_refused(source: str) -> None:
+    with pytest.raises(ModelUnavailableError, match="leaves out what the user says"):
+        make(source)
+
+
+BROKEN = [
+    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "{% if 1 %}" * 150 + "{% endif %}" * 150,
+    "{% for a in b %}" * 25 + "{% endfor %}" * 25,
+    "{{ " + "9" * 9000 + " }}",
+    "{{ a" + ".b" * 20000 + " }}",
+    "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("source", BROKEN, ids=lambda source: source[:12])
+def test_a_template_that_the_compiler_cannot_take_is_one_clear_line(source: str) -> None:
+    with pytest.raises(ModelUnavailableError, match="chat template has an error") as caught:
+        make(source)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_template_that_never_ends_is_stopped_while_it_is_looked_at() -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelUnavailableError, match="is stopped: it takes more than") as caught:
+        make(endless)
+    assert type(caught.value) is ModelUnavailableError, "no refusal of one conversation"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.hostile import HOSTILE, MARKER
+from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).parents[2]
 EXIT_CODES = {"template": (0, 3), "prompt": (0, 2)}
@@ -56,3 +57,17 @@ def test_some_hostile_ones_are_stopped(kind: str, tmp_path: Path) -> None:
 def test_all_hostile_ones_are_stopped(kind: str, tmp_path: Path) -> None:
     assert len(HOSTILE) >= 200
     assert_harmless(kind, HOSTILE, tmp_path)
+
+
+def test_the_command_line_says_one_line_and_exits_as_documented(tmp_path: Path) -> None:
+    bomb = "{{ [1]|tojson(indent=10**6) }}"
+    (tmp_path / "hostile.md").write_text(bomb)
+    model = tiny_folder(tmp_path / "model", template=bomb)
+    folders = {f"KVCHAT_{name}": str(tmp_path / name) for name in ("CACHE_DIR", "DATA", "MODELS", "CONFIG")}
+    for flags, code in ((["-t", str(tmp_path / "hostile.md")], 2), (["-m", str(model)], 3)):
+        command = [sys.executable, "-m", "kvchat", *flags, "-p", "hello", "--no-save"]
+        done = subprocess.run(
+            command, env=os.environ | folders, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1), done.stderr
+        assert "the template is stopped" in done.stderr or "the chat template is stopped" in done.stderr
