@@ -16,6 +16,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
+from kvchat.models.contents import Contents
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
@@ -100,7 +101,7 @@ def _find_files(config: Config, show: Show) -> ModelFiles:
 
 def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
     regime = {"dtype": _dtype(model), "device": model.device.type, "weights": model.weights.regime}
-    return fingerprint(folder, regime, memory=config.paths.models, adapter=model.adapter)
+    return fingerprint(folder, regime, contents=Contents(config.paths.models), adapter=model.adapter)
 
 
 def _dtype(model: LoadedModel) -> str:

@@ -5,6 +5,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import difflib
 import math
 import mmap
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.documents import POINTER_BYTES, boundary, is_pointer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,7 @@ _FETCH_AGAIN = "fetch the file again"
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_DIMS = 4
+_MAX_ELEMENTS = 1 << 23  # of an array in the metadata: the largest are vocabularies and their merges
 _MAX_ALIGNMENT = 1 << 16
 _LONG_ROW = 1 << 13  # values; measured: 16 of them fit a core's cache together with what is made of them
 _STRING, _ARRAY = 8, 9
@@ -99,13 +102,50 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or of another tensor type.
     """
-    try:
+    if not path.exists():
+        raise ModelUnavailableError(f"there is no file {path}", _spelling(path))
+    with boundary(f"{path} is no readable GGUF file", _FETCH_AGAIN):
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise ValueError("it is no regular file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_header(path, _Cursor(data))
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise ModelUnavailableError(f"there is no file {path}", "check the path") from error
-        raise ModelUnavailableError(f"{path} is no readable GGUF file ({error})", _FETCH_AGAIN) from error
+            if is_pointer(data[:POINTER_BYTES]):
+                raise ModelUnavailableError(
+                    f"{path} is a pointer of Git LFS and not the file itself", "fetch it with git lfs pull"
+                )
+            found = _read_header(path, _Cursor(data))
+    _check_kind(found)
+    return found
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is one, whatever its name."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def _spelling(path: Path) -> str:
+    """What to do about a file that is not there."""
+    names = [other.name for other in path.parent.glob("*.gguf")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.with_name(close[0])}?" if close else "check the path"
+
+
+def _check_kind(gguf: GgufFile) -> None:
+    """Refuse what is only a part of a model."""
+    kind = gguf.metadata.get("general.type")
+    if kind == "adapter" or "adapter.type" in gguf.metadata:
+        remedy = "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
+        raise ModelUnavailableError(f"{gguf.path} is an adapter (LoRA) for a model and no model", remedy)
+    if kind == "mmproj" or gguf.architecture == "clip":
+        raise ModelUnavailableError(
+            f"{gguf.path} is what a model sees with (mmproj) and no model that answers",
+            "pass the GGUF file of the model that it belongs to",
+        )
 
 
 def tensor_values(data: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[Any]:
@@ -161,6 +201,8 @@ class _Cursor:
         if kind != _ARRAY:
             raise ValueError(f"a value of the unknown type {kind}")
         element, count = self.numbers("I")[0], self.numbers("Q")[0]
+        if count > _MAX_ELEMENTS:
+            raise ValueError(f"an array of {count} elements")
         if element in _SCALARS:
             return list(self.numbers(_SCALARS[element], count))
         if element != _STRING:

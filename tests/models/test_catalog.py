@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,71 @@ def test_a_models_folder_that_is_a_file_is_refused(root: Path, tmp_path: Path) -
     write_gguf(tmp_path / "tiny.gguf")
     root.write_text("in the way")
     assert "can't write" in refusal(root, str(tmp_path / "tiny.gguf"))
+
+
+def dies_between_the_renames(name: str, root: Path) -> None:
+    """Import `name` in a child that is killed once the old folder is out of the way."""
+    if (child := os.fork()) == 0:
+        rename = Path.rename
+
+        def rename_and_die(path: Path, target: Path) -> None:
+            rename(path, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename = rename_and_die  # type: ignore[method-assign, assignment]
+        catalog(root).resolve(name)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_kill_between_the_renames_of_a_new_import_loses_nothing(
+    root: Path, tmp_path: Path, by_name: bool
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_hf_model(seed=0))
+    folder = catalog(root).resolve(str(path)).folder
+    before = (folder / "model.safetensors").read_bytes()
+    write_gguf(path, tiny_hf_model(seed=1))
+    dies_between_the_renames(str(path), root)
+    assert not folder.exists() and leftovers(root)
+    if by_name:
+        assert catalog(root, offline=True).resolve(folder.name).folder == folder
+        assert (folder / "model.safetensors").read_bytes() == before
+    else:
+        assert catalog(root, offline=True).resolve(str(path)).folder == folder
+    assert not leftovers(root)
+
+
+def test_other_weights_of_the_same_name_size_and_time_are_imported_anew(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_hf_model(seed=0))
+    state = path.stat()
+    before = (catalog(root).resolve(str(path)).folder / "model.safetensors").read_bytes()
+    write_gguf(path, tiny_hf_model(seed=1))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    assert (catalog(root).resolve(str(path)).folder / "model.safetensors").read_bytes() != before
+
+
+def test_links_in_our_own_folder_lead_nowhere(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
+    (folder / "kvchat.json").rename(tmp_path / "stamp.json")
+    (folder / "kvchat.json").symlink_to(tmp_path / "stamp.json")
+    assert catalog(root).find(folder.name) is None
+    (root / "imported" / "elsewhere").symlink_to(tmp_path)
+    assert [entry.name for entry in catalog(root).entries()] == ["smollm2-135m", folder.name]
+
+
+def test_a_stamp_that_names_files_elsewhere_is_none(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
+    stamp = json.loads((folder / "kvchat.json").read_text())
+    (folder / "config.json").rename(folder.parent / "config.json")
+    stamp["files"]["../config.json"] = stamp["files"].pop("config.json")
+    (folder / "kvchat.json").write_text(json.dumps(stamp))
+    assert catalog(root).find(folder.name) is None
 
 
 # listing and removing
