@@ -18,8 +18,10 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.contents import Contents
 from kvchat.models.fingerprint import fingerprint
+from kvchat.models.generation import not_done
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
+from kvchat.models.numbers import check_numbers
 from kvchat.models.probe import checked
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
@@ -70,12 +72,18 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         )
     tokenizer = load_tokenizer(files.folder, control_text=source)
     template = ChatTemplate(source, tokenizer)
+    model = _with_end_of(model, tokenizer)
+    if undone := not_done(model.generation_defaults, model.context):
+        warn(
+            f"{files.name}: its generation_config.json asks for {', '.join(undone)}, which kvchat does not do"
+        )
     engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
     engine.touch()
     mark = _fingerprint(config, model, files.folder)
     show(Status(Phase.LOADING, "checking what can be reused"))
     verdict = checked(model, mark, config.paths.models, engine.measured)
     if not verdict.is_as_declared:
+        check_numbers(model)  # where there are none, nothing is wrong with what is reused
         warn(f"{files.name}: {verdict}")
         engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)
         engine.touch()
@@ -86,6 +94,12 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     info = replace(info, verdict=str(verdict))
     return Loaded(engine, tokenizer, template, info, ready_at)
+
+
+def _with_end_of(model: LoadedModel, tokenizer: ChatTokenizer) -> LoadedModel:
+    """The model with the token that ends an answer by its tokenizer, which not every generation_config.json names."""
+    end = tokenizer.control.get(tokenizer.names.get("eos_token", ""))
+    return model if end is None else replace(model, eos_ids=model.eos_ids | {end})
 
 
 def _find_files(config: Config, show: Show) -> ModelFiles:
@@ -125,7 +139,7 @@ def _open_cache(
 def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> ModelInfo:
     loaded = engine.loaded
     settings = loaded.generation_defaults
-    samples = bool(settings.get("do_sample"))
+    samples, stops = bool(settings.get("do_sample")), settings.get("stop_strings", ())
     return ModelInfo(
         name=loaded.name,
         architecture=loaded.architecture,
@@ -143,8 +157,10 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
         defaults=Options(
+            max_tokens=settings.get("max_new_tokens"),
+            stop=(stops,) if isinstance(stops, str) else tuple(stops),
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
-            top_k=int(settings.get("top_k", 50)) if samples else None,
+            top_k=max(0, int(settings.get("top_k", 50))) if samples else None,
             top_p=float(settings.get("top_p", 1.0)) if samples else None,
             min_p=float(settings.get("min_p", 0.0)) if samples else None,
             repetition_penalty=float(settings.get("repetition_penalty", 1.0)),

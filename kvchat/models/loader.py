@@ -80,9 +80,9 @@ def _load_lean(
     gguf = origin.gguf if origin.gguf and _is_quantised(origin.gguf, folder) else None
     fits = free is None or need.total(settings.context or shape.context) + INTEGER_SHARE * need.weights < free
     weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=gguf, fits=fits)
+    defaults = read_generation(folder)
     home = PackedHome.of(origin.root, folder) if origin.root else None
     network = _lean_network(lean, weights, dtype, gguf, home)
-    defaults = read_generation(folder)
     return LoadedModel(
         name=name,
         architecture=str(lean.config["model_type"]),

@@ -48,9 +48,9 @@ def load_stock(
 
     Raises ModelUnavailableError, OutOfMemoryError and UsageError, each with its remedy.
     """
+    stated = read_generation(folder)
     with hushed_transformers():
         loaded = _load(folder, settings, name=name, place=place, home=home)
-    stated = read_generation(folder)
     if not stated:  # what older models say in config.json
         return replace(
             loaded,
