@@ -141,9 +141,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _indexed(folder: Path, index: Path) -> list[str]:
     weight_map = read_object(index, LARGE_BYTES).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    strange = next((name for name in files if not _is_plain_name(name)), None)
-    if strange is not None:
-        raise ModelUnavailableError(f"{index} names a weights file {ascii(strange)[:60]}", FETCH_AGAIN)
+    strange = [name for name in files if not _is_plain_name(name)]
+    if strange:
+        raise ModelUnavailableError(f"{index} names a weights file {ascii(strange[0])[:60]}", FETCH_AGAIN)
     names = sorted(set(files))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:

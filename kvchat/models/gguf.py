@@ -112,9 +112,7 @@ def read_gguf(path: Path) -> GgufFile:
                 raise ModelUnavailableError(
                     f"{path} is a pointer of Git LFS and not the file itself", "fetch it with git lfs pull"
                 )
-            found = _read_header(path, _Cursor(data))
-    _check_kind(found)
-    return found
+            return _read_header(path, _Cursor(data))
 
 
 def is_gguf(path: Path) -> bool:
@@ -133,19 +131,6 @@ def _spelling(path: Path) -> str:
     names = [other.name for other in path.parent.glob("*.gguf")]
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {path.with_name(close[0])}?" if close else "check the path"
-
-
-def _check_kind(gguf: GgufFile) -> None:
-    """Refuse what is only a part of a model."""
-    kind = gguf.metadata.get("general.type")
-    if kind == "adapter" or "adapter.type" in gguf.metadata:
-        remedy = "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
-        raise ModelUnavailableError(f"{gguf.path} is an adapter (LoRA) for a model and no model", remedy)
-    if kind == "mmproj" or gguf.architecture == "clip":
-        raise ModelUnavailableError(
-            f"{gguf.path} is what a model sees with (mmproj) and no model that answers",
-            "pass the GGUF file of the model that it belongs to",
-        )
 
 
 def tensor_values(data: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[Any]:
@@ -240,7 +225,21 @@ def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
         metadata[key] = cursor.value(cursor.numbers("I")[0])
     if not isinstance(metadata.get("general.architecture"), str):
         raise ValueError("it names no architecture")
+    _check_kind(path, metadata)
     return GgufFile(path, metadata, _read_tensors(path, cursor, num_tensors, metadata))
+
+
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse what is only a part of a model."""
+    kind = metadata.get("general.type")
+    if kind == "adapter" or "adapter.type" in metadata:
+        remedy = "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
+        raise ModelUnavailableError(f"{path} is an adapter (LoRA) for a model and no model", remedy)
+    if kind == "mmproj" or metadata["general.architecture"] == "clip":
+        raise ModelUnavailableError(
+            f"{path} is what a model sees with (mmproj) and no model that answers",
+            "pass the GGUF file of the model that it belongs to",
+        )
 
 
 def _read_tensors(

@@ -16,6 +16,8 @@ from kvchat.models.gguf_tokenizer import special_id, vocabulary_size
 
 ELSEWHERE = "take the model's safetensors instead"
 """The remedy where a GGUF can't be carried over."""
+MAX_CONTEXT = 1 << 31
+"""In tokens: no model says that it reads more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class ModelShape:
 
     def _is_consistent(self, gguf: GgufFile) -> bool:
         has_layers = self.layers <= len(gguf.tensors)
-        has_tokens = vocabulary_size(gguf) <= self.vocabulary
+        has_tokens = vocabulary_size(gguf) <= self.vocabulary and self.context <= MAX_CONTEXT
         return has_layers and has_tokens and not self.heads % self.kv_heads and not self.head_dim % 2
 
 

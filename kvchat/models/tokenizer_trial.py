@@ -97,9 +97,7 @@ def _try_out(wanted: dict[str, Any]) -> None:
     rest = {name: wanted[name] for name in _PIPELINE}
     tokenizer = Tokenizer.from_str(json.dumps({**_BARE, **rest}))
     for words in _texts("".join(wanted["patterns"])):
-        normalized = tokenizer.normalizer.normalize_str(words) if tokenizer.normalizer else words
-        if tokenizer.pre_tokenizer:
-            tokenizer.pre_tokenizer.pre_tokenize_str(normalized)
+        tokenizer.encode(words, add_special_tokens=False)
         if tokenizer.decoder:
             tokenizer.decoder.decode([words, "", words])
 
