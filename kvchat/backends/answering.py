@@ -181,6 +181,11 @@ class Answering:
 
 def check_room(prompt: Sequence[int], loaded: Loaded) -> None:
     context = loaded.engine.loaded.context
+    if not prompt:
+        raise ModelUnavailableError(
+            f"the chat template of {loaded.info.name} makes nothing of a conversation",
+            "give another with --chat-template FILE",
+        )
     if len(prompt) >= context:
         raise ContextOverflowError(
             f"the conversation is {len(prompt)} tokens long, the context of {loaded.info.name} has {context}",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models.catalog import Catalog, ModelFiles
 from kvchat.models.contents import Contents
+from kvchat.models.device import is_out_of_memory
+from kvchat.models.documents import boundary
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.generation import not_done
 from kvchat.models.loaded import LoadedModel
@@ -77,11 +80,13 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         warn(
             f"{files.name}: its generation_config.json asks for {', '.join(undone)}, which kvchat does not do"
         )
-    engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
-    engine.touch()
+    with _able_to_run(model):
+        engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
+        engine.touch()
     mark = _fingerprint(config, model, files.folder)
     show(Status(Phase.LOADING, "checking what can be reused"))
-    verdict = checked(model, mark, config.paths.models, engine.measured)
+    with _able_to_run(model):
+        verdict = checked(model, mark, config.paths.models, engine.measured)
     if not verdict.is_as_declared:
         check_numbers(model)  # where there are none, nothing is wrong with what is reused
         warn(f"{files.name}: {verdict}")
@@ -94,6 +99,22 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     info = replace(info, verdict=str(verdict))
     return Loaded(engine, tokenizer, template, info, ready_at)
+
+
+@contextmanager
+def _able_to_run(model: LoadedModel) -> Iterator[None]:
+    """Raise OutOfMemoryError where the machine does not even promise memory for the model's whole context, and
+    ModelUnavailableError where its modules fail at the first tokens: its config is not made for them."""
+    with boundary(f"{model.name} can't be run", "fetch it again, or take another model"):
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"there is no memory for the KV of the {model.context} tokens that {model.name} can read",
+                f"take a smaller --context, such as {min(model.context // 2, 32768)}",
+            ) from error
 
 
 def _with_end_of(model: LoadedModel, tokenizer: ChatTokenizer) -> LoadedModel:

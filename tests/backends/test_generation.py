@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from kvchat.backends.base import Answer, Done, Notice, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from tests.tiny import tiny_config, tiny_folder
 
 HELLO = [Turn(Role.USER, "hello")]
@@ -171,4 +171,29 @@ def test_a_token_that_the_model_does_not_know_is_refused(
     backend = LocalBackend(make_config(model__name=str(folder)))
     with pytest.raises(ModelUnavailableError, match="and the model knows 310"):
         list(backend.answer([Turn(Role.USER, "lazy dog brown fox jumps hello world")], Options(max_tokens=1)))
+    backend.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_context_that_no_machine_has_memory_for_says_how_to_make_it_smaller(
+    tmp_path: Path, family: str
+) -> None:
+    folder = tiny_folder(tmp_path / "model", family=family)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2**31}
+    (folder / "config.json").write_text(json.dumps(config))
+    backend = LocalBackend(tiny_config(folder, tmp_path))
+    with pytest.raises(OutOfMemoryError, match=f"no memory for the KV of the {2**31} tokens") as caught:
+        backend.info()
+    assert caught.value.remedy == "take a smaller --context, such as 32768"
+    backend.close()
+
+
+def test_a_config_that_its_own_modules_cant_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", family="gemma2")
+    config = json.loads((folder / "config.json").read_text()) | {"sliding_window": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    backend = LocalBackend(tiny_config(folder, tmp_path))
+    with pytest.raises(ModelUnavailableError, match="can't be run") as caught:
+        backend.info()
+    assert "\n" not in str(caught.value)
     backend.close()
