@@ -109,7 +109,7 @@ def _able_to_run(model: LoadedModel) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not (isinstance(error, OutOfMemoryError) or is_out_of_memory(error)):
                 raise
             raise OutOfMemoryError(
                 f"there is no memory for the KV of the {model.context} tokens that {model.name} can read",

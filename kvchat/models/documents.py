@@ -48,6 +48,14 @@ def first_line(error: BaseException) -> str:
     return (lines or [type(error).__name__])[0][:200]
 
 
+def shown(value: Any) -> str:
+    """A value of a file in a message: no more than its beginning, in ASCII."""
+    try:
+        return ascii(value)[:60]
+    except ValueError:  # a whole number of too many digits
+        return "such a number"
+
+
 def read_bytes(path: Path, limit: int = SMALL_BYTES) -> bytes:
     """A regular file of at most `limit` bytes. Raises FileNotFoundError, and ModelUnavailableError for anything else."""
     with _file_of(path):

@@ -16,6 +16,7 @@ from kvchat.models.documents import (
     is_pointer,
     read_object,
     read_object_if_any,
+    shown,
 )
 from kvchat.models.schema import Stored, check, check_config, several, text, whole
 
@@ -114,16 +115,16 @@ def _end_of(name: str, entry: dict[str, Any]) -> int:
     shape, dtype = entry["shape"], entry["dtype"]
     is_size = whole(0, _MAX_FILE_BYTES)
     if not (is_size(start) and is_size(end) and start <= end):
-        raise ValueError(f"tensor {name!r} has no sane place")
+        raise ValueError(f"tensor {shown(name)} has no sane place")
     if not (
         isinstance(dtype, str)
         and isinstance(shape, list)
         and len(shape) <= _MAX_DIMS
         and all(map(is_size, shape))
     ):
-        raise ValueError(f"tensor {name!r} has no sane shape")
+        raise ValueError(f"tensor {shown(name)} has no sane shape")
     if math.prod(shape) > 8 * (end - start):
-        raise ValueError(f"tensor {name!r} is larger than its bytes")
+        raise ValueError(f"tensor {shown(name)} is larger than its bytes")
     return int(end)
 
 
@@ -143,7 +144,7 @@ def _indexed(folder: Path, index: Path) -> list[str]:
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
     strange = [name for name in files if not _is_plain_name(name)]
     if strange:
-        raise ModelUnavailableError(f"{index} names a weights file {ascii(strange[0])[:60]}", FETCH_AGAIN)
+        raise ModelUnavailableError(f"{index} names a weights file {shown(strange[0])}", FETCH_AGAIN)
     names = sorted(set(files))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import POINTER_BYTES, boundary, is_pointer
+from kvchat.models.documents import POINTER_BYTES, boundary, is_pointer, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,18 +83,20 @@ class GgufFile:
 
     def number(self, key: str, default: float | None = None) -> float:
         """The metadata value `<architecture>.<key>`. Raises ModelUnavailableError unless it is above 0."""
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        value = self.metadata.get(f"{self.architecture[:60]}.{key}", default)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
             return value
-        what = "has no" if value is None else f"can't have {value!r} as"
-        raise ModelUnavailableError(f"{self.path} {what} {self.architecture}.{key}", _FETCH_AGAIN)
+        what = "has no" if value is None else f"can't have {shown(value)} as"
+        raise ModelUnavailableError(f"{self.path} {what} {self.architecture[:60]}.{key}", _FETCH_AGAIN)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """The same, for a whole number."""
         value = self.number(key, default)
         if isinstance(value, int):
             return value
-        raise ModelUnavailableError(f"{self.path}: {self.architecture}.{key} can't be {value}", _FETCH_AGAIN)
+        raise ModelUnavailableError(
+            f"{self.path}: {self.architecture}.{key} can't be {shown(value)}", _FETCH_AGAIN
+        )
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -249,7 +251,7 @@ def _read_tensors(
     for _ in range(count):
         name, num_dims = cursor.string(), cursor.numbers("I")[0]
         if not 1 <= num_dims <= _MAX_DIMS:
-            raise ValueError(f"tensor {name!r} has {num_dims} dimensions")
+            raise ValueError(f"tensor {shown(name)} has {num_dims} dimensions")
         shape = tuple(reversed(cursor.numbers("Q", num_dims)))
         entries.append((name, shape, cursor.numbers("I")[0], cursor.numbers("Q")[0]))
     alignment = metadata.get("general.alignment", 32)
@@ -260,7 +262,7 @@ def _read_tensors(
     for name, shape, kind, offset in entries:
         tensors[name] = _placed(path, name, shape, _tensor_type(path, kind), origin + offset)
         if tensors[name].start + tensors[name].num_bytes > cursor.size:
-            raise ValueError(f"it ends before the end of tensor {name!r}")
+            raise ValueError(f"it ends before the end of tensor {shown(name)}")
     if len(tensors) != count:
         raise ValueError("two tensors have one name")
     return tensors
@@ -278,5 +280,5 @@ def _tensor_type(path: Path, kind: int) -> BlockType:
 
 def _placed(path: Path, name: str, shape: tuple[int, ...], kind: BlockType, start: int) -> GgufTensor:
     if shape[-1] % kind.block_size or not math.prod(shape):
-        raise ValueError(f"tensor {name!r} of type {kind.name} can't have the shape {list(shape)}")
+        raise ValueError(f"tensor {shown(name)} of type {kind.name} can't have the shape {list(shape)}")
     return GgufTensor(name, shape, kind, start, math.prod(shape) // kind.block_size * kind.block_bytes)

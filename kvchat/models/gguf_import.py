@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import boundary
+from kvchat.models.documents import boundary, shown
 from kvchat.models.gguf import GgufFile, GgufTensor, tensor_values
 from kvchat.models.gguf_families import (
     ELSEWHERE,
@@ -181,7 +181,9 @@ def _check_numbers(gguf: GgufFile) -> None:
             continue
         most = MAX_CONTEXT if "context" in key else max(1 << 16, largest)
         if not -1 <= value <= (len(gguf.tensors) if key.endswith(".block_count") else most):
-            raise ModelUnavailableError(f"{gguf.path} can't have {value} as {key}", "fetch the file again")
+            raise ModelUnavailableError(
+                f"{gguf.path} can't have {value} as {key[:60]}", "fetch the file again"
+            )
 
 
 def _check_transformers_reads(gguf: GgufFile) -> None:
@@ -192,7 +194,7 @@ def _check_transformers_reads(gguf: GgufFile) -> None:
     name = gguf.architecture
     known = {key.replace("_", "").replace("-", "") for key in GGUF_CONFIG_MAPPING} - {"general", "tokenizer"}
     if name not in GGUF_CONFIG_ARCHS and name.replace("_", "").replace("-", "") not in known:
-        raise ModelUnavailableError(f"{gguf.path} is of the unknown architecture {name!r}", ELSEWHERE)
+        raise ModelUnavailableError(f"{gguf.path} is of the unknown architecture {shown(name)}", ELSEWHERE)
     factors = next((tensor for tensor in gguf.tensors if tensor.startswith("rope_f")), None)
     if factors is not None:
         raise ModelUnavailableError(f"{gguf.path} ({name}) scales its positions by {factors}", ELSEWHERE)

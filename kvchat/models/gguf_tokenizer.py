@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import boundary
+from kvchat.models.documents import boundary, shown
 from kvchat.models.gguf import GgufFile
 from kvchat.models.hush import hushed_transformers
 
@@ -119,7 +119,8 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
 
     if pre not in GGUF_PRE_TOKENIZER_SPLITS:
         logger.warning(
-            "the GGUF's pre-tokenizer %r is unknown; splitting as GPT-2 does, which may cost quality", pre
+            "the GGUF's pre-tokenizer %s is unknown; splitting as GPT-2 does, which may cost quality",
+            shown(pre),
         )
         return words
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -134,7 +135,7 @@ def _other_kind(gguf: GgufFile, model: object) -> Tokenizer:
         get_gguf_tokenizer,
     )
 
-    what = f"{gguf.path} has a tokenizer {model!r} that can't be read"
+    what = f"{gguf.path} has a tokenizer {shown(model)} that can't be read"
     with boundary(what, "take the model's safetensors instead"), hushed_transformers():
         architecture, vocabulary, _ = get_gguf_tokenizer(str(gguf.path))
         tokenizer: Tokenizer = convert_gguf_tokenizer(architecture, vocabulary)[0]

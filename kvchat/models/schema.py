@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import FETCH_AGAIN
+from kvchat.models.documents import FETCH_AGAIN, shown
 
 Rule = Callable[[Any], bool]
 """Whether a value may stand there."""
@@ -65,7 +65,7 @@ def check(
     for key, rule in rules.items():
         value = content.get(key)
         if value is not None and not rule(value):
-            raise ModelUnavailableError(f"{path}: {key} can't be {_shown(value)}", remedy)
+            raise ModelUnavailableError(f"{path}: {key} can't be {shown(value)}", remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def check_config(config: Mapping[str, Any], stored: Stored, path: Path) -> None:
         low, high = _bounds(key, stored)
         is_too_long = isinstance(value, int) and abs(value) > _LARGEST
         if is_too_long or not low <= value <= high:  # nor is NaN anything
-            raise ModelUnavailableError(f"{path}: {key} can't be {_shown(value)}", FETCH_AGAIN)
+            raise ModelUnavailableError(f"{path}: {key} can't be {shown(value)}", FETCH_AGAIN)
 
 
 def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
@@ -105,13 +105,6 @@ def _bounds(key: str, stored: Stored) -> tuple[float, float]:
     """The least and the most that a number under this key may be."""
     found = next((row for row in _BOUNDS if row[0].search(key)), None)
     return (found[1], found[2](stored)) if found else (-math.inf, math.inf)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return ascii(value)[:60]
-    except ValueError:  # a whole number of too many digits
-        return "such a number"
 
 
 def _dimension(stored: Stored) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import FETCH_AGAIN, LARGE_BYTES, boundary, read_object_if_any, read_text
+from kvchat.models.documents import FETCH_AGAIN, LARGE_BYTES, boundary, read_object_if_any, read_text, shown
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.schema import MAX_TOKEN_ID, Rule, check, either, flag, several, text, whole
 from kvchat.models.tokenizer_trial import check_pipeline
@@ -70,7 +70,8 @@ def _complete(tokenizer: Tokenizer, settings: Mapping[str, Any], folder: Path) -
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
         if is_new and tokenizer.token_to_id(token.content) != number:
             raise ModelUnavailableError(
-                f"{folder}: its tokenizer has no place {number} for the token {token.content!r}", FETCH_AGAIN
+                f"{folder}: its tokenizer has no place {number} for the token {shown(token.content)}",
+                FETCH_AGAIN,
             )
     special = [content for content in _special(settings) if tokenizer.token_to_id(content) is not None]
     tokenizer.add_special_tokens([AddedToken(content, normalized=False, special=True) for content in special])
