@@ -36,6 +36,11 @@ _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
 
 def check_folder(folder: Path) -> None:
     """Raise ModelUnavailableError, naming what is missing or damaged, unless transformers can load `folder`."""
+    with boundary(f"{folder} can't be read", FETCH_AGAIN):
+        _check_files(folder)
+
+
+def _check_files(folder: Path) -> None:
     path = folder / "config.json"
     try:
         config = read_object(path)

@@ -28,7 +28,10 @@ _BARE: Mapping[str, Any] = {
     "model": {"type": "BPE", "vocab": {}, "merges": []},
 }
 _REGEX = re.compile(r'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")')
-_NEEDS_TRIAL = re.compile(r'"Precompiled"|"String"\s*:\s*""|"precompiled_charsmap"')
+_NEEDS_TRIAL = re.compile(
+    r'"Precompiled"|"String"\s*:\s*""|"Regex"\s*:\s*""|"Replace"\s*,\s*"pattern"\s*:\s*\{\s*"Regex"'
+)
+"""What native code is known to die of: broken tables, and replacing what is empty."""
 _ATOM = re.compile(r"\\[pPx]\{[^}]*\}|\\.|\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
 _REFERENCE = re.compile(r"\\[1-9k]")
 _REPEAT = re.compile(r"[*+]|\{\d*,\d*\}|\{\d{2,}\}")

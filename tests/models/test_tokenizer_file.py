@@ -141,6 +141,8 @@ def split_at(regex: str) -> dict[str, Any]:
         split_at("("),
         with_part("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
         with_part("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "xx"}),
+        with_part("normalizer", {"type": "Replace", "pattern": {"Regex": "b*"}, "content": "xx"}),
+        with_part("normalizer", {"type": "Replace", "pattern": {"Regex": ""}, "content": "xx"}),
         with_part("model", {"type": "BPE", "vocab": {"a": 2**32}, "merges": []}),
         with_part("model", {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 10**9}),
         with_part("added_tokens", [{"id": -1, "content": "x"}]),
