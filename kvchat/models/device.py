@@ -108,7 +108,7 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
             layer for kind, layer in zip(kinds, text.per_layer_config, strict=True) if kind not in _NO_KV
         ]
         return sum(_kv_numbers(layer) for layer in layers) * dtype.itemsize
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError, KeyError, ArithmeticError):
         return 0
 
 

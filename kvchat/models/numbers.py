@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.probe import LENGTHS
 from kvchat.models.weights import WeightsMode
-
-_FEW_TOKENS = (1, 2, 3)
 
 
 def check_numbers(loaded: LoadedModel) -> None:
-    """Raise ModelUnavailableError for a model whose scores of a few tokens are no numbers."""
-    tokens = [token % loaded.vocab_size for token in _FEW_TOKENS]
-    if not bool(torch.isfinite(loaded.forward(tokens, loaded.new_state())).all()):
+    """Raise ModelUnavailableError for a model whose scores of some tokens are no numbers."""
+    draw = random.Random(0)  # the same tokens that a probe computes
+    tokens = [draw.randrange(loaded.vocab_size) for _ in range(min(LENGTHS[0], loaded.context))]
+    if not bool(torch.isfinite(loaded.logits(tokens, loaded.new_state(), len(tokens))).all()):
         raise no_numbers(loaded)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from kvchat.backends.base import Answer, Done, Notice, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
-from tests.tiny import tiny_config, tiny_folder
+from tests.tiny import VOCABULARY, tiny_config, tiny_folder
 
 HELLO = [Turn(Role.USER, "hello")]
 
@@ -146,6 +147,20 @@ def test_a_model_that_computes_no_numbers_says_which_dtype_to_take(tmp_path: Pat
             events.extend(backend.answer(HELLO, Options(max_tokens=4)))
         assert "--dtype bfloat16 or --dtype float32" in caught.value.remedy
         assert not [event for event in events if isinstance(event, Notice)]
+
+
+def test_a_model_without_numbers_for_one_token_does_not_blame_what_is_reused(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][random.Random(0).randrange(VOCABULARY)] = (
+        torch.nan
+    )  # a probe's first
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    backend = LocalBackend(tiny_config(folder, tmp_path))
+    with pytest.raises(ModelUnavailableError, match="computes no numbers in float32"):
+        backend.info()
+    assert backend._notices.empty()
+    backend.close()
 
 
 def test_scores_that_stop_being_numbers_later_end_the_answer_the_same_way(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_the_context_can_be_made_smaller_and_never_larger_than_the_models_own(tm
     [
         ({"model_type": "no_such_family"}, "unknown architecture"),
         ({"model_type": "clip"}, "no text generator"),
+        ({"model_type": "whisper"}, "weights of tiny lack"),
         ({"hidden_size": 7777}, "config.json can't be used: The hidden size"),
         ({"hidden_size": 96}, "contradicts itself: its tensor lm_head.weight is"),
     ],
