@@ -107,20 +107,29 @@ def _bounds(key: str, stored: Stored) -> tuple[float, float]:
     return (found[1], found[2](stored)) if found else (-math.inf, math.inf)
 
 
-def _dimension(stored: Stored) -> int:
+def _layers(stored: Stored) -> int:
+    """A layer has a tensor, but for the few families that share them."""
+    return max(_FEW_LAYERS, stored.num_tensors)
+
+
+def _parts(stored: Stored) -> int:
+    """What may be a module each, or a dimension."""
     return max(_MANY, stored.largest)
+
+
+def _anything_small(stored: Stored) -> int:
+    """Samples, frames, buckets: no tensor tells how many, and none is made of them."""
+    return max(_MANY << 6, stored.largest)
 
 
 _BOUNDS: tuple[tuple[re.Pattern[str], float, Callable[[Stored], float]], ...] = (
     (re.compile(r"token_(id|index)"), -100, lambda stored: MAX_TOKEN_ID),
     (re.compile(r"^(max_position_embeddings|n_positions|n_ctx)$"), 1, lambda stored: _MAX_POSITIONS),
-    (
-        re.compile(r"^(num_hidden_layers|num_layers|n_layers?)$"),
-        1,
-        lambda stored: max(_FEW_LAYERS, stored.num_tensors),
-    ),
-    (re.compile(r"^(hidden_size|vocab_size|num_attention_heads|d_model|n_embd|n_head)$"), 1, _dimension),
-    (re.compile(r"^(num|n)_|_(layers|rank|dim|heads|size)$"), -1, _dimension),
+    (re.compile(r"^(num_hidden_layers|num_layers|n_layers?)$"), 1, _layers),
+    (re.compile(r"layers?$"), -100, _layers),  # some count from the last
+    (re.compile(r"^(hidden_size|vocab_size|num_attention_heads|d_model|n_embd|n_head)$"), 1, _parts),
+    (re.compile(r"expert|label|_(rank|dim|heads)$|(intermediate|ffn|state)_size$"), -1, _parts),
+    (re.compile(r"^(num|n)_|_size$"), -1, _anything_small),
     (re.compile(r"norm_eps|epsilon$"), 0, lambda stored: 1),
     (re.compile(r"rope_theta|rotary_emb_base"), 1e-3, lambda stored: 1e30),
     (re.compile(""), -math.inf, lambda stored: math.inf),  # infinite limits are published

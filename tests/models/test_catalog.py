@@ -197,6 +197,18 @@ def test_numbers_that_the_tensors_do_not_bear_out_are_refused_before_they_are_us
     assert "config.json: " in refusal(root, str(model))
 
 
+def test_numbers_that_are_of_no_tensor_may_be_large(root: Path, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    others = {
+        "audio_chunk_size": 480_000,
+        "n_samples": 480_000,
+        "sliding_window": 2**31,
+        "time_step_limit": [0, 1e999],
+    }
+    (model / "config.json").write_text(json.dumps(config | others))
+    assert catalog(root).resolve(str(model)).folder == model
+
+
 @pytest.mark.parametrize(
     "entry",
     [
