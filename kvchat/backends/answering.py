@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from kvchat.backends import base
@@ -12,10 +12,12 @@ from kvchat.backends.loading import Idle, Loaded
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
 from kvchat.config import Config
-from kvchat.engine.request import Finish, Finished, Progress, Request, Reuse, Token
-from kvchat.engine.sampling import SamplingParams
-from kvchat.errors import ContextOverflowError
+from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse, Token
+from kvchat.engine.sampling import NoNumbersError, SamplingParams
+from kvchat.engine.token_rules import TokenRules
+from kvchat.errors import ContextOverflowError, ModelUnavailableError
 from kvchat.models.kinds import as_generated, ids_of
+from kvchat.models.numbers import no_numbers
 from kvchat.models.reasoning import ReasoningMarks
 from kvchat.models.template import ChatTemplate, Message
 
@@ -36,7 +38,8 @@ class Answering:
         self.shared = template.shared_tokens(messages, think=options.think)
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
-        self.scanner = StopScanner(options.stop)
+        self.chosen = effective_options(loaded.info.defaults, options)
+        self.scanner = StopScanner(self.chosen.stop)
         opened = template.opens_reasoning(messages, think=options.think)
         self.splitter = _splitter(template.marks, is_open=opened)
         self.unfinished = template.unfinished(messages)
@@ -54,7 +57,7 @@ class Answering:
     ) -> Iterator[Event]:
         """The answer's events; `started` is when the clock of the first token began."""
         request = self._request()
-        engine_events = self.loaded.engine.generate(request, is_cancelled)
+        engine_events = _explained(self.loaded, self.loaded.engine.generate(request, is_cancelled))
         finished: Finished | None = None
         decode_started = 0.0
         for event in engine_events:
@@ -74,13 +77,14 @@ class Answering:
                     break
             else:
                 finished = event
-        engine_events.close()  # type: ignore[attr-defined]
+        engine_events.close()
         assert finished is not None
         yield from self._rest()
         yield base.Done(self._answer(finished, started))
 
     def _request(self) -> Request:
-        chosen = effective_options(self.loaded.info.defaults, self.options)
+        chosen, model = self.chosen, self.loaded.engine.loaded
+        stop_ids = model.eos_ids | set(self.loaded.template.closing_ids)
         sampling = SamplingParams(
             temperature=chosen.temperature or 0.0,
             top_k=chosen.top_k or 0,
@@ -88,9 +92,14 @@ class Answering:
             min_p=chosen.min_p or 0.0,
             repetition_penalty=chosen.repetition_penalty or 1.0,
             seed=chosen.seed,
+            rules=TokenRules.of(
+                model.generation_defaults,
+                frozenset(stop_ids),
+                prompt_tokens=len(self.prompt),
+                unfinished_tokens=len(self.unfinished),
+            ),
         )
-        stop_ids = self.loaded.engine.loaded.eos_ids | set(self.loaded.template.closing_ids)
-        return Request(self.tokens, sampling, self.options.max_tokens, stop_ids, self.shared, self.reuse)
+        return Request(self.tokens, sampling, chosen.max_tokens, stop_ids, self.shared, self.reuse)
 
     def _token(self, token: int) -> Iterator[Event]:
         self.ids.append(token)
@@ -188,11 +197,30 @@ class Answering:
 
 def check_room(prompt: Sequence[int], loaded: Loaded) -> None:
     context = loaded.engine.loaded.context
+    if not prompt:
+        raise ModelUnavailableError(
+            f"the chat template of {loaded.info.name} makes nothing of a conversation",
+            "give another with --chat-template FILE",
+        )
     if len(prompt) >= context:
         raise ContextOverflowError(
             f"the conversation is {len(prompt)} tokens long, the context of {loaded.info.name} has {context}",
             "start anew with /clear, or shorten the message",
         )
+    if max(prompt, default=0) >= loaded.engine.loaded.vocab_size:
+        raise ModelUnavailableError(
+            f"the tokenizer of {loaded.info.name} has the token {max(prompt)},"
+            f" and the model knows {loaded.engine.loaded.vocab_size}",
+            "the tokenizer is another model's, so fetch the model again",
+        )
+
+
+def _explained(loaded: Loaded, events: Iterator[EngineEvent]) -> Generator[EngineEvent, None, None]:
+    """The engine's events; scores that are no numbers become an error with its remedy."""
+    try:
+        yield from events
+    except NoNumbersError as error:
+        raise no_numbers(loaded.engine.loaded) from error
 
 
 def effective_options(defaults: Options, given: Options) -> Options:
@@ -202,7 +230,7 @@ def effective_options(defaults: Options, given: Options) -> Options:
     """
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
     values = {name: value for name in names if (value := getattr(given, name)) is not None}
-    chosen = replace(defaults, **values, stop=given.stop)
+    chosen = replace(defaults, **values, stop=(*defaults.stop, *given.stop))
     wants_sampling = any(name in values for name in ("top_k", "top_p", "min_p"))
     if wants_sampling and given.temperature is None and not defaults.temperature:
         return replace(chosen, temperature=1.0)

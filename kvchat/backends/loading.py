@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +15,17 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
-from kvchat.errors import ModelUnavailableError
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models.arithmetic import arithmetic
 from kvchat.models.catalog import Catalog, ModelFiles
+from kvchat.models.contents import Contents
+from kvchat.models.device import is_out_of_memory
+from kvchat.models.documents import boundary
 from kvchat.models.fingerprint import fingerprint
+from kvchat.models.generation import not_done
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.loader import Origins, load_model
+from kvchat.models.numbers import check_numbers
 from kvchat.models.probe import checked
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
@@ -70,25 +76,31 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         )
     tokenizer = load_tokenizer(files.folder, control_text=source)
     template = ChatTemplate(source, tokenizer, notify=warn)
-    engine = Engine(model, speculation=Speculation.from_setting(wanted.draft))
-    engine.touch()
+    model = _with_end_of(model, tokenizer)
+    if undone := not_done(model.generation_defaults, model.context):
+        warn(
+            f"{files.name}: its generation_config.json asks for {', '.join(undone)}, which kvchat does not do"
+        )
+    speculation = Speculation.from_setting(wanted.draft)
+    with _able_to_run(model):
+        engine = _touched(model, speculation)
     mark = _fingerprint(config, model, files.folder)
     show(Status(Phase.LOADING, "checking what can be reused"))
-    verdict = checked(model, mark, config.paths.models, engine.measured)
-    if (
-        verdict.is_exact is False and model.page == 1
-    ):  # then in pages, whose products are always of the same sizes
-        model = replace(model, page=PAGE_TOKENS)
-        mark = _fingerprint(config, model, files.folder)
-        engine = Engine(model, speculation=engine.speculation)
-        engine.touch()
+    with _able_to_run(model):
         verdict = checked(model, mark, config.paths.models, engine.measured)
+        if verdict.is_exact is False and model.page == 1:
+            # in pages, whose products never change their sizes
+            model = replace(model, page=PAGE_TOKENS)
+            mark = _fingerprint(config, model, files.folder)
+            engine = _touched(model, speculation)
+            verdict = checked(model, mark, config.paths.models, engine.measured)
+    if not verdict.is_as_declared:
+        check_numbers(model)  # where there are none, nothing is wrong with what is reused
+        warn(f"{files.name}: {verdict}")
     if verdict.is_exact is False or not verdict.is_as_declared:
-        if not verdict.is_as_declared:
-            warn(f"{files.name}: {verdict}")
         model = replace(model, rule=verdict.rule, is_exact=False, page=1)
-        engine = Engine(model, speculation=engine.speculation)
-        engine.touch()
+        mark = _fingerprint(config, model, files.folder)
+        engine = _touched(model, speculation)
     engine.cache = _open_cache(config, engine, mark, warn)
     if model.long_rope and engine.cache:
         engine.set_long_cache(_open_cache(config, engine, mark + LONG_MARK, warn))
@@ -96,6 +108,28 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     info = replace(info, verdict=str(verdict))
     return Loaded(engine, tokenizer, template, info, ready_at)
+
+
+@contextmanager
+def _able_to_run(model: LoadedModel) -> Iterator[None]:
+    """Raise OutOfMemoryError where the machine does not even promise memory for the model's whole context, and
+    ModelUnavailableError where its modules fail at the first tokens: its config is not made for them."""
+    with boundary(f"{model.name} can't be run", "fetch it again, or take another model"):
+        try:
+            yield
+        except Exception as error:
+            if not (isinstance(error, OutOfMemoryError) or is_out_of_memory(error)):
+                raise
+            raise OutOfMemoryError(
+                f"there is no memory for the KV of the {model.context} tokens that {model.name} can read",
+                f"take a smaller --context, such as {min(model.context // 2, 32768)}",
+            ) from error
+
+
+def _with_end_of(model: LoadedModel, tokenizer: ChatTokenizer) -> LoadedModel:
+    """The model with the token that ends an answer by its tokenizer, which not every generation_config.json names."""
+    end = tokenizer.control.get(tokenizer.names.get("eos_token", ""))
+    return model if end is None else replace(model, eos_ids=model.eos_ids | {end})
 
 
 def _find_files(config: Config, show: Show) -> ModelFiles:
@@ -109,6 +143,13 @@ def _find_files(config: Config, show: Show) -> ModelFiles:
     return catalog.resolve(wanted.name, needs_template=wanted.chat_template is None)
 
 
+def _touched(model: LoadedModel, speculation: Speculation | None) -> Engine:
+    """An engine that knows the shapes of the model's KV."""
+    engine = Engine(model, speculation=speculation)
+    engine.touch()
+    return engine
+
+
 def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
     regime: dict[str, object] = {
         "dtype": _dtype(model),
@@ -116,7 +157,7 @@ def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
         "weights": model.weights.regime,
         "arithmetic": arithmetic(model.page) if model.is_exact else "",
     }
-    return fingerprint(folder, regime, memory=config.paths.models, adapter=model.adapter)
+    return fingerprint(folder, regime, contents=Contents(config.paths.models), adapter=model.adapter)
 
 
 def _dtype(model: LoadedModel) -> str:
@@ -140,7 +181,7 @@ def _open_cache(
 def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> ModelInfo:
     loaded = engine.loaded
     settings = loaded.generation_defaults
-    samples = bool(settings.get("do_sample"))
+    samples, stops = bool(settings.get("do_sample")), settings.get("stop_strings", ())
     return ModelInfo(
         name=loaded.name,
         architecture=loaded.architecture,
@@ -159,8 +200,10 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
         defaults=Options(
+            max_tokens=settings.get("max_new_tokens"),
+            stop=(stops,) if isinstance(stops, str) else tuple(stops),
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
-            top_k=int(settings.get("top_k", 50)) if samples else None,
+            top_k=max(0, int(settings.get("top_k", 50))) if samples else None,
             top_p=float(settings.get("top_p", 1.0)) if samples else None,
             min_p=float(settings.get("min_p", 0.0)) if samples else None,
             repetition_penalty=float(settings.get("repetition_penalty", 1.0)),

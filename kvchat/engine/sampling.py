@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 
+from kvchat.engine.token_rules import Ruler, TokenRules
+
 LogitsFunction = Callable[[torch.Tensor], torch.Tensor]
 """Logits [vocab] in float32 -> logits [vocab]; a token that is ruled out has -inf."""
+COLDEST = 1e-5
+"""Below this temperature the likeliest token is as good as certain, and dividing by it would leave float32's range."""
+
+
+class NoNumbersError(ArithmeticError):
+    """The model's scores are NaN or infinite: there is nothing to choose by."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0 and
-    `repetition_penalty` 1 do nothing."""
+    """How to choose. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0,
+    `repetition_penalty` 1 and empty `rules` do nothing."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -22,6 +31,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    rules: TokenRules = field(default_factory=TokenRules)
 
 
 class Sampler:
@@ -30,6 +40,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self.params = params
         self._seen = torch.tensor(sorted(set(prompt)), dtype=torch.long, device=device)
+        self._ruler = Ruler(params.rules, prompt) if params.rules else None
         self._generator = torch.Generator(device=device)
         if params.seed is None:
             self._generator.seed()
@@ -37,23 +48,42 @@ class Sampler:
             self._generator.manual_seed(params.seed)
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token id from the last position's logits, [vocab] in float32."""
+        """The next token id from the last position's logits, [vocab] in float32. Raises NoNumbersError."""
         if self.params.repetition_penalty != 1.0:
             logits = penalise_repetition(logits, self._seen, self.params.repetition_penalty)
-        token = likeliest(logits) if self.params.temperature == 0 else self._draw(logits)
+        if self._ruler is not None:
+            logits = rule_out(logits, self._ruler.ruled_out())
+        token = likeliest(logits) if self.params.temperature < COLDEST else self._draw(logits)
         if self.params.repetition_penalty != 1.0:
             self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
+        if self._ruler is not None:
+            self._ruler.follow(token)
         return token
 
     def _draw(self, logits: torch.Tensor) -> int:
+        if not isfinite(float(logits.max())):  # NaN is greater than all
+            raise NoNumbersError
         for function in chain(self.params):
             logits = function(logits)
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
 
 
 def likeliest(logits: torch.Tensor) -> int:
-    """The first of the greatest of [vocab]. numpy finds it in a sixth of torch's time on a CPU."""
-    return int(logits.numpy().argmax() if logits.device.type == "cpu" else logits.argmax())
+    """The first of the greatest of [vocab]. numpy finds it in a sixth of torch's time on a CPU. Raises NoNumbersError."""
+    scores = logits.numpy() if logits.device.type == "cpu" else logits
+    token = int(scores.argmax())
+    if not isfinite(float(scores[token])):  # NaN is greater than all
+        raise NoNumbersError
+    return token
+
+
+def rule_out(logits: torch.Tensor, tokens: Collection[int]) -> torch.Tensor:
+    """Logits without `tokens`, those that the vocabulary does not have left aside; unchanged where nothing would be left."""
+    known = [token for token in tokens if 0 <= token < len(logits)]
+    if not known:
+        return logits
+    left = logits.index_fill(0, torch.tensor(known, device=logits.device), -torch.inf)
+    return left if isfinite(float(left.max())) else logits
 
 
 def chain(params: SamplingParams) -> list[LogitsFunction]:

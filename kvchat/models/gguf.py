@@ -5,6 +5,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import difflib
 import math
 import mmap
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.documents import POINTER_BYTES, boundary, is_pointer, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,7 @@ _FETCH_AGAIN = "fetch the file again"
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_DIMS = 4
+_MAX_ELEMENTS = 1 << 23  # of an array in the metadata: the largest are vocabularies and their merges
 _MAX_ALIGNMENT = 1 << 16
 _LONG_ROW = 1 << 13  # values; measured: 16 of them fit a core's cache together with what is made of them
 _STRING, _ARRAY = 8, 9
@@ -80,18 +83,20 @@ class GgufFile:
 
     def number(self, key: str, default: float | None = None) -> float:
         """The metadata value `<architecture>.<key>`. Raises ModelUnavailableError unless it is above 0."""
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        value = self.metadata.get(f"{self.architecture[:60]}.{key}", default)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
             return value
-        what = "has no" if value is None else f"can't have {value!r} as"
-        raise ModelUnavailableError(f"{self.path} {what} {self.architecture}.{key}", _FETCH_AGAIN)
+        what = "has no" if value is None else f"can't have {shown(value)} as"
+        raise ModelUnavailableError(f"{self.path} {what} {self.architecture[:60]}.{key}", _FETCH_AGAIN)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """The same, for a whole number."""
         value = self.number(key, default)
         if isinstance(value, int):
             return value
-        raise ModelUnavailableError(f"{self.path}: {self.architecture}.{key} can't be {value}", _FETCH_AGAIN)
+        raise ModelUnavailableError(
+            f"{self.path}: {self.architecture}.{key} can't be {shown(value)}", _FETCH_AGAIN
+        )
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -99,13 +104,35 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or of another tensor type.
     """
-    try:
+    if not path.exists():
+        raise ModelUnavailableError(f"there is no file {path}", _spelling(path))
+    with boundary(f"{path} is no readable GGUF file", _FETCH_AGAIN):
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise ValueError("it is no regular file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if is_pointer(data[:POINTER_BYTES]):
+                raise ModelUnavailableError(
+                    f"{path} is a pointer of Git LFS and not the file itself", "fetch it with git lfs pull"
+                )
             return _read_header(path, _Cursor(data))
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise ModelUnavailableError(f"there is no file {path}", "check the path") from error
-        raise ModelUnavailableError(f"{path} is no readable GGUF file ({error})", _FETCH_AGAIN) from error
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is one, whatever its name."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def _spelling(path: Path) -> str:
+    """What to do about a file that is not there."""
+    names = [other.name for other in path.parent.glob("*.gguf")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.with_name(close[0])}?" if close else "check the path"
 
 
 def tensor_values(data: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[Any]:
@@ -161,6 +188,8 @@ class _Cursor:
         if kind != _ARRAY:
             raise ValueError(f"a value of the unknown type {kind}")
         element, count = self.numbers("I")[0], self.numbers("Q")[0]
+        if count > _MAX_ELEMENTS:
+            raise ValueError(f"an array of {count} elements")
         if element in _SCALARS:
             return list(self.numbers(_SCALARS[element], count))
         if element != _STRING:
@@ -198,7 +227,21 @@ def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
         metadata[key] = cursor.value(cursor.numbers("I")[0])
     if not isinstance(metadata.get("general.architecture"), str):
         raise ValueError("it names no architecture")
+    _check_kind(path, metadata)
     return GgufFile(path, metadata, _read_tensors(path, cursor, num_tensors, metadata))
+
+
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse what is only a part of a model."""
+    kind = metadata.get("general.type")
+    if kind == "adapter" or "adapter.type" in metadata:
+        remedy = "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
+        raise ModelUnavailableError(f"{path} is an adapter (LoRA) for a model and no model", remedy)
+    if kind == "mmproj" or metadata["general.architecture"] == "clip":
+        raise ModelUnavailableError(
+            f"{path} is what a model sees with (mmproj) and no model that answers",
+            "pass the GGUF file of the model that it belongs to",
+        )
 
 
 def _read_tensors(
@@ -208,7 +251,7 @@ def _read_tensors(
     for _ in range(count):
         name, num_dims = cursor.string(), cursor.numbers("I")[0]
         if not 1 <= num_dims <= _MAX_DIMS:
-            raise ValueError(f"tensor {name!r} has {num_dims} dimensions")
+            raise ValueError(f"tensor {shown(name)} has {num_dims} dimensions")
         shape = tuple(reversed(cursor.numbers("Q", num_dims)))
         entries.append((name, shape, cursor.numbers("I")[0], cursor.numbers("Q")[0]))
     alignment = metadata.get("general.alignment", 32)
@@ -219,7 +262,7 @@ def _read_tensors(
     for name, shape, kind, offset in entries:
         tensors[name] = _placed(path, name, shape, _tensor_type(path, kind), origin + offset)
         if tensors[name].start + tensors[name].num_bytes > cursor.size:
-            raise ValueError(f"it ends before the end of tensor {name!r}")
+            raise ValueError(f"it ends before the end of tensor {shown(name)}")
     if len(tensors) != count:
         raise ValueError("two tensors have one name")
     return tensors
@@ -237,5 +280,5 @@ def _tensor_type(path: Path, kind: int) -> BlockType:
 
 def _placed(path: Path, name: str, shape: tuple[int, ...], kind: BlockType, start: int) -> GgufTensor:
     if shape[-1] % kind.block_size or not math.prod(shape):
-        raise ValueError(f"tensor {name!r} of type {kind.name} can't have the shape {list(shape)}")
+        raise ValueError(f"tensor {shown(name)} of type {kind.name} can't have the shape {list(shape)}")
     return GgufTensor(name, shape, kind, start, math.prod(shape) // kind.block_size * kind.block_bytes)

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.documents import shown
 from kvchat.models.gguf import GgufFile, GgufTensor, tensor_values
 from kvchat.models.gguf_tokenizer import special_id, vocabulary_size
 
 ELSEWHERE = "take the model's safetensors instead"
 """The remedy where a GGUF can't be carried over."""
+MAX_CONTEXT = 1 << 31
+"""In tokens: no model says that it reads more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class ModelShape:
 
     def _is_consistent(self, gguf: GgufFile) -> bool:
         has_layers = self.layers <= len(gguf.tensors)
-        has_tokens = vocabulary_size(gguf) <= self.vocabulary
+        has_tokens = vocabulary_size(gguf) <= self.vocabulary and self.context <= MAX_CONTEXT
         return has_layers and has_tokens and not self.heads % self.kv_heads and not self.head_dim % 2
 
 
@@ -136,7 +139,7 @@ def _rope_parameters(gguf: GgufFile, shape: ModelShape) -> dict[str, Any]:
         parameters |= {"rope_type": kind, "factor": gguf.number("rope.scaling.factor")}
     elif kind != "none":
         raise ModelUnavailableError(
-            f"{gguf.path} scales its positions by {kind!r}, which is unknown", ELSEWHERE
+            f"{gguf.path} scales its positions by {shown(kind)}, which is unknown", ELSEWHERE
         )
     if kind == "yarn":
         original = gguf.integer("rope.scaling.original_context_length", shape.context)
@@ -217,7 +220,7 @@ def matched_tensors(gguf: GgufFile, expected: Mapping[str, Target]) -> list[tupl
     missing = [name for name in expected if name not in gguf.tensors]
     for names, verb in ((missing, "lacks"), (unknown, "has the unknown")):
         if names:
-            message = f"{gguf.path} ({gguf.architecture}) {verb} tensor {names[0]}"
+            message = f"{gguf.path} ({gguf.architecture}) {verb} tensor {names[0][:60]}"
             raise ModelUnavailableError(message, ELSEWHERE)
     for name, target in expected.items():
         if gguf.tensors[name].shape != target.shape:

@@ -10,16 +10,18 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr
+from contextlib import AbstractContextManager, redirect_stderr
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.documents import boundary, shown
 from kvchat.models.gguf import GgufFile, GgufTensor, tensor_values
 from kvchat.models.gguf_families import (
     ELSEWHERE,
     FAMILIES,
+    MAX_CONTEXT,
     ModelShape,
     Target,
     expected_tensors,
@@ -27,6 +29,7 @@ from kvchat.models.gguf_families import (
     model_config,
 )
 from kvchat.models.gguf_tokenizer import build_tokenizer, end_ids, special_id, tokenizer_settings
+from kvchat.models.hush import hushed_transformers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,18 +53,27 @@ def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
         progress("importing", 0, 0)
         _write_through_transformers(gguf, folder)
     else:
-        shape = ModelShape.of(gguf)
-        targets = matched_tensors(gguf, expected_tensors(gguf, family, shape))
+        with _understood(gguf):
+            shape = ModelShape.of(gguf)
+            targets = matched_tensors(gguf, expected_tensors(gguf, family, shape))
+            config = model_config(gguf, family, shape)
         _check_space(folder, targets)
-        _write_json(folder / "config.json", model_config(gguf, family, shape))
+        _write_json(folder / "config.json", config)
         _write_weights(gguf, targets, folder / "model.safetensors", progress)
-    _write_json(folder / "generation_config.json", _generation_config(gguf))
     _write_tokenizer(gguf, folder)
 
 
+def _understood(gguf: GgufFile) -> AbstractContextManager[None]:
+    return boundary(f"{gguf.path} can't be imported", ELSEWHERE)
+
+
 def _write_tokenizer(gguf: GgufFile, folder: Path) -> None:
-    build_tokenizer(gguf).save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", tokenizer_settings(gguf))
+    with _understood(gguf):
+        tokenizer = build_tokenizer(gguf).to_str(pretty=True)
+        settings, generation = tokenizer_settings(gguf), _generation_config(gguf)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "tokenizer_config.json", settings)
     template = gguf.metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
@@ -139,11 +151,12 @@ def _grouped(values: NDArray[np.generic], heads: int) -> NDArray[Any]:
 
 def _write_through_transformers(gguf: GgufFile, folder: Path) -> None:
     """The slow way, for architectures that transformers can read and our table can't."""
-    _check_transformers_reads(gguf)
-    from transformers import AutoModelForCausalLM
+    with hushed_transformers():
+        _check_transformers_reads(gguf)
+        _check_numbers(gguf)
+        from transformers import AutoModelForCausalLM
 
-    try:
-        with redirect_stderr(io.StringIO()):  # the library draws bars of its own
+        with boundary(f"transformers can't read {gguf.path}", ELSEWHERE), redirect_stderr(io.StringIO()):
             model, report = AutoModelForCausalLM.from_pretrained(
                 gguf.path.parent, gguf_file=gguf.path.name, dtype="float32", output_loading_info=True
             )
@@ -154,9 +167,23 @@ def _write_through_transformers(gguf: GgufFile, folder: Path) -> None:
             ):  # it is dequantised now, as plain as any other
                 del model.hf_quantizer, model.config.quantization_config
             model.save_pretrained(folder)
-    except Exception as error:  # whatever the library meets in a file that it can't read after all
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelUnavailableError(f"transformers can't read {gguf.path} ({said})", ELSEWHERE) from error
+
+
+def _check_numbers(gguf: GgufFile) -> None:
+    """Refuse counts and sizes that no tensor of the file bears out, before anything is made of them."""
+    largest = max((size for tensor in gguf.tensors.values() for size in tensor.shape), default=0)
+    for key, value in gguf.metadata.items():
+        if (
+            not key.startswith(f"{gguf.architecture}.")
+            or isinstance(value, bool)
+            or not isinstance(value, int)
+        ):
+            continue
+        most = MAX_CONTEXT if "context" in key else max(1 << 16, largest)
+        if not -1 <= value <= (len(gguf.tensors) if key.endswith(".block_count") else most):
+            raise ModelUnavailableError(
+                f"{gguf.path} can't have {value} as {key[:60]}", "fetch the file again"
+            )
 
 
 def _check_transformers_reads(gguf: GgufFile) -> None:
@@ -167,7 +194,7 @@ def _check_transformers_reads(gguf: GgufFile) -> None:
     name = gguf.architecture
     known = {key.replace("_", "").replace("-", "") for key in GGUF_CONFIG_MAPPING} - {"general", "tokenizer"}
     if name not in GGUF_CONFIG_ARCHS and name.replace("_", "").replace("-", "") not in known:
-        raise ModelUnavailableError(f"{gguf.path} is of the unknown architecture {name!r}", ELSEWHERE)
+        raise ModelUnavailableError(f"{gguf.path} is of the unknown architecture {shown(name)}", ELSEWHERE)
     factors = next((tensor for tensor in gguf.tensors if tensor.startswith("rope_f")), None)
     if factors is not None:
         raise ModelUnavailableError(f"{gguf.path} ({name}) scales its positions by {factors}", ELSEWHERE)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.documents import boundary, shown
 from kvchat.models.gguf import GgufFile
+from kvchat.models.hush import hushed_transformers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -96,12 +98,8 @@ def _byte_level(gguf: GgufFile) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(_tokens(gguf))}
     pre = str(gguf.metadata.get("tokenizer.ggml.pre", "default"))
     pairs = [(left, right) for left, _, right in (str(merge).partition(" ") for merge in merges)]
-    try:
+    with boundary(f"{gguf.path}: its tokenizer is damaged", "fetch it again"):
         bpe = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
-    except Exception as error:  # the library raises bare Exceptions
-        raise ModelUnavailableError(
-            f"{gguf.path}: its tokenizer is damaged ({error})", "fetch it again"
-        ) from error
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
@@ -121,7 +119,8 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
 
     if pre not in GGUF_PRE_TOKENIZER_SPLITS:
         logger.warning(
-            "the GGUF's pre-tokenizer %r is unknown; splitting as GPT-2 does, which may cost quality", pre
+            "the GGUF's pre-tokenizer %s is unknown; splitting as GPT-2 does, which may cost quality",
+            shown(pre),
         )
         return words
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -136,14 +135,10 @@ def _other_kind(gguf: GgufFile, model: object) -> Tokenizer:
         get_gguf_tokenizer,
     )
 
-    try:
+    what = f"{gguf.path} has a tokenizer {shown(model)} that can't be read"
+    with boundary(what, "take the model's safetensors instead"), hushed_transformers():
         architecture, vocabulary, _ = get_gguf_tokenizer(str(gguf.path))
         tokenizer: Tokenizer = convert_gguf_tokenizer(architecture, vocabulary)[0]
-    except Exception as error:  # whatever the library meets in a vocabulary it does not know
-        remedy = "take the model's safetensors instead"
-        raise ModelUnavailableError(
-            f"{gguf.path} has a tokenizer {model!r} that can't be read", remedy
-        ) from error
     if model == "llama" and not architecture.startswith("gemma"):
         _space_as_llama_cpp(
             tokenizer, prefixed=gguf.metadata.get("tokenizer.ggml.add_space_prefix") is not False

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.contents import Contents, file_xxh3
+from kvchat.models.documents import read_object
 
 FORMAT_VERSION = 1
 """Rises when what an import writes changes; folders of another version are imported anew."""
@@ -22,33 +25,34 @@ FORMAT_VERSION = 1
 STAMP_NAME = "kvchat.json"
 PACKED_NAME = "packed"
 """The folder of integer weights made from models, under the models' root."""
-_HASH_CHUNK_BYTES = 1 << 22
+UNFINISHED = ".new"
+"""What the name of a file ends with while it is written."""
 _LOCK_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """One file as it was: size in bytes, time of its last change in ns, xxh3-128 as hex."""
+    """One file as it was: size in bytes, xxh3-128 as hex."""
 
     size: int
-    mtime_ns: int
     xxh3: str
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
         """The stamp of a file as it is now."""
-        state = path.stat()
-        return cls(state.st_size, state.st_mtime_ns, file_xxh3(path))
+        return cls(path.stat().st_size, file_xxh3(path))
 
-    def is_kept_by(self, path: Path) -> bool:
-        """Whether the file is still the same; it is only read when its time differs."""
+    @classmethod
+    def from_json(cls, stamp: Mapping[str, Any]) -> FileStamp:
+        """One that was written as JSON."""
+        return cls(int(stamp["size"]), str(stamp["xxh3"]))
+
+    def is_kept_by(self, path: Path, contents: Contents) -> bool:
+        """Whether the file still has the same bytes."""
         try:
-            state = path.stat()
+            return path.is_file() and path.stat().st_size == self.size and contents.xxh3(path) == self.xxh3
         except OSError:
             return False
-        if state.st_size != self.size:
-            return False
-        return state.st_mtime_ns == self.mtime_ns or file_xxh3(path) == self.xxh3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +64,6 @@ class Stamp:
     files: Mapping[str, FileStamp]
 
 
-def file_xxh3(path: Path) -> str:
-    """The xxh3-128 of a file's bytes, as hex."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def packed_stem(folder: Path) -> str:
     """What the names of the files begin with that hold a model folder's integer weights."""
     import xxhash
@@ -78,27 +71,37 @@ def packed_stem(folder: Path) -> str:
     return xxhash.xxh3_64_hexdigest(os.fsencode(folder.resolve()))
 
 
-def packed_files(root: Path, folder: Path) -> list[Path]:
-    """The integer weights that are kept of a model's folder under the models' root."""
-    return sorted((root / PACKED_NAME).glob(f"{packed_stem(folder)}-*.safetensors"))
+def packed_files(root: Path, stem: str) -> list[Path]:
+    """The files of integer weights whose names begin with `stem`, under the models' root: half-written ones too."""
+    home = root / PACKED_NAME
+    patterns = (f"{stem}-*.safetensors", f".{stem}-*", f".{stem}.lock")
+    return sorted(path for pattern in patterns for path in home.glob(pattern))
 
 
 def read_stamp(folder: Path) -> Stamp | None:
     """A folder's stamp; None when there is none of this version, whatever stands there instead."""
+    path = folder / STAMP_NAME
     try:
-        content = json.loads((folder / STAMP_NAME).read_text(encoding="utf-8"))
+        if path.is_symlink() or folder.is_symlink():  # we make no links: somebody else's lead anywhere
+            return None
+        content = read_object(path)
         if content["format"] != FORMAT_VERSION:
             return None
-        files = {str(name): FileStamp(**stamp) for name, stamp in content["files"].items()}
-        return Stamp(str(content["source_path"]), FileStamp(**content["source"]), files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = {str(name): FileStamp.from_json(stamp) for name, stamp in content["files"].items()}
+        return Stamp(str(content["source_path"]), FileStamp.from_json(content["source"]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelUnavailableError):
         return None
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder holds every file as it was written."""
+def is_whole(folder: Path, contents: Contents) -> bool:
+    """Whether the folder holds every file as it was written, itself and not as a link to elsewhere."""
     stamp = read_stamp(folder)
-    return stamp is not None and all(file.is_kept_by(folder / name) for name, file in stamp.files.items())
+    return stamp is not None and all(
+        Path(name).name == name
+        and not (folder / name).is_symlink()
+        and file.is_kept_by(folder / name, contents)
+        for name, file in stamp.files.items()
+    )
 
 
 @contextmanager
@@ -109,8 +112,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(folder.parent / f".{folder.name}.lock", timeout=_LOCK_TIMEOUT_S):
-            for leftover in folder.parent.glob(f".{folder.name}.new-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _clear_up(folder)
             yield
     except Timeout as error:
         remedy = "wait for it or end it"
@@ -118,6 +120,25 @@ def exclusive(folder: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space or set KVCHAT_MODELS to another folder"
         raise ModelUnavailableError(f"can't write {folder} ({error})", remedy) from error
+
+
+def put_back(parent: Path) -> None:
+    """Put the folders under `parent` in their places again that are lost because somebody died between two renames."""
+    for leftover in sorted(parent.glob(".*.new-*")):
+        name = leftover.name[1:].rpartition(".new-")[0]
+        if (leftover / name).is_dir() and not (parent / name).exists():
+            with exclusive(parent / name):
+                pass  # which puts it back
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what a dead process left beside `folder`; what it had taken out of the way is put back first."""
+    leftovers = sorted(folder.parent.glob(f".{folder.name}.new-*"))
+    for leftover in leftovers:
+        if (leftover / folder.name).is_dir() and not folder.exists():
+            (leftover / folder.name).rename(folder)
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def install(folder: Path, source: Path, fill: Callable[[Path], None]) -> None:
@@ -148,14 +169,21 @@ def _write_stamp(folder: Path, source: Path) -> None:
 
 
 def _exchange(folder: Path, new: Path) -> None:
-    """Rename, with the old folder out of the way first: a folder can't be renamed onto a full one."""
-    if folder.exists():
-        grave = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
-        folder.rename(grave / folder.name)
+    """Rename, with the old folder out of the way first: a folder can't be renamed onto a full one.
+
+    Whoever dies between the two renames leaves the old one in its grave, from where the next one takes it back.
+    """
+    if not folder.exists():
         new.rename(folder)
-        shutil.rmtree(grave, ignore_errors=True)
-    else:
+        return
+    grave = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
+    folder.rename(grave / folder.name)
+    try:
         new.rename(folder)
+    except OSError:
+        (grave / folder.name).rename(folder)
+        raise
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

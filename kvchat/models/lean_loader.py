@@ -142,7 +142,19 @@ def _sizes_fit(shape: LeanShape, checkpoint: Checkpoint) -> bool:
         parts = [checkpoint.shape(f"{name}.weight") for name in names]
         if (sum(part[0] for part in parts), parts[0][1]) != sizes[key.rpartition(".")[2]]:
             return False
-    return checkpoint.shape(_EMBEDDING) == sizes["head"]
+        biases = [checkpoint.shape(bias) for name in names if (bias := f"{name}.bias") in checkpoint.names]
+        if biases and biases != [part[:1] for part in parts]:
+            return False
+    return checkpoint.shape(_EMBEDDING) == sizes["head"] and _norms_fit(shape, checkpoint)
+
+
+def _norms_fit(shape: LeanShape, checkpoint: Checkpoint) -> bool:
+    wide, narrow = (shape.hidden,), (shape.head_dim,)
+    sizes = {"model.norm": wide}
+    for index in range(shape.layers):
+        norms = _LayerNames.of(shape, index).norms
+        sizes |= zip(norms, (wide, wide, narrow, narrow), strict=False)
+    return all(checkpoint.shape(f"{name}.weight") == size for name, size in sizes.items())
 
 
 def _projections(shape: LeanShape, names: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

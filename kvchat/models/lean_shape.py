@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -44,6 +44,8 @@ _NEEDED = (
     "max_position_embeddings",
 )
 
+_LLAMA3 = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
+
 
 @dataclass(frozen=True, slots=True)
 class LeanShape:
@@ -80,7 +82,7 @@ def lean_shape(config: Mapping[str, Any]) -> LeanShape | None:
     """The sizes of a model that this room can run; None for every other, and where config.json leaves a doubt."""
     family = FAMILIES.get(str(config.get("model_type")))
     rope = _rope(config)
-    if family is None or rope is None or any(not isinstance(config.get(name), int) for name in _NEEDED):
+    if family is None or rope is None or not all(map(_is_size, map(config.get, _NEEDED))):
         return None
     epsilon, layers = config.get("rms_norm_eps"), config["num_hidden_layers"]
     head_dim = config.get("head_dim") or (
@@ -88,9 +90,10 @@ def lean_shape(config: Mapping[str, Any]) -> LeanShape | None:
     )
     rotates = _rotates(config, family, layers)
     if (
-        epsilon is None
-        or head_dim is None
+        not _is_positive(epsilon)
+        or not _is_size(head_dim)
         or head_dim % 2
+        or config["num_attention_heads"] % config["num_key_value_heads"]
         or rotates is None
         or not _is_plain(config, family)
     ):
@@ -110,6 +113,14 @@ def lean_shape(config: Mapping[str, Any]) -> LeanShape | None:
         rope=rope,
         is_tied=config.get("tie_word_embeddings"),
     )
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_plain(config: Mapping[str, Any], family: LeanFamily) -> bool:
@@ -134,7 +145,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
     rope.setdefault("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     known = rope["rope_type"] in ("default", "llama3") and partial == 1.0
-    return rope if known and isinstance(rope["rope_theta"], int | float) else None
+    needed = ("rope_theta", *(_LLAMA3 if rope["rope_type"] == "llama3" else ()))
+    return rope if known and all(_is_positive(rope.get(name)) for name in needed) else None
 
 
 def _rotates(config: Mapping[str, Any], family: LeanFamily, layers: int) -> tuple[bool, ...] | None:

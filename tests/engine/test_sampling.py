@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from kvchat.engine.sampling import Sampler, SamplingParams, chain, penalise_repetition
+from kvchat.engine.sampling import NoNumbersError, Sampler, SamplingParams, chain, penalise_repetition
 
 VOCABULARY = 1000
 
@@ -89,3 +89,20 @@ def test_what_is_ruled_out_is_never_drawn() -> None:
     logits = logits_of(4)
     allowed = set(logits.topk(3).indices.tolist())
     assert {sampler.choose(logits) for _ in range(200)} == allowed
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-12, 1e-6])
+def test_a_temperature_next_to_zero_takes_the_likeliest_token(temperature: float) -> None:
+    logits = logits_of(6)
+    assert Sampler(SamplingParams(temperature), [], torch.device("cpu")).choose(logits) == int(
+        logits.argmax()
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_scores_that_are_no_numbers_are_no_choice(temperature: float, wrong: float) -> None:
+    sampler = Sampler(SamplingParams(temperature), [], torch.device("cpu"))
+    for logits in (logits_of(7).index_fill(0, torch.tensor([500]), wrong), torch.full((9,), -torch.inf)):
+        with pytest.raises(NoNumbersError):
+            sampler.choose(logits)

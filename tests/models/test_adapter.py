@@ -19,6 +19,7 @@ from kvchat.commands.doctor import self_test
 from kvchat.config import Config, ModelConfig
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.adapter import check_adapter
+from kvchat.models.contents import Contents
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loader import load_model
 from kvchat.ui.oneshot import Manner, OneShot
@@ -102,7 +103,7 @@ def test_the_mark_is_of_what_an_adapter_says_wherever_it_lies(
     tiny_path: Path, adapter: Path, tmp_path: Path
 ) -> None:
     def mark(folder: Path | None) -> bytes:
-        return fingerprint(tiny_path, {}, memory=tmp_path / "memory", adapter=folder)
+        return fingerprint(tiny_path, {}, contents=Contents(tmp_path / "memory"), adapter=folder)
 
     moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
     assert mark(moved) == mark(adapter) != mark(None)

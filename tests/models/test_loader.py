@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError
@@ -17,7 +21,7 @@ from kvchat.models.stock import describe
 from tests.families import shrink as families
 from tests.families.shrink import tiny_random_model
 from tests.families.sweep import plain_logits
-from tests.tiny import tiny_folder, tiny_model
+from tests.tiny import VOCABULARY, tiny_folder, tiny_model
 
 
 def test_a_folder_becomes_a_model_in_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
@@ -41,8 +45,9 @@ def test_the_context_can_be_made_smaller_and_never_larger_than_the_models_own(tm
     [
         ({"model_type": "no_such_family"}, "unknown architecture"),
         ({"model_type": "clip"}, "no text generator"),
+        ({"model_type": "whisper"}, "weights of tiny lack"),
         ({"hidden_size": 7777}, "config.json can't be used: The hidden size"),
-        ({"hidden_size": 96}, "can't be loaded"),
+        ({"hidden_size": 96}, "contradicts itself: its tensor lm_head.weight is"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, damage: dict[str, object], said: str) -> None:
@@ -52,6 +57,80 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, damage: dict[str, obj
     with pytest.raises(ModelUnavailableError, match=said) as caught:
         load_model(folder, ModelConfig(name="tiny"))
     assert "\n" not in str(caught.value)
+
+
+def without(folder: Path, *names: str, **others: torch.Tensor) -> Path:
+    """The folder with some tensors taken out of its weights, and others put in."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if name not in names} | others
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mamba"])  # our own network, and transformers' modules
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_checkpoint_that_lacks_tensors_is_refused_by_their_names(
+    tmp_path: Path, family: str, which: int
+) -> None:
+    folder = tiny_folder(tmp_path / "model", family=family)
+    names = sorted(name for name in load_file(folder / "model.safetensors") if ".layers." in name)
+    with pytest.raises(ModelUnavailableError, match=rf"the weights of tiny lack \S*{names[which]}"):
+        load_model(without(folder, names[which]), ModelConfig(name="tiny", dtype="float32"))
+    with pytest.raises(ModelUnavailableError, match=rf"lack \S+ and {len(names) - 1} more"):
+        load_model(without(folder, *names), ModelConfig(name="tiny", dtype="float32"))
+
+
+def test_a_checkpoint_that_lacks_its_head_is_whole_only_where_it_is_tied(tmp_path: Path) -> None:
+    tied = tiny_folder(tmp_path / "tied", family="gemma2", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(tied / "model.safetensors")
+    assert load_model(tied, ModelConfig(name="tiny")).vocab_size == VOCABULARY
+    for family in ("llama", "gemma2"):
+        folder = without(tiny_folder(tmp_path / family, family=family), "lm_head.weight")
+        stated = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+        (folder / "config.json").write_text(json.dumps(stated))
+        with pytest.raises(ModelUnavailableError, match=r"lack lm_head\.weight"):
+            load_model(folder, ModelConfig(name="tiny"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_tensor_of_another_shape_is_refused_by_its_name(tmp_path: Path, family: str) -> None:
+    folder = tiny_folder(tmp_path / "model", family=family)
+    without(folder, **{"model.norm.weight": torch.ones(47)})
+    with pytest.raises(ModelUnavailableError, match=r"tensor model\.norm\.weight is \[47\]") as caught:
+        load_model(folder, ModelConfig(name="tiny"))
+    assert "calls for [48]" in str(caught.value)
+
+
+def test_a_config_that_calls_for_far_more_than_there_is_takes_no_memory_for_it(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", family="gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"intermediate_size": 60_000, "hidden_size": 60_000})
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelUnavailableError, match="the weights of tiny lack"):
+        load_model(folder, ModelConfig(name="tiny"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_transformers_writes_nothing_on_the_terminal(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", family="gemma2")
+    without(folder, extra=torch.ones(3))
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    config = json.loads((folder / "config.json").read_text()) | {"rope_parameters": {"rope_type": "odd"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = (
+        "import sys; from pathlib import Path; from kvchat.config import ModelConfig\n"
+        "from kvchat.errors import KvchatError\n"
+        "from kvchat.models.loader import load_model; from kvchat.models.tokenizer import load_tokenizer\n"
+        "for load in (lambda p: load_model(p, ModelConfig()), load_tokenizer):\n"
+        "    try: load(Path(sys.argv[1]))\n"
+        "    except KvchatError: pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
