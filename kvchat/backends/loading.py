@@ -79,6 +79,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         engine = Engine(replace(model, rule=verdict.rule), speculation=engine.speculation)
         engine.touch()
     engine.cache = _open_cache(config, engine, mark, warn)
+    engine.pace.keep_in(engine.cache)
     if model.long_rope and engine.cache:
         engine.set_long_cache(_open_cache(config, engine, mark + LONG_MARK, warn))
     ready_at = time.perf_counter()

@@ -27,6 +27,7 @@ from kvchat.cache.entry import (
 )
 from kvchat.cache.folder import (
     META_NAME,
+    NOTE_NAME,
     TEMPORARY,
     FolderScan,
     eviction_order,
@@ -36,11 +37,12 @@ from kvchat.cache.folder import (
     scan_folder,
 )
 from kvchat.cache.index import FolderIndex, Piece
-from kvchat.cache.ownership import check_folder
+from kvchat.cache.ownership import check_folder, read_own
 from kvchat.cache.reader import Reader
 from kvchat.cache.stats import CacheStats, StatsCounter
 
 RETRY_S, MAX_RETRY_S = 5.0, 300.0
+MAX_NOTE_BYTES = 2**16
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -158,6 +160,22 @@ class DiskTier:
     def store_snapshot(self, point: Point, payload: memoryview, *, priority: int = 0) -> bool:
         """Write the snapshot at a point, behind the KV of its full blocks where the model has KV. As `store`."""
         return self._locked(lambda: self._store_snapshot_locked(point, payload, priority))
+
+    def note(self) -> bytes:
+        """What was noted beside the files; empty for nothing."""
+        try:
+            return read_own(self.folder / NOTE_NAME, MAX_NOTE_BYTES)
+        except (OSError, EntryError):
+            return b""
+
+    def keep_note(self, content: bytes) -> bool:
+        """Note something beside the files, in place of what was there. False when it is not there afterwards."""
+        return self._locked(lambda: self._keep_note_locked(content))
+
+    def _keep_note_locked(self, content: bytes) -> bool:
+        self._describe(NOTE_NAME)
+        self._put(self.folder / NOTE_NAME, NOTE_NAME, memoryview(content))
+        return True
 
     def _locked(self, write: Callable[[], bool]) -> bool:
         if not self.is_writable:
@@ -307,13 +325,17 @@ class DiskTier:
 
     def _write(self, name: EntryName, header: bytes, payload: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""
-        meta = self.folder / META_NAME
-        if not meta.exists():
-            self._put(meta, name.key, memoryview(json.dumps(self._meta.to_json()).encode()))
+        self._describe(name.key)
         path = self.folder / str(name)
         self._put(path, name.key, memoryview(header), payload)
         self._index.admit(name)
         self._stamp_now(path)
+
+    def _describe(self, key: str) -> None:
+        """Say what the folder's files share, where that is not said yet."""
+        meta = self.folder / META_NAME
+        if not meta.exists() or meta.is_symlink():
+            self._put(meta, key, memoryview(json.dumps(self._meta.to_json()).encode()))
 
     def _put(self, path: Path, key: str, *parts: memoryview) -> None:
         temporary = self.folder / f"{key}{TEMPORARY}"

@@ -2,6 +2,7 @@
 
     <root>/.lock                          held by whoever writes or evicts
     <root>/<chain root>/meta.json         what the folder's files share
+    <root>/<chain root>/costs.json        what the model's user noted: how long computing takes
     <root>/<chain root>/<name>.kv         one immutable run
     <root>/<chain root>/<name>.state      one immutable snapshot
     <root>/<chain root>/<key>.tmp         a run being written, only while the lock is held
@@ -26,6 +27,7 @@ from kvchat.cache.ownership import is_own_folder
 
 LOCK_NAME = ".lock"
 META_NAME = "meta.json"
+NOTE_NAME = "costs.json"
 TEMPORARY = ".tmp"
 
 

@@ -22,6 +22,7 @@ from kvchat.cache.block import TOKEN_BYTES
 from kvchat.cache.entry import EntryError, FolderMeta, checksum, read_header
 from kvchat.cache.folder import (
     META_NAME,
+    NOTE_NAME,
     StoredFile,
     eviction_order,
     fingerprint_folders,
@@ -246,9 +247,10 @@ def _freed(files: Iterable[StoredFile], is_dry_run: bool) -> Freed:
 
 
 def _remove_empty_folders(root: Path) -> None:
-    """Remove folders in which nothing but their description is left. Needs the lock."""
+    """Remove folders in which nothing but their description and note are left. Needs the lock."""
     for folder in fingerprint_folders(root):
-        if all(path.name == META_NAME for path in folder.iterdir()):
+        if all(path.name in (META_NAME, NOTE_NAME) for path in folder.iterdir()):
             remove_file(folder / META_NAME)
+            remove_file(folder / NOTE_NAME)
             with suppress(OSError):
                 folder.rmdir()
