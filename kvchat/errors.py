@@ -3,6 +3,7 @@
 KvchatError                  1  something went wrong while running
 ├── UsageError               2  the command, a flag or a value is wrong
 ├── ModelUnavailableError    3  the model can't be had or can't be read
+│   └── UntrustedCodeError   3  it needs code of its own, which the user has not said they trust
 ├── ContextOverflowError     4  the conversation no longer fits the model's context
 ├── OutOfMemoryError         5  the machine's or the device's memory is used up
 └── EngineDiedError          1  the engine process ended; the conversation is kept
@@ -37,6 +38,10 @@ class ModelUnavailableError(KvchatError):
     exit_code = 3
 
 
+class UntrustedCodeError(ModelUnavailableError):
+    """The model needs code of its own, which the user has not said they trust."""
+
+
 class ContextOverflowError(KvchatError):
     """The conversation no longer fits the model's context."""
 
@@ -69,6 +74,7 @@ ERROR_TYPES: dict[str, type[KvchatError]] = {
         KvchatError,
         UsageError,
         ModelUnavailableError,
+        UntrustedCodeError,
         ContextOverflowError,
         OutOfMemoryError,
         EngineDiedError,

@@ -11,7 +11,7 @@ from kvchat.backends.base import ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.config import Config
+from kvchat.config import Config, ModelConfig
 from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError
@@ -23,6 +23,7 @@ from kvchat.models.probe import checked
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
+from kvchat.trust import Kind, Trust
 
 LONG_MARK = b"long"
 """Behind the fingerprint of conversations beyond LongRoPE's threshold."""
@@ -60,7 +61,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     started = time.perf_counter()
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
-    wanted = config.model
+    wanted = _trusting(config, files.folder)
     model = load_model(files.folder, wanted, name=files.name, origin=Origins(files.gguf, config.paths.models))
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
@@ -86,6 +87,12 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     info = replace(info, verdict=str(verdict))
     return Loaded(engine, tokenizer, template, info, ready_at)
+
+
+def _trusting(config: Config, folder: Path) -> ModelConfig:
+    """The model's settings, with the trust in the code of this very folder that the user gave in an earlier run."""
+    is_trusted = Trust.from_config(config).trusts(Kind.CODE, folder)
+    return replace(config.model, trust_remote_code=config.model.trust_remote_code or is_trusted)
 
 
 def _find_files(config: Config, show: Show) -> ModelFiles:

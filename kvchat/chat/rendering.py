@@ -13,6 +13,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from kvchat.errors import UsageError
 
 Clock = Callable[..., str]
+_TOO_DEEP = (RecursionError, SyntaxError, MemoryError)
+"""What a body runs into that is nested deeper than Python compiles."""
 
 
 def environment(folder: Path, now: datetime, mark: str = "") -> ImmutableSandboxedEnvironment:
@@ -66,7 +68,7 @@ def rendered(
         raise UsageError(
             f"{path}, line {line}: {_plain(error.message)}", "declare it under vars, or mend it"
         ) from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, *_TOO_DEEP) as error:
         line = _line(error.__traceback__) + first_line - 1
         raise UsageError(f"{path}, line {line}: {_plain(str(error))}", "mend the template") from None
 

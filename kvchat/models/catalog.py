@@ -135,12 +135,18 @@ class Catalog:
         if imported in self._import_folders():
             return ImportedSource(imported)
         path = Path(name).expanduser().absolute()
+        is_path = name.startswith((".", "~", "/"))
+        if path.is_dir() and not is_path and HubName.parse(name):
+            raise ModelUnavailableError(
+                f"{name} is a folder here, and may be a model of the hub",
+                f"say ./{name} for the folder, or {name}@main for the hub's",
+            )
         if path.is_dir():
             return FolderSource(name, path)
         if name.lower().endswith(".gguf"):
             return GgufSource(path.resolve(), means)
         hub_name = HubName.parse(name)
-        if hub_name and not name.startswith((".", "~", "/")):
+        if hub_name and not is_path:
             return HubSource(hub_name, means)
         raise self._unknown(name, path)
 
