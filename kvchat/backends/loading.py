@@ -61,7 +61,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     started = time.perf_counter()
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
-    wanted = _trusting(config, files.folder)
+    wanted = trusting_settings(config, files.folder)
     model = load_model(files.folder, wanted, name=files.name, origin=Origins(files.gguf, config.paths.models))
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
@@ -89,7 +89,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     return Loaded(engine, tokenizer, template, info, ready_at)
 
 
-def _trusting(config: Config, folder: Path) -> ModelConfig:
+def trusting_settings(config: Config, folder: Path) -> ModelConfig:
     """The model's settings, with the trust in the code of this very folder that the user gave in an earlier run."""
     is_trusted = Trust.from_config(config).trusts(Kind.CODE, folder)
     return replace(config.model, trust_remote_code=config.model.trust_remote_code or is_trusted)

@@ -2,15 +2,20 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from kvchat.backends.base import Event, Options, Turn
+from kvchat.backends.loading import trusting_settings
 from kvchat.cli import main
 from kvchat.commands.chat import Backends
 from kvchat.commands.surroundings import surroundings_of
-from kvchat.config import Config
+from kvchat.config import Config, ModelConfig
+from kvchat.errors import UntrustedCodeError
+from kvchat.models.loader import load_model
 from tests.commands import test_sessions
 from tests.commands.test_sessions import Run, rows
 from tests.scripted import ScriptedBackend
@@ -157,3 +162,76 @@ def test_the_models_that_are_changed_to_are_not_trusted_with_the_first(
     for name in ("theirs", "mine"):
         surroundings.open_model(name)
     assert opened == [("theirs", False), ("mine", True)]
+
+
+# Code that comes with a model
+
+
+class Wary(ScriptedBackend):
+    """Answers once the user trusts the code of its model."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        super().__init__()
+        self.is_trusted = trusting_settings(config, folder).trust_remote_code
+
+    def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        if not self.is_trusted:
+            raise UntrustedCodeError("it needs code of its own", "give -m NAME --trust-remote-code")
+        return super().answer(history, options)
+
+
+def ask_wary(model: Path, *argv: str) -> int:
+    def backend(config: Config) -> Wary:
+        return Wary(config, model)
+
+    return main([*argv, "-m", str(model), "-p", "hello"], backends=Backends(backend, backend))
+
+
+@pytest.fixture
+def silent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `run` has it, with nothing piped in."""
+    monkeypatch.setattr("sys.stdin", None)
+
+
+def test_code_is_asked_about_once_and_remembered_by_folder(
+    silent: None, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask_wary(tiny_path) == 3, "nobody can be asked"
+    assert ask_wary(tiny_path, "--trust-remote-code") == 0
+    assert ask_wary(tiny_path) == 3, "the flag is for one run"
+    asked = answered(monkeypatch, "y")
+    assert [ask_wary(tiny_path) for _ in range(2)] == [0, 0] and len(asked) == 1
+    assert str(tiny_path) in asked[0]
+    copy = shutil.copytree(tiny_path, tmp_path / "copy")
+    answered(monkeypatch, "")
+    assert ask_wary(copy) == 3, "another folder is another model"
+
+
+def test_a_no_to_code_is_remembered(silent: None, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answered(monkeypatch, "n")
+    assert [ask_wary(tiny_path) for _ in range(2)] == [3, 3] and len(asked) == 1
+
+
+def test_code_is_trusted_for_this_run_where_nothing_is_saved(
+    silent: None, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered(monkeypatch, "y")
+    assert ask_wary(tiny_path, "--no-save") == 0
+    assert not (tmp_path / "DATA").exists()
+
+
+@pytest.mark.parametrize("maps_config", [True, False])
+def test_a_model_that_needs_code_is_refused_by_name_and_nothing_of_it_runs(
+    tiny_path: Path, tmp_path: Path, maps_config: bool
+) -> None:
+    folder = shutil.copytree(tiny_path, tmp_path / "theirs")
+    config = json.loads((folder / "config.json").read_text())
+    mapped = {"AutoModelForCausalLM": "theirs.Model"} | (
+        {"AutoConfig": "theirs.Config"} if maps_config else {}
+    )
+    kind = "theirs" if maps_config else "vit"  # one that transformers knows, and knows no text generator for
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind, "auto_map": mapped}))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UntrustedCodeError, match=rf"give -m {folder} --trust-remote-code"):
+        load_model(folder, ModelConfig(name=str(folder)))
+    assert not (tmp_path / "ran").exists()
