@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import Event, Options, Turn
+from kvchat.backends.base import Event, ModelInfo, Options, Turn
 from kvchat.backends.loading import trusting_settings
 from kvchat.cli import main
 from kvchat.commands.chat import Backends
@@ -165,6 +166,30 @@ def test_the_models_that_are_changed_to_are_not_trusted_with_the_first(
 
 
 # Code that comes with a model
+
+
+def test_trust_from_the_environment_is_not_for_a_session_with_another_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Named(ScriptedBackend):
+        def info(self) -> ModelInfo:
+            return replace(super().info(), name="theirs")
+
+    def backend(config: Config) -> Named:
+        seen.append((config.model.name, config.model.trust_remote_code))
+        return Named()
+
+    monkeypatch.setattr("sys.stdin", None)
+    backends = Backends(backend, backend)
+    assert main(["-m", "theirs", "-p", "hello"], backends=backends) == 0
+    monkeypatch.setenv("KVCHAT_MODEL", "mine")
+    monkeypatch.setenv("KVCHAT_MODEL_TRUST_REMOTE_CODE", "1")
+    assert main(["-c", "-p", "hello"], backends=backends) == 0
+    assert main(["-c", "--trust-remote-code", "-p", "hello"], backends=backends) == 0
+    assert main(["-p", "hello"], backends=backends) == 0
+    assert seen == [("theirs", False), ("theirs", False), ("theirs", True), ("mine", True)]
 
 
 class Wary(ScriptedBackend):
