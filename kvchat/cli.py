@@ -234,9 +234,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         return given
     if "chat.system" in given:
         raise UsageError("-s and -t are two system prompts", "give one of them")
-    from kvchat.commands.prompts import settings_of
+    from kvchat.commands.prompts import with_prompt
 
-    return settings_of(args.template, args.var) | given
+    return with_prompt(args, given)
 
 
 def _text_of(name: str) -> str:

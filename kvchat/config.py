@@ -218,15 +218,27 @@ def origins(
     """What was given, and where, for each setting (`section.key`) that has not its default. Raises UsageError."""
     environ = os.environ if environ is None else environ
     layers = _read_toml(config_file(environ))
+    given: dict[str, Origin] = {}
     for section, cls in SECTIONS.items():
         for item in fields(cls):
             name = variable_name(section, item)
             if environ.get(name):
-                layers[f"{section}.{item.name}"] = Origin(environ[name], name)
-    for key, value in flags.items():
-        if value is not None:
-            layers[key] = Origin(value, (flag_names or {}).get(key, key))
-    return layers
+                given[f"{section}.{item.name}"] = Origin(environ[name], name)
+    layers = _over(layers, given)
+    named = flag_names or {}
+    return _over(
+        layers, {key: Origin(value, named.get(key, key)) for key, value in flags.items() if value is not None}
+    )
+
+
+def _over(below: Mapping[str, Origin], above: Mapping[str, Origin]) -> dict[str, Origin]:
+    """One layer of settings over another. Trust in a model's code is no trust in the code of another model, which is
+    named above it."""
+    layers = dict(below)
+    before = layers.get("model.name", Origin(DEFAULT_MODEL, ""))
+    if above.get("model.name", before).value != before.value:
+        layers.pop("model.trust_remote_code", None)
+    return {**layers, **above}
 
 
 def variable_name(section: str, item: Field[Any]) -> str:

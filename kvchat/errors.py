@@ -3,7 +3,8 @@
 KvchatError                  1  something went wrong while running
 ├── UsageError               2  the command, a flag or a value is wrong
 ├── ModelUnavailableError    3  the model can't be had or can't be read
-│   └── TemplateRefusedError 3  its chat template takes no such conversation
+│   ├── TemplateRefusedError 3  its chat template takes no such conversation
+│   └── UntrustedCodeError   3  it needs code of its own, which the user has not said they trust
 ├── ContextOverflowError     4  the conversation no longer fits the model's context
 ├── OutOfMemoryError         5  the machine's or the device's memory is used up
 └── EngineDiedError          1  the engine process ended; the conversation is kept
@@ -40,6 +41,10 @@ class ModelUnavailableError(KvchatError):
 
 class TemplateRefusedError(ModelUnavailableError):
     """The chat template refuses these messages or fails at them; others it may take."""
+
+
+class UntrustedCodeError(ModelUnavailableError):
+    """The model needs code of its own, which the user has not said they trust."""
 
 
 class ContextOverflowError(KvchatError):
@@ -82,6 +87,7 @@ ERROR_TYPES: dict[str, type[KvchatError]] = {
         UsageError,
         ModelUnavailableError,
         TemplateRefusedError,
+        UntrustedCodeError,
         ContextOverflowError,
         OutOfMemoryError,
         EngineDiedError,

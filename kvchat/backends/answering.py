@@ -174,7 +174,7 @@ class Answering:
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:
         engine = self.loaded.engine
         saved_tokens = max(0, reuse.num_tokens - self.idle.tokens)  # what was computed ahead was no less work
-        computing_s = saved_tokens * engine.prefill_s_per_token
+        computing_s = engine.pace.saved_s(saved_tokens)
         report = cache_report(
             reuse,
             Asked(self.turns, tuple(self.prompt)),

@@ -12,7 +12,7 @@ from kvchat.backends.base import ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.config import Config
+from kvchat.config import Config, ModelConfig
 from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
@@ -30,6 +30,7 @@ from kvchat.models.probe import checked
 from kvchat.models.template import ChatTemplate
 from kvchat.models.template_kind import kind_of
 from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
+from kvchat.trust import Kind, Trust
 
 LONG_MARK = b"long"
 """Behind the fingerprint of conversations beyond LongRoPE's threshold."""
@@ -67,7 +68,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     started = time.perf_counter()
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
-    wanted = config.model
+    wanted = trusting_settings(config, files.folder)
     model = load_model(files.folder, wanted, name=files.name, origin=Origins(files.gguf, config.paths.models))
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
@@ -102,6 +103,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         mark = _fingerprint(config, model, files.folder)
         engine = _touched(model, speculation)
     engine.cache = _open_cache(config, engine, mark, warn)
+    engine.pace.keep_in(engine.cache)
     if model.long_rope and engine.cache:
         engine.set_long_cache(_open_cache(config, engine, mark + LONG_MARK, warn))
     ready_at = time.perf_counter()
@@ -130,6 +132,12 @@ def _with_end_of(model: LoadedModel, tokenizer: ChatTokenizer) -> LoadedModel:
     """The model with the token that ends an answer by its tokenizer, which not every generation_config.json names."""
     end = tokenizer.control.get(tokenizer.names.get("eos_token", ""))
     return model if end is None else replace(model, eos_ids=model.eos_ids | {end})
+
+
+def trusting_settings(config: Config, folder: Path) -> ModelConfig:
+    """The model's settings, with the trust in the code of this very folder that the user gave in an earlier run."""
+    is_trusted = Trust.from_config(config).trusts(Kind.CODE, folder)
+    return replace(config.model, trust_remote_code=config.model.trust_remote_code or is_trusted)
 
 
 def _find_files(config: Config, show: Show) -> ModelFiles:

@@ -27,6 +27,7 @@ from kvchat.cache.entry import (
 )
 from kvchat.cache.folder import (
     META_NAME,
+    NOTE_NAME,
     TEMPORARY,
     FolderScan,
     eviction_order,
@@ -36,24 +37,32 @@ from kvchat.cache.folder import (
     scan_folder,
 )
 from kvchat.cache.index import FolderIndex, Piece
+from kvchat.cache.ownership import check_folder, read_own
 from kvchat.cache.reader import Reader
 from kvchat.cache.stats import CacheStats, StatsCounter
 
+RETRY_S, MAX_RETRY_S = 5.0, 300.0
+MAX_NOTE_BYTES = 2**16
+
 
 def open_new(path: Path) -> BinaryIO:
-    """Open a new file for writing, open to its owner alone. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    """Open a new file for writing, open to its owner alone. Raises OSError, also when there is one already."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSettings:
-    """Where and how much: `budget_bytes` holds for all fingerprints together. `is_writable` False changes nothing."""
+    """Where and how much: `budget_bytes` holds for all fingerprints together. `is_writable` False changes nothing.
+
+    After a write that the system refused nothing is written for `retry_s` seconds, and longer each time in a row.
+    """
 
     root: Path
     budget_bytes: int
     is_writable: bool = True
     lock_timeout_s: float = 2.0
+    retry_s: float = RETRY_S
     open_new: Callable[[Path], BinaryIO] = open_new
 
 
@@ -78,7 +87,8 @@ class DiskTier:
         self._warned: set[str] = set()
         self._index = FolderIndex(self.folder, meta, self.condemn)
         self._newest_ns = 0
-        self._is_quiet = not settings.is_writable
+        self._resting = 0.0
+        self._resumes_at = 0.0
 
     @property
     def is_empty(self) -> bool:
@@ -87,8 +97,8 @@ class DiskTier:
 
     @property
     def is_writable(self) -> bool:
-        """Whether writing is allowed and has not failed."""
-        return not self._is_quiet
+        """Whether writing is allowed, and was not refused just now."""
+        return self._settings.is_writable and time.monotonic() >= self._resumes_at
 
     def is_known_gone(self, digest: bytes) -> bool:
         """Whether a file with this block was seen and then vanished or was evicted."""
@@ -151,28 +161,56 @@ class DiskTier:
         """Write the snapshot at a point, behind the KV of its full blocks where the model has KV. As `store`."""
         return self._locked(lambda: self._store_snapshot_locked(point, payload, priority))
 
+    def note(self) -> bytes:
+        """What was noted beside the files; empty for nothing."""
+        try:
+            return read_own(self.folder / NOTE_NAME, MAX_NOTE_BYTES)
+        except (OSError, EntryError):
+            return b""
+
+    def keep_note(self, content: bytes) -> bool:
+        """Note something beside the files, in place of what was there. False when it is not there afterwards."""
+        return self._locked(lambda: self._keep_note_locked(content))
+
+    def _keep_note_locked(self, content: bytes) -> bool:
+        self._describe(NOTE_NAME)
+        self._put(self.folder / NOTE_NAME, NOTE_NAME, memoryview(content))
+        return True
+
     def _locked(self, write: Callable[[], bool]) -> bool:
-        if self._is_quiet:
+        if not self.is_writable:
             return False
         try:
             make_private_folder(self.folder)
+            check_folder(self.folder)
             with hold_lock(self._settings.root, self._settings.lock_timeout_s):
-                return write()
+                is_stored = write()
+            self._resting = 0.0
+            return is_stored
         except FileNotFoundError:
             pass  # somebody deleted the folder just now; the next store creates it again
         except filelock.Timeout:
             self.warn_once("lock", "another process holds the cache folder's lock: not everything is stored")
+        except EntryError as error:
+            self.condemn(None, error)
         except OSError as error:
-            self._is_quiet = True
-            self.warn_once("write", f"the cache folder can't be written, nothing more is stored: {error}")
+            self._rest()
+            self.warn_once(
+                "write", f"the cache folder can't be written now, so nothing is stored for a while: {error}"
+            )
         return False
+
+    def _rest(self) -> None:
+        """Write nothing for a while: what the system refuses once may work again, but seldom at once."""
+        self._resting = min(MAX_RETRY_S, 2 * self._resting or self._settings.retry_s)
+        self._resumes_at = time.monotonic() + self._resting
 
     def touch(self, chain: Chain, priority: int = 0, *, snapshot: Point | None = None) -> None:
         """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`.
 
         A `snapshot` behind the chain is its tail.
         """
-        if self._is_quiet:
+        if not self.is_writable:
             return
         tail = self.snapshot(snapshot) if snapshot else None
         for piece in reversed([*self.match(chain), *([tail] if tail else [])]):
@@ -185,15 +223,25 @@ class DiskTier:
 
     def sweep(self) -> None:
         """Remove what dead processes left half-written, and evict down to the budget; skipped while others write."""
-        if self._is_quiet or not self._settings.root.is_dir():
+        if not self.is_writable or not self._settings.root.is_dir():
             return
         with suppress(OSError, filelock.Timeout), hold_lock(self._settings.root, 0.0):
             self._evict_for(0, frozenset())
 
-    def condemn(self, name: EntryName, error: Exception) -> None:
-        """Treat a file as a miss, with one warning; delete it unless a later version of kvchat may know it."""
-        is_newer = isinstance(error, EntryError) and error.is_newer
-        is_removed = self._settings.is_writable and not is_newer and remove_file(self.folder / str(name))
+    def condemn(self, name: EntryName | None, error: Exception) -> None:
+        """Treat a file (None is the whole folder) as a miss, with one warning; delete it if it is surely damaged.
+
+        What the system refuses to read is no damage: it is a miss now, and asked for again.
+        """
+        if name is None:
+            self.warn_once("folder", f"the cache folder {self.folder} is not used: {error}")
+            return
+        if not isinstance(error, EntryError):
+            self.warn_once(
+                "read", f"a stored file can't be read now and its tokens are computed again: {error}"
+            )
+            return
+        is_removed = self._settings.is_writable and not error.is_kept and remove_file(self.folder / str(name))
         self._index.drop(name, is_removed=is_removed)
         self._stats.add(CacheStats(corrupt_files=1))
         self.warn_once("corrupt", f"a stored file is not used and its tokens are computed again: {error}")
@@ -239,8 +287,13 @@ class DiskTier:
         return True
 
     def _evict_for(self, num_bytes: int, kept: frozenset[str]) -> bool:
-        """Evict, over all fingerprints, until `num_bytes` more fit; what `kept` continues stays. Needs the lock."""
+        """Evict, over all fingerprints, until `num_bytes` more fit; what `kept` continues stays. Needs the lock.
+
+        Raises OSError where it can't be seen how much there is.
+        """
         scan = scan_folder(self._settings.root)
+        if scan.refused:
+            raise scan.refused
         for path in scan.temporary:
             remove_file(path)
         self._newest_ns = max([self._newest_ns, *(file.mtime_ns for file in scan.files)])
@@ -272,15 +325,21 @@ class DiskTier:
 
     def _write(self, name: EntryName, header: bytes, payload: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""
-        meta = self.folder / META_NAME
-        if not meta.exists():
-            self._put(meta, name.key, memoryview(json.dumps(self._meta.to_json()).encode()))
+        self._describe(name.key)
         path = self.folder / str(name)
         self._put(path, name.key, memoryview(header), payload)
+        self._index.admit(name)
         self._stamp_now(path)
+
+    def _describe(self, key: str) -> None:
+        """Say what the folder's files share, where that is not said yet."""
+        meta = self.folder / META_NAME
+        if not meta.exists() or meta.is_symlink():
+            self._put(meta, key, memoryview(json.dumps(self._meta.to_json()).encode()))
 
     def _put(self, path: Path, key: str, *parts: memoryview) -> None:
         temporary = self.folder / f"{key}{TEMPORARY}"
+        remove_file(temporary)
         try:
             with self._settings.open_new(temporary) as file:
                 for part in parts:

@@ -36,17 +36,18 @@ NO_PARENT = "0" * 32
 _PREAMBLE = struct.Struct("<8sIIQ")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 256 * 2**20
+_MAX_FACT = 2**40
 _NAME = re.compile(
     r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-(\d+)-(\d+)-(-?\d+)(\.kv|\.state)"
 )
 
 
 class EntryError(Exception):
-    """A stored file can't be used; `is_newer` when a later version of the format may have written it."""
+    """A stored file can't be used; `is_kept` when it is not ours to delete, or a later version's."""
 
-    def __init__(self, reason: str, *, is_newer: bool = False) -> None:
+    def __init__(self, reason: str, *, is_kept: bool = False) -> None:
         super().__init__(reason)
-        self.is_newer = is_newer
+        self.is_kept = is_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,8 @@ class FolderMeta:
         """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         described = {str(key): str(text) for key, text in value["described"].items()}
         sizes = int(value["block_size"]), int(value["block_bytes"]), int(value.get("snapshot_bytes", 0))
+        if not all(0 <= size <= _MAX_FACT for size in sizes):
+            raise ValueError("a size is out of bounds")
         return cls(KVLayout.from_json(value["layout"]), str(value["codec"]), *sizes, described)
 
 
@@ -195,7 +198,7 @@ def read_header(descriptor: int) -> Header:
     if magic != MAGIC:
         raise EntryError("it is not a file of this cache")
     if version != FORMAT_VERSION:
-        raise EntryError(f"its format {version} is not known", is_newer=True)
+        raise EntryError(f"its format {version} is not known", is_kept=True)
     file_bytes = os.fstat(descriptor).st_size
     if not _PREAMBLE.size < header_bytes <= min(file_bytes, _MAX_HEADER_BYTES):
         raise EntryError("it is truncated")
@@ -211,7 +214,7 @@ def read_header(descriptor: int) -> Header:
 def _unpack_body(body: bytes, header_bytes: int) -> Header:
     try:
         (length,) = _LENGTH.unpack_from(body)
-        facts = json.loads(body[_LENGTH.size : _LENGTH.size + length])
+        facts = _facts(json.loads(body[_LENGTH.size : _LENGTH.size + length]))
         tokens_at = _LENGTH.size + length
         checksums_at = tokens_at + facts["token_bytes"]
         checksums = np.frombuffer(body, "<u8", offset=checksums_at)
@@ -230,8 +233,19 @@ def _unpack_body(body: bytes, header_bytes: int) -> Header:
         most = (header.start + header.num_blocks) * header.block_size
         is_snapshot = header.codec == SNAPSHOT_CODEC
         is_long_enough = most - header.block_size <= num_tokens < most if is_snapshot else num_tokens == most
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise EntryError("its header can't be read") from error
     if len(header.checksums) != header.num_blocks or not is_long_enough or num_tokens % 1:
         raise EntryError("its header contradicts itself")
     return header
+
+
+def _facts(value: dict[str, Any]) -> dict[str, Any]:
+    """A header's facts, each of the right kind. Raises KeyError, TypeError or ValueError for others."""
+    for key in ("root", "codec"):
+        if type(value[key]) is not str:
+            raise TypeError(key)
+    for key in ("start", "num_blocks", "block_bytes", "block_size", "token_bytes"):
+        if type(value[key]) is not int or not 0 <= value[key] <= _MAX_FACT:
+            raise ValueError(key)
+    return value

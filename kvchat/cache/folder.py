@@ -2,6 +2,7 @@
 
     <root>/.lock                          held by whoever writes or evicts
     <root>/<chain root>/meta.json         what the folder's files share
+    <root>/<chain root>/costs.json        what the model's user noted: how long computing takes
     <root>/<chain root>/<name>.kv         one immutable run
     <root>/<chain root>/<name>.state      one immutable snapshot
     <root>/<chain root>/<key>.tmp         a run being written, only while the lock is held
@@ -22,9 +23,11 @@ from pathlib import Path
 import filelock
 
 from kvchat.cache.entry import NO_PARENT, EntryName
+from kvchat.cache.ownership import is_own_folder
 
 LOCK_NAME = ".lock"
 META_NAME = "meta.json"
+NOTE_NAME = "costs.json"
 TEMPORARY = ".tmp"
 
 
@@ -50,10 +53,14 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """All runs and snapshots of all fingerprints, and the temporary files that were left behind."""
+    """All runs and snapshots of all fingerprints, and the temporary files that were left behind.
+
+    `refused` is why there may be more: the system did not let us look.
+    """
 
     files: tuple[StoredFile, ...]
     temporary: tuple[Path, ...]
+    refused: OSError | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -65,24 +72,30 @@ def scan_folder(root: Path) -> FolderScan:
     """What lies in the cache folder now; empty when it is missing. What vanishes meanwhile is left out."""
     files: list[StoredFile] = []
     temporary: list[Path] = []
-    for folder in fingerprint_folders(root):
-        for entry in _listing(folder):
+    refused: list[OSError] = []
+    for folder in fingerprint_folders(root, refused):
+        for entry in _listing(folder, refused):
             path = folder / entry.name
             if entry.name.endswith(TEMPORARY):
                 temporary.append(path)
             elif name := EntryName.parse(entry.name):
                 try:
                     stat = entry.stat(follow_symlinks=False)
+                    is_folder = entry.is_dir(follow_symlinks=False)
                 except OSError:
                     continue
-                files.append(StoredFile(path, name, stat.st_size, stat.st_mtime_ns))
-    return FolderScan(tuple(files), tuple(temporary))
+                if not is_folder:
+                    files.append(StoredFile(path, name, stat.st_size, stat.st_mtime_ns))
+    return FolderScan(tuple(files), tuple(temporary), refused[0] if refused else None)
 
 
-def fingerprint_folders(root: Path) -> list[Path]:
-    """The folders of all fingerprints, by name."""
-    names = sorted(entry.name for entry in _listing(root) if _is_digest(entry.name))
-    return [root / name for name in names if (root / name).is_dir()]
+def fingerprint_folders(root: Path, refused: list[OSError] | None = None) -> list[Path]:
+    """The folders of all fingerprints, by name; a link, or one of another user, is none.
+
+    `refused` is given what the system did not let us see.
+    """
+    names = sorted(entry.name for entry in _listing(root, refused) if _is_digest(entry.name))
+    return [root / name for name in names if is_own_folder(root / name)]
 
 
 FileId = tuple[str, str]
@@ -169,9 +182,13 @@ def _is_digest(name: str) -> bool:
     return len(name) == 32 and set(name) <= set("0123456789abcdef")
 
 
-def _listing(folder: Path) -> list[os.DirEntry[str]]:
+def _listing(folder: Path, refused: list[OSError] | None = None) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if refused is not None:
+            refused.append(error)
         return []

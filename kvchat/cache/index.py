@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kvchat.cache.block import Chain, Point, RecentDigests
 from kvchat.cache.entry import EntryError, EntryName, FolderMeta, Header, read_header
+from kvchat.cache.ownership import check_folder, open_own
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
@@ -34,9 +35,9 @@ class FolderIndex:
     """The files of one fingerprint. Safe for threads."""
 
     def __init__(
-        self, folder: Path, meta: FolderMeta, on_unusable: Callable[[EntryName, Exception], None]
+        self, folder: Path, meta: FolderMeta, on_unusable: Callable[[EntryName | None, Exception], None]
     ) -> None:
-        """`on_unusable` is told of each file whose header can't be used; it has to `drop` it."""
+        """`on_unusable` is told of each file whose header can't be used, and may `drop` it; None is the folder."""
         self._folder = folder
         self._meta = meta
         self._on_unusable = on_unusable
@@ -103,7 +104,7 @@ class FolderIndex:
 
     def open(self, name: EntryName) -> tuple[int, Header]:
         """A file's descriptor, for the caller to close, and its checked header. Raises OSError, EntryError."""
-        descriptor = os.open(self._folder / str(name), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_own(self._folder / str(name))
         try:
             header = read_header(descriptor)
             header.check(name, self._folder.name, self._meta)
@@ -113,11 +114,16 @@ class FolderIndex:
         return descriptor, header
 
     def drop(self, name: EntryName, *, is_removed: bool) -> None:
-        """Take an unusable file out; it stays out for as long as it could not be removed."""
+        """Take an unusable file out; it stays out until it is removed or written anew."""
         with self._lock:
             if not is_removed:
                 self._unusable.add(str(name))
             self._forget(name, self.corrupt)
+
+    def admit(self, name: EntryName) -> None:
+        """A file was written anew: what was known of one by that name no longer holds."""
+        with self._lock:
+            self._unusable.discard(str(name))
 
     def _beginning_at(self, chain: Chain, block: int, at: int) -> Iterator[Piece]:
         """The usable files that begin with a chain's block and reach past `at`, as far as their tokens are equal."""
@@ -148,7 +154,7 @@ class FolderIndex:
     def _refresh(self) -> None:
         """List the folder again if it may have changed."""
         try:
-            stat = self._folder.stat()
+            stat = check_folder(self._folder)
             stamp = stat.st_ino, stat.st_mtime_ns
             if self._stamp == stamp:
                 return
@@ -156,8 +162,14 @@ class FolderIndex:
             with os.scandir(self._folder) as entries:
                 listed = {entry.name for entry in entries}
             self._stamp = None if is_racy else stamp
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             listed, self._stamp = set(), None
+        except EntryError as error:
+            listed, self._stamp = set(), None
+            self._on_unusable(None, error)
+        except OSError:  # what was seen is still there, as far as anybody knows
+            self._stamp = None
+            return
         known = self._names.keys()
         for text in known - listed:
             self._forget(self._names[text], self.gone)

@@ -22,6 +22,7 @@ from kvchat.cache.block import TOKEN_BYTES
 from kvchat.cache.entry import EntryError, FolderMeta, checksum, read_header
 from kvchat.cache.folder import (
     META_NAME,
+    NOTE_NAME,
     StoredFile,
     eviction_order,
     fingerprint_folders,
@@ -30,9 +31,11 @@ from kvchat.cache.folder import (
     rooted_files,
     scan_folder,
 )
+from kvchat.cache.ownership import open_own, read_own
 from kvchat.errors import KvchatError, reason_of
 
 LOCK_TIMEOUT_S = 10.0
+_MAX_META_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,11 @@ class FolderInfo:
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
-    """A file that can't be used, and why."""
+    """A file that can't be used, and why. It is not `is_damaged` if the system only refused to read it."""
 
     path: Path
     reason: str
+    is_damaged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +134,15 @@ def verify_checksums(root: Path) -> VerifyReport:
         except FileNotFoundError:
             continue
         except (OSError, EntryError) as error:
-            bad.append(BadFile(file.path, str(error)))
+            bad.append(BadFile(file.path, str(error), isinstance(error, EntryError)))
         num_files += 1
         num_bytes += file.num_bytes
     return VerifyReport(num_files, num_blocks, num_bytes, tuple(bad), scan.temporary)
 
 
 def remove_bad(root: Path, report: VerifyReport, *, dry_run: bool = False) -> Freed:
-    """Remove the files that a verification found unusable."""
-    paths = {file.path for file in report.bad}
+    """Remove the files that a verification found damaged."""
+    paths = {file.path for file in report.bad if file.is_damaged}
     return _remove(root, lambda files: (file for file in files if file.path in paths), dry_run)
 
 
@@ -174,15 +178,24 @@ def clear(root: Path, *, dry_run: bool = False) -> Freed:
 
 def read_tokens(path: Path) -> tuple[int, ...]:
     """The token ids of a stored file, all from the root on, to compute them again. Raises EntryError, OSError."""
-    with path.open("rb", buffering=0) as stream:
+    with os.fdopen(open_own(path), "rb", buffering=0) as stream:
         tokens = read_header(stream.fileno()).tokens
     return struct.unpack(f"<{len(tokens) // TOKEN_BYTES}i", tokens)
 
 
 def _describe(folder: Path, files: list[StoredFile]) -> FolderInfo:
     try:
-        meta = FolderMeta.from_json(json.loads((folder / META_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        meta = FolderMeta.from_json(json.loads(read_own(folder / META_NAME, _MAX_META_BYTES)))
+    except (
+        OSError,
+        EntryError,
+        OverflowError,
+        RecursionError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):
         meta = None
     num_blocks = sum(file.name.num_blocks for file in files if not file.name.is_snapshot)
     num_snapshots = sum(file.name.is_snapshot for file in files)
@@ -195,7 +208,7 @@ def _describe(folder: Path, files: list[StoredFile]) -> FolderInfo:
 
 def _verify(file: StoredFile) -> int:
     """Blocks of a sound file. Raises EntryError, OSError."""
-    with file.path.open("rb", buffering=0) as stream:
+    with os.fdopen(open_own(file.path), "rb", buffering=0) as stream:
         header = read_header(stream.fileno())
         if header.root != file.path.parent.name or header.start != file.name.start:
             raise EntryError("it belongs elsewhere")
@@ -234,9 +247,10 @@ def _freed(files: Iterable[StoredFile], is_dry_run: bool) -> Freed:
 
 
 def _remove_empty_folders(root: Path) -> None:
-    """Remove folders in which nothing but their description is left. Needs the lock."""
+    """Remove folders in which nothing but their description and note are left. Needs the lock."""
     for folder in fingerprint_folders(root):
-        if all(path.name == META_NAME for path in folder.iterdir()):
+        if all(path.name in (META_NAME, NOTE_NAME) for path in folder.iterdir()):
             remove_file(folder / META_NAME)
+            remove_file(folder / NOTE_NAME)
             with suppress(OSError):
                 folder.rmdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvchat.cache.block import Chain, HashFunction, Point, xxh3_128
-from kvchat.cache.disk import open_new
+from kvchat.cache.disk import RETRY_S, open_new
 from kvchat.cache.folder import default_disk_bytes
 from kvchat.cache.index import Piece
 from kvchat.cache.pool import Block, default_ram_bytes
@@ -33,7 +33,7 @@ class CacheSettings:
     """How a cache is run. Budgets in bytes; `disk_root` None means no disk tier, `ram_bytes` 0 no RAM tier.
 
     `wait_s` bounds how long one commit may wait for the background writer, `lock_timeout_s` how long the writer may
-    wait for another process. `stats` is counted on; None is a new counter.
+    wait for another process, `retry_s` how soon it tries again what the system refused. `stats` is counted on; None is a new counter.
     """
 
     mode: str = "rw"
@@ -44,6 +44,7 @@ class CacheSettings:
     codec: str = "raw"
     wait_s: float = 2.0
     lock_timeout_s: float = 10.0
+    retry_s: float = RETRY_S
     stats: StatsCounter | None = None
     hash_function: HashFunction = xxh3_128
     open_new: Callable[[Path], BinaryIO] = open_new

@@ -23,7 +23,7 @@ from kvchat.cache.matcher import Matcher
 from kvchat.cache.pool import spans
 from kvchat.cache.stats import CacheStats
 from kvchat.cache.tiers import Tiers, Warn
-from kvchat.cache.writer import SnapshotJob
+from kvchat.cache.writer import NoteJob, SnapshotJob
 
 if TYPE_CHECKING:
     import torch
@@ -225,6 +225,15 @@ class PrefixCache:
             )
         self._committed(int(is_stored), is_stored * self._tiers.snapshot_codec.num_bytes, began)
         return is_stored
+
+    def note(self) -> bytes:
+        """What was kept by `keep_note` last, by this process or another; empty for nothing."""
+        return self._tiers.disk.note() if self._tiers.disk else b""
+
+    def keep_note(self, content: bytes) -> None:
+        """Keep a short note beside this model's files, in the background; it goes when they are cleared."""
+        if self._tiers.writer:
+            self._tiers.writer.submit(NoteJob(content))
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until the disk has everything that was committed. False when the time was not enough."""

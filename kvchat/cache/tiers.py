@@ -108,6 +108,7 @@ class Tiers:
             settings.disk_bytes,
             settings.mode == "rw",
             settings.lock_timeout_s,
+            settings.retry_s,
             settings.open_new,
         )
         return DiskTier(where, self.root, shared, stats=self.stats, warn=warn)

@@ -82,6 +82,18 @@ class SnapshotJob:
         disk.touch(self.point.chain, self.priority, snapshot=self.point)
 
 
+@dataclass(frozen=True, slots=True)
+class NoteJob:
+    """Note something beside the files."""
+
+    content: bytes
+    done: Callable[[], None] = lambda: None
+
+    def write_to(self, disk: DiskTier) -> None:
+        """Write it in place of what was there."""
+        disk.keep_note(self.content)
+
+
 class Writer:
     """Writes one job after the other, so parents come before children. Safe for threads."""
 

@@ -37,6 +37,13 @@ class Measure:
 
 def lint(prompt: Prompt, measure: Measure) -> list[Finding]:
     """What is wrong with a prompt, by its lines."""
+    try:
+        return _findings(prompt, measure)
+    except RecursionError:
+        return [Finding(prompt.first_line, "it is nested too deeply")]
+
+
+def _findings(prompt: Prompt, measure: Measure) -> list[Finding]:
     findings = [] if prompt.description else [Finding(1, "there is no description")]
     if not prompt.body.strip():
         return [*findings, Finding(prompt.first_line, "it is empty")]

@@ -45,7 +45,9 @@ def opening(config: Config, *, key: str | None, is_fork: bool, flags: Collection
         return Opening(config, store)
     row = store.session(key or LATEST)
     if row.model and row.model != config.model.name and "model.name" not in flags:
-        config = replace(config, model=replace(config.model, name=row.model, adapter=None))
+        trusts = config.model.trust_remote_code and "model.trust_remote_code" in flags
+        model = replace(config.model, name=row.model, adapter=None, trust_remote_code=trusts)
+        config = replace(config, model=model)
     if "chat.system" not in flags:
         config = replace(config, chat=replace(config.chat, system=row.system))
     return Opening(config, store, row, is_fork)

@@ -1,8 +1,9 @@
 """Saved system prompts: Markdown files with a YAML head and a Jinja body. Finds, reads and renders them.
 
-Looked for in three places, the first wins: `./prompts`, the user's folder, those that are shipped. The body is strict
-(an undefined variable is an error) and sandboxed; beside its variables it may call `today()` and `now(format)`, and
-include files of its own folder.
+Looked for in three places, the first wins: `./prompts` if the user trusts it, the user's folder, those that are
+shipped. Only regular files of a bounded size are read, and whatever stands in them ends in a UsageError at worst. The
+body is strict (an undefined variable is an error) and sandboxed; beside its variables it may call `today()` and
+`now(format)`, and include files of its own folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -27,6 +29,10 @@ from kvchat.errors import UsageError, reason_of
 SUFFIX = ".md"
 _KEYS = ("description", "model", "options", "vars", "pin")
 _NAME = re.compile(r"[\w][\w.\-]*")
+_MAX_BYTES = 2**20
+_MAX_HEAD = 2**15  # characters
+_MAX_DEPTH = 8
+_MAX_SAID = 500  # characters of a message about a file, its path among them
 
 
 class Shelf(StrEnum):
@@ -73,26 +79,38 @@ class Prompt:
 
 
 class Prompts:
-    """All prompts that can be named here. `folders` in the order in which they win."""
+    """All prompts that can be named here. `folders` in the order in which they win; nothing `untrusted` is read."""
 
-    def __init__(self, folders: Sequence[tuple[Shelf, Path]]) -> None:
+    def __init__(self, folders: Sequence[tuple[Shelf, Path]], untrusted: Path | None = None) -> None:
         self._folders = folders
+        self.untrusted = untrusted
+        """The folder beside the user's work, where the user did not say that it is trusted."""
 
     @classmethod
-    def around(cls, folder: Path, environ: Mapping[str, str] | None = None) -> Prompts:
-        """Those of a working folder, the user's and the shipped ones."""
-        places = (folder / "prompts", user_folder(environ), shipped_folder())
-        is_own = places[0].resolve() == places[2].resolve()  # kvchat's own repository
-        shelves = zip(Shelf, places, strict=True)
-        return cls([(shelf, place) for shelf, place in shelves if not (is_own and shelf is Shelf.HERE)])
+    def around(
+        cls,
+        folder: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        is_trusted: Callable[[Path], bool] = lambda folder: False,
+    ) -> Prompts:
+        """Those of a working folder, if `is_trusted` says so of it, the user's and the shipped ones."""
+        here = folder / "prompts"
+        own = [(Shelf.YOURS, user_folder(environ)), (Shelf.SHIPPED, shipped_folder())]
+        if not here.is_dir() or here.resolve() in (place.resolve() for _, place in own):
+            return cls(own)  # with kvchat's own repository
+        return cls([(Shelf.HERE, here), *own]) if is_trusted(here) else cls(own, here)
 
     def paths(self) -> dict[str, tuple[Shelf, Path]]:
         """Every name with the file that wins, in the order of names."""
         found: dict[str, tuple[Shelf, Path]] = {}
         for shelf, folder in reversed(self._folders):
-            for path in folder.glob("*" + SUFFIX) if folder.is_dir() else ():
-                found[path.stem] = (shelf, path)
+            found |= {path.stem: (shelf, path) for path in _files(folder)}
         return dict(sorted(found.items()))
+
+    def waiting(self) -> dict[str, Path]:
+        """The names in the folder that is not trusted, in their order."""
+        return {path.stem: path for path in _files(self.untrusted)} if self.untrusted else {}
 
     def prompt(self, name: str) -> Prompt:
         """The prompt of this name, or in the file of this name if it ends in .md. Raises UsageError."""
@@ -101,6 +119,11 @@ class Prompts:
             return read_prompt(paths[name][1], paths[name][0])
         if name.endswith(SUFFIX):
             return read_prompt(Path(name).expanduser(), Shelf.HERE)
+        if name in self.waiting():
+            raise UsageError(
+                f"the prompt {name!r} lies in {self.untrusted}, which you have not said you trust",
+                "look at it, then say kvchat prompts trust, or give --trust-prompts for once",
+            )
         raise UsageError(f"no prompt is called {name!r}", _nearest(name, paths))
 
 
@@ -123,13 +146,49 @@ def check_name(name: str) -> str:
     return name
 
 
+def _files(folder: Path) -> list[Path]:
+    """The files of prompts in a folder whose names can be said, in their order."""
+    try:
+        return sorted(path for path in folder.glob("*" + SUFFIX) if path.stem.isprintable())
+    except OSError:
+        return []
+
+
 def read_prompt(path: Path, shelf: Shelf) -> Prompt:
     """The prompt in a file. Raises UsageError, with the line, for what is wrong in its head."""
     try:
-        text = path.read_text(encoding="utf-8").lstrip("\ufeff").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = prompt_text(path).lstrip("\ufeff").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
         raise UsageError(f"can't read the prompt in {path}: {reason_of(error)}", "check the path") from None
+    try:
+        return _prompt_in(text, path, shelf)
+    except UsageError as error:
+        raise UsageError(_bounded(error.message), _bounded(error.remedy)) from None
+    except Exception as error:  # YAML runs into whatever its dates, numbers and nesting run into
+        reason = _bounded(" ".join(str(error).split())) or type(error).__name__
+        raise UsageError(f"{path}: its head can't be read: {reason}", "mend the head; it is YAML") from None
+
+
+def prompt_text(path: Path) -> str:
+    """What stands in a regular file. Raises OSError, and ValueError for another, and for one that is too large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
+    return content.decode("utf-8")
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MAX_SAID else text[:_MAX_SAID] + " …"
+
+
+def _prompt_in(text: str, path: Path, shelf: Shelf) -> Prompt:
     head, body, first_line = _split(text, path)
+    if len(head) > _MAX_HEAD:
+        raise UsageError(f"{path}, line 1: the head has more than {_MAX_HEAD} characters", "shorten it")
     values = _head(head, path)
     return Prompt(
         path.stem,
@@ -161,7 +220,7 @@ def _split(text: str, path: Path) -> tuple[str, str, int]:
 
 def _head(text: str, path: Path) -> _Head:
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _HeadLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         number = mark.line + 2 if mark else 2
@@ -178,6 +237,24 @@ def _head(text: str, path: Path) -> _Head:
         if key not in _KEYS:
             head.refuse(key, f"no key is called {key!r}", _nearest(str(key), _KEYS))
     return head
+
+
+class _HeadLoader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can make more than any memory holds, and without deep nesting."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node, unless it stands for another or lies too deep."""
+        is_alias = self.check_event(yaml.events.AliasEvent)
+        mark: Any = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if is_alias or self._depth == _MAX_DEPTH:
+            problem = "aliases are not taken" if is_alias else "it is nested too deeply"
+            raise yaml.composer.ComposerError(None, None, problem, mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +313,9 @@ class _Head:
             self.refuse(
                 "vars", "vars is no mapping of names", "write `name: default`, or `name:` without one"
             )
+        for name, value in given.items():
+            if isinstance(value, list | dict | set | tuple | bytes):
+                self.refuse(name, f"the default of {name} is no text", "write it in quotes")
         return {name: None if value is None else str(value) for name, value in given.items()}
 
 

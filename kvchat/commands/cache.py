@@ -137,7 +137,8 @@ def totals_lines(totals: CacheTotals) -> Iterator[str]:
         )
     )
     net_s = totals.saved_s - totals.load_s - totals.store_s
-    yield f"          stored {size_text(totals.stored_bytes)}, saved {seconds_text(net_s)} net"
+    saved = f", saved {seconds_text(net_s)} net" if totals.saved_s else ""
+    yield f"          stored {size_text(totals.stored_bytes)}{saved}"
 
 
 def cache_prune(args: argparse.Namespace, config: Config) -> Iterator[str]:

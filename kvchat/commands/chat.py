@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from kvchat.config import Config
-from kvchat.errors import UsageError
+from kvchat.errors import UntrustedCodeError, UsageError
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
@@ -32,22 +32,38 @@ def chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
         return _oneshot(backends, args, config)
     picks = args.resume == "" and not args.fork
-    start = _opening(args, config, picks=picks)
-    backend = backends.dialogue(start.config)
-    backend.start()
+
+    def hold(start: Opening) -> int:
+        backend = backends.dialogue(start.config)
+        backend.start()
+        try:
+            session = start.session(backend)
+        except BaseException:
+            backend.close()
+            raise
+        with session:
+            return _dialogue(backends, session, start.config, args, ["/sessions"] if picks else [])
+
+    return _trusted(_opening(args, config, picks=picks), hold)
+
+
+def _trusted(start: Opening, run: Callable[[Opening], int]) -> int:
+    """What `run` gives; whom the user has to trust for that is asked only where it is needed."""
     try:
-        session = start.session(backend)
-    except BaseException:
-        backend.close()
-        raise
-    with session:
-        return _dialogue(backends, session, start.config, ["/sessions"] if picks else [])
+        return run(start)
+    except UntrustedCodeError as error:
+        from kvchat.commands.trusting import trusting
+
+        start = trusting(start, error)
+    return run(start)
 
 
-def _dialogue(backends: Backends, session: Session, config: Config, first: list[str]) -> int:
+def _dialogue(
+    backends: Backends, session: Session, config: Config, args: argparse.Namespace, first: list[str]
+) -> int:
     from kvchat.commands.surroundings import surroundings_of
 
-    surroundings = surroundings_of(config, backends.dialogue)
+    surroundings = surroundings_of(config, backends.dialogue, trusts_prompts=args.trust_prompts)
     if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
         from kvchat.ui.lines import LineDialogue
 
@@ -62,11 +78,13 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
 
     if args.turns is not None and args.prompt is not None:
         raise UsageError("--turns and -p are two ways to ask", "give one of them")
-    if args.turns is not None:
-        messages = messages_of(open_turns(args.turns, sys.stdin))
-    else:
+
+    def messages() -> Iterator[str]:
+        if args.turns is not None:
+            return messages_of(open_turns(args.turns, sys.stdin))
         prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
-        messages = iter(one_message(prompt, _piped(sys.stdin)))
+        return iter(one_message(prompt, _piped(sys.stdin)))
+
     manner = Manner(
         json=args.json,
         tokens=args.tokens,
@@ -77,11 +95,15 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
         styled=bool(os.environ.get("FORCE_COLOR")),
         reasoning=config.ui.reasoning,
     )
-    start = _opening(args, config)
-    backend = backends.oneshot(start.config)
-    backend.start()
-    with start.session(backend) as session:
-        return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
+
+    def ask(start: Opening) -> int:
+        asked = messages()
+        backend = backends.oneshot(start.config)
+        backend.start()
+        with start.session(backend) as session:
+            return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(asked)
+
+    return _trusted(_opening(args, config), ask)
 
 
 def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:

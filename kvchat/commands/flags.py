@@ -52,6 +52,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--fork", "with -c or -r: go on beside that session, not in it", rest=_SWITCH),
         Flag("-t --template", "begin with a saved system prompt", rest={"metavar": "PROMPT"}),
         Flag("--var", "a variable of that prompt; may be repeated", rest=_VARIABLE),
+        Flag("--trust-prompts", "use the prompts in ./prompts too", rest=_SWITCH),
         Flag("--turns", "ask each line of FILE (or - for stdin) in order", rest={"metavar": "FILE"}),
         Flag("--json", "one JSON object an answer; errors as an object on stderr", rest=_SWITCH),
         Flag("--tokens", "token ids in the JSON", rest=_SWITCH),
@@ -77,7 +78,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             {"metavar": "N"},
         ),
         Flag("--chat-template", "Jinja template of the chat", "model.chat_template", {"metavar": "FILE"}),
-        Flag("--trust-remote-code", "run code that comes with a model", "model.trust_remote_code", _TRUE),
+        Flag("--trust-remote-code", "run code that comes with this model", "model.trust_remote_code", _TRUE),
         Flag("--offline", "never use the network", "model.offline", _TRUE),
     ),
     "sampling": (

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.chat.lint import Measure, lint
-from kvchat.chat.prompts import SUFFIX, Prompt, Prompts, Shelf, check_name, user_folder
+from kvchat.chat.prompts import SUFFIX, Prompt, Prompts, Shelf, check_name, prompt_text, user_folder
 from kvchat.commands.terminal import for_terminal
-from kvchat.config import Config, editor
+from kvchat.commands.trusting import prompts_around, prompts_with
+from kvchat.config import Config, editor, load_config
 from kvchat.errors import KvchatError, UsageError
+from kvchat.trust import Kind, Trust, owner_of, trust_for_now
+from kvchat.ui.asking import tell
 
+_MAX_ABOUT = 400
 _SKELETON = """\
 ---
 description: What it makes of the model, in one line
@@ -33,16 +37,39 @@ the end, or into the message: the cache holds a prompt up to the first token tha
 """
 
 
-def settings_of(name: str, pairs: Sequence[str] | None) -> dict[str, object]:
-    """What `-t NAME --var k=v …` sets, as `load_config` takes it. Raises UsageError."""
-    prompt = _prompts().prompt(name)
-    return prompt.settings(prompt.render(_values(pairs), datetime.now()))
+def with_prompt(args: argparse.Namespace, given: Mapping[str, object]) -> dict[str, object]:
+    """`given` over what `-t NAME --var k=v …` sets, as `load_config` takes it; says where that comes from.
+
+    Trust in the code of a model counts for the one that the user named, not for a prompt's. Raises UsageError.
+    """
+    trust = Trust.from_config(load_config({"chat.save": given.get("chat.save")}))
+    if args.trust_prompts:
+        trust_for_now(trust)
+    prompts = prompts_with(args.template, trust)
+    prompt = prompts.prompt(args.template)
+    settings = prompt.settings(prompt.render(_values(args.var), datetime.now()))
+    if not (args.quiet or args.json):
+        tell(_origin(prompt, prompts))
+    if prompt.model and "model.name" not in given:
+        given = {key: value for key, value in given.items() if key != "model.trust_remote_code"}
+    return settings | dict(given)
+
+
+def _origin(prompt: Prompt, prompts: Prompts) -> str:
+    """Where a prompt comes from, what it sets beside the system prompt, and what bears its name and is not used."""
+    sets = {"model": prompt.model, **prompt.options} if prompt.model else prompt.options
+    parts = [f"the prompt {prompt.name} is {prompt.path} ({prompt.shelf})"]
+    parts += [f"it sets {', '.join(f'{name} {value}' for name, value in sets.items())}"] if sets else []
+    other = prompts.waiting().get(prompt.name)
+    parts += [f"{other} is not trusted and not used (--trust-prompts)"] if other else []
+    return "; ".join(parts)
 
 
 def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """All prompts by name; one that can't be read shows why."""
-    prompts = _prompts()
-    for name, (shelf, path) in prompts.paths().items():
+    """All prompts by name; one that can't be read, or that lies where the user trusts nothing, shows why."""
+    prompts = _prompts(args, config)
+    waiting = {name: (Shelf.HERE, path) for name, path in prompts.waiting().items()}
+    for name, (shelf, path) in sorted((waiting | prompts.paths()).items()):
         try:
             about, error = prompts.prompt(name).description, ""
         except UsageError as failure:
@@ -57,23 +84,24 @@ def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
             }
             yield json.dumps(row, ensure_ascii=False)
         else:
-            yield for_terminal(f"{name:<18} {shelf:<8} {f'! {error}' if error else about}".rstrip())
+            said = f"! {error}" if error else about[:_MAX_ABOUT]
+            yield for_terminal(f"{name:<18} {shelf:<8} {said}".rstrip())
 
 
 def shown(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One prompt: its file as it is, or with `--var` the text that it becomes."""
-    prompt = _prompts().prompt(args.name)
+    prompt = _prompts(args, config).prompt(args.name)
     if args.json:
         yield json.dumps(_json(prompt), ensure_ascii=False)
     elif args.values:
         yield for_terminal(prompt.render(_values(args.values), datetime.now()))
     else:
-        yield for_terminal(prompt.path.read_text(encoding="utf-8").rstrip("\n"))
+        yield for_terminal(prompt_text(prompt.path).rstrip("\n"))
 
 
 def placed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """The file of a prompt, or the user's folder."""
-    yield str(_prompts().prompt(args.name).path if args.name else user_folder())
+    yield str(_prompts(args, config).prompt(args.name).path if args.name else user_folder())
 
 
 def created(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -88,11 +116,11 @@ def created(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def edited(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Open a prompt in an editor; of a shipped one a copy in the user's folder, which wins from then on."""
-    prompt = _prompts().prompt(args.name)
+    prompt = _prompts(args, config).prompt(args.name)
     path = prompt.path
     if prompt.shelf is Shelf.SHIPPED:
         path = user_folder() / path.name
-        _write(path, prompt.path.read_text(encoding="utf-8"))
+        _write(path, prompt_text(prompt.path))
     _edit(path)
     yield str(path)
 
@@ -101,7 +129,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Delete one of the user's prompts."""
     path = user_folder() / (check_name(args.name) + SUFFIX)
     if not path.is_file():
-        _prompts().prompt(args.name)  # an unknown one is named as such
+        _prompts(args, config).prompt(args.name)  # an unknown one is named as such
         raise UsageError(
             f"{args.name} is not among yours", f"only prompts in {path.parent} can be removed here"
         )
@@ -111,10 +139,18 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def linted(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """What defeats the cache in these prompts, or in all. Raises KvchatError if anything does."""
-    prompts, measure = _prompts(), _measure(config)
+    prompts, measure = _prompts(args, config), _measure(config)
     num_findings = 0
     for name in args.names or prompts.paths():
-        prompt = prompts.prompt(name)
+        try:
+            prompt = prompts.prompt(name)
+        except UsageError as error:
+            if args.names:
+                raise
+            num_findings += 1
+            row = {"name": name, "path": str(prompts.paths()[name][1]), "line": 1, "finding": str(error)}
+            yield json.dumps(row, ensure_ascii=False) if args.json else f"{name}: {error}"
+            continue
         findings = lint(prompt, measure)
         num_findings += len(findings)
         for finding in findings:
@@ -135,9 +171,8 @@ def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Compute and store a prompt's KV ahead of use."""
     from kvchat.backends.base import Prefilling, Role, Turn
     from kvchat.backends.local import LocalBackend
-    from kvchat.config import load_config
 
-    prompt = _prompts().prompt(args.name)
+    prompt = _prompts(args, config).prompt(args.name)
     text = prompt.render(_values(args.values), datetime.now())
     model = {"model.name": prompt.model or config.model.name, "model.offline": config.model.offline}
     backend = LocalBackend(load_config(model) if prompt.model else config)
@@ -152,8 +187,22 @@ def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield json.dumps(row) if args.json else f"{prompt.name}: {total} tokens computed, {cached} were there"
 
 
-def _prompts() -> Prompts:
-    return Prompts.around(Path.cwd())
+def trusted(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Take the user's word about the prompts beside their work. Raises UsageError where there are none."""
+    folder = Path.cwd() / "prompts"
+    if not folder.is_dir():
+        raise UsageError("there is no folder prompts here", "go to the folder that it lies in")
+    Trust.from_config(config).decide(Kind.PROMPTS, folder, not args.no)
+    row = {"path": str(folder.resolve()), "owner": owner_of(folder), "trusted": not args.no}
+    word = "are not used" if args.no else "are used from now on"
+    yield json.dumps(row) if args.json else f"the prompts in {row['path']} (of {row['owner']}) {word}"
+
+
+def _prompts(args: argparse.Namespace, config: Config) -> Prompts:
+    trust = Trust.from_config(config)
+    if getattr(args, "trust_prompts", False):
+        trust_for_now(trust)
+    return prompts_around(trust)
 
 
 def _values(pairs: Sequence[str] | None) -> Mapping[str, str]:

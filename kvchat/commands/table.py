@@ -124,6 +124,7 @@ _SEVERAL: dict[str, dict[str, Any]] = {
     "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"}
 }
 _PROMPTS = "saved system prompts"
+_HERE = ("--trust-prompts",)
 _VAR: dict[str, dict[str, Any]] = {
     "--var": {
         "action": "append",
@@ -249,14 +250,27 @@ COMMANDS: tuple[Command, ...] = (
     Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),
     Command("sessions export", _SESSIONS, "write one", _sessions("exported_to_file"), _SESSION | _EXPORT),
     Command("sessions rm", _SESSIONS, "delete some", _sessions("removed"), _SEVERAL),
-    Command("prompts ls", _PROMPTS, "list them", _prompts("listed")),
-    Command("prompts show", _PROMPTS, "print one; with --var, its text", _prompts("shown"), _PROMPT | _VAR),
+    Command("prompts ls", _PROMPTS, "list them", _prompts("listed"), flags=_HERE),
+    Command(
+        "prompts show", _PROMPTS, "print one; with --var, its text", _prompts("shown"), _PROMPT | _VAR, _HERE
+    ),
     Command("prompts new", _PROMPTS, "begin one of your own", _prompts("created"), _PROMPT),
-    Command("prompts edit", _PROMPTS, "open one in an editor", _prompts("edited"), _PROMPT),
-    Command("prompts lint", _PROMPTS, "name what defeats the cache", _prompts("linted"), _SOME_PROMPTS),
-    Command("prompts warm", _PROMPTS, "compute its KV ahead of use", _prompts("warmed"), _PROMPT | _VAR),
+    Command("prompts edit", _PROMPTS, "open one in an editor", _prompts("edited"), _PROMPT, _HERE),
+    Command(
+        "prompts lint", _PROMPTS, "name what defeats the cache", _prompts("linted"), _SOME_PROMPTS, _HERE
+    ),
+    Command(
+        "prompts warm", _PROMPTS, "compute its KV ahead of use", _prompts("warmed"), _PROMPT | _VAR, _HERE
+    ),
     Command("prompts rm", _PROMPTS, "delete one of your own", _prompts("removed"), _PROMPT),
-    Command("prompts path", _PROMPTS, "print where one lies", _prompts("placed"), _ANY_PROMPT),
+    Command("prompts path", _PROMPTS, "print where one lies", _prompts("placed"), _ANY_PROMPT, _HERE),
+    Command(
+        "prompts trust",
+        _PROMPTS,
+        "use those in ./prompts from now on",
+        _prompts("trusted"),
+        {"--no": {"action": "store_true", "help": "use them no more, and ask no more"}},
+    ),
     Command(
         "config path",
         _CONFIG,

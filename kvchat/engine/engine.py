@@ -46,7 +46,7 @@ class Engine:
         self.speculation = speculation if loaded.rule.continuation is Continuation.CHUNK else None
         self.state = loaded.new_state()
         self.chunk_tokens = chunk_tokens
-        self.pace = Pace()
+        self.pace = Pace(self.speculation.costs if self.speculation else None)
         self._holding = Holding(self.state, loaded.rule, self.pace)
         self._forwards = Forwards(loaded, self._make_room)
 
@@ -204,7 +204,7 @@ class Engine:
             live_tokens=reuse.live,
             ram_tokens=reuse.ram,
             disk_tokens=reuse.disk,
-            saved_s=reuse.num_tokens * self.prefill_s_per_token,
+            saved_s=self.pace.saved_s(reuse.num_tokens),
         )
         self.cache.stats.add(asked)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections import deque
-from statistics import median
 from typing import Protocol
+
+from kvchat.engine.costs import Costs
 
 LENGTHS = (1, 3, 7, 11)
 """Lengths of a draft in tokens that are considered; with the token before it, what small kernels take at once."""
@@ -24,8 +24,6 @@ _EVIDENCE_STEPS = (3, 5, 9, 17)
 _FIRST_RATES = (0.1, 0.2, 0.4, 0.6, 0.8)
 _FIRST_WEIGHT = 3.0
 _DECAY = 0.93  # of what was seen, a guess
-_NUM_SAMPLES = 7
-_ASSUMED_COST = 0.08  # of another token in a forward, in forwards of one token, until it is measured
 
 
 class Foresight(Protocol):
@@ -65,9 +63,10 @@ class Measured:
     again now and then, as far as CREDIT covers what they may lose: costs change with the context and the machine.
     """
 
-    def __init__(self) -> None:
-        self._costs = Costs()
+    def __init__(self, costs: Costs | None = None) -> None:
+        self._costs = costs or Costs()
         self._rates = Rates()
+        self._is_first = True
         self._credit_s = 0.0
         self._drafts_in_a_row = 0
 
@@ -89,50 +88,14 @@ class Measured:
         self._rates.add(evidence, guessed, right)
 
     def measure(self, num_tokens: int, gained: int, seconds: float) -> None:
-        is_first = not self._costs.of(1)
         self._costs.add(num_tokens, seconds)
         self._drafts_in_a_row = self._drafts_in_a_row + 1 if num_tokens > 1 else 0
         one = self._costs.of(1)
         if one:
             bound = FIRST_CREDIT * one
             gained_s = one * gained - seconds if num_tokens > 1 else CREDIT * one
-            self._credit_s = bound if is_first else max(-bound, min(bound, self._credit_s + gained_s))
-
-
-class Costs:
-    """What forwards of so many tokens take, in seconds: the median of the last ones, between sizes interpolated.
-
-    The first forward of a size sets things up and does not count, unless it is that of one token.
-    """
-
-    def __init__(self) -> None:
-        self._samples: dict[int, deque[float]] = {}
-
-    def add(self, num_tokens: int, seconds: float) -> None:
-        """A forward of `num_tokens` took so long."""
-        is_first = num_tokens not in self._samples
-        samples = self._samples.setdefault(num_tokens, deque(maxlen=_NUM_SAMPLES))
-        if not is_first or num_tokens == 1:
-            samples.append(seconds)
-
-    def of(self, num_tokens: int) -> float:
-        """What a forward of `num_tokens` probably takes; 0 as long as none of one token is known."""
-        known = sorted(size for size, samples in self._samples.items() if samples)
-        if not known or known[0] != 1:
-            return 0.0
-        at = bisect(known, num_tokens)
-        low = known[at - 1]
-        cost = median(self._samples[low])
-        if low == num_tokens:
-            return cost
-        return cost + (num_tokens - low) * self._slope(known, at)
-
-    def _slope(self, known: list[int], at: int) -> float:
-        """Seconds a token more, behind the size `known[at - 1]`; hopeful behind the largest, so that it is tried."""
-        if at == len(known):
-            return median(self._samples[1]) * _ASSUMED_COST
-        low, high = known[at - 1], known[at]
-        return (median(self._samples[high]) - median(self._samples[low])) / (high - low)
+            before = bound if self._is_first else self._credit_s + gained_s
+            self._is_first, self._credit_s = False, max(-bound, min(bound, before))
 
 
 class Rates:

@@ -140,6 +140,12 @@ class Catalog:
         if imported in self._import_folders():
             return ImportedSource(imported, means)
         path = _path_of(name)
+        is_path = name.startswith((".", "~", "/"))
+        if path.is_dir() and not is_path and HubName.parse(name):
+            raise ModelUnavailableError(
+                f"{name} is a folder here, and may be a model of the hub",
+                f"say ./{name} for the folder, or {name}@main for the hub's",
+            )
         if path.is_dir():
             return FolderSource(name, path)
         if name.lower().endswith(".gguf") or is_gguf(path):
@@ -149,7 +155,7 @@ class Catalog:
                 f"{path} is a file", f"pass the folder that it lies in: -m {path.parent}"
             )
         hub_name = HubName.parse(name)
-        if hub_name and not name.startswith((".", "~", "/")) and not _neighbour(path):
+        if hub_name and not is_path and not _neighbour(path):
             return HubSource(hub_name, means)
         raise self._unknown(name, path)
 

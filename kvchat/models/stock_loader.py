@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.config import ModelConfig
-from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError
+from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError, UntrustedCodeError
 from kvchat.models import attention
 from kvchat.models.adapter import apply_adapter, check_adapter
 from kvchat.models.device import MIN_CONTEXT, check_memory, choose_dtype, is_out_of_memory, memory_need
@@ -143,15 +143,17 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
         )
     except Exception as error:  # transformers checks configs with errors of many kinds
         if "trust_remote_code" in str(error):
-            what, remedy = "needs code of its own", "if you trust its authors, add --trust-remote-code"
-        elif "not recognize" in str(error):
+            raise _untrusted(name) from error
+        if "not recognize" in str(error):
             what, remedy = "unknown architecture", "upgrade kvchat, or take another model"
         else:
             what, remedy = "its config.json can't be used", "fetch it again, or take another model"
         raise ModelUnavailableError(f"{name}: {what}: {_cause(error)}", remedy) from error
     if config.model_type not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         mapped = getattr(config, "auto_map", None) or {}
-        if not (trust_remote_code and "AutoModelForCausalLM" in mapped):
+        if "AutoModelForCausalLM" in mapped and not trust_remote_code:
+            raise _untrusted(name)
+        if "AutoModelForCausalLM" not in mapped:
             raise ModelUnavailableError(
                 f"{name}: the architecture {config.model_type!r} is no text generator that transformers knows",
                 "take a causal language model",
@@ -161,3 +163,8 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
 
 def _cause(error: Exception) -> str:
     return first_line(error.__cause__ or error)
+
+
+def _untrusted(name: str) -> UntrustedCodeError:
+    remedy = f"if you trust its authors, give -m {name} --trust-remote-code"
+    return UntrustedCodeError(f"{name} needs code of its own", remedy)

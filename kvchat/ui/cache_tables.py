@@ -114,7 +114,8 @@ def why_text(answer: Answer, look: Look) -> Styled:
         Styled(_around("was", report.was, look)),
         Styled(_around("now", report.now, look)),
         f"computed {timings.prompt_n} tokens in {seconds_text(timings.prompt_ms / 1e3)}",
-        f"reused {usage.cached_tokens}{f' ({held})' if held else ''}, which saved {seconds_text(report.saved_s)}",
+        f"reused {usage.cached_tokens}{f' ({held})' if held else ''}"
+        + (f", which saved {seconds_text(report.saved_s)}" if report.saved_s else ""),
     ]
     return joined(lines, look.columns - 1)
 

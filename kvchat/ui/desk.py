@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvchat.backends.base import Backend, Event
 from kvchat.chat.session import Session
 from kvchat.errors import UsageError
+from kvchat.trust import Trust
 from kvchat.ui.tables import Look
 
 
@@ -16,17 +17,24 @@ def _no_other(name: str) -> Backend:
     raise UsageError("the model can't be changed here", "leave, and give -m")
 
 
+def _no_code(name: str) -> None:
+    raise UsageError("no model's code can be trusted here", f"leave, and give -m {name} --trust-remote-code")
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What lies outside of the conversation: other models, and the cache's folder.
 
     `open_model` gives the backend of a model that is not loaded yet; `model_names` are those on this disk;
-    `stored_tips` says how many tokens are stored up to each (fingerprint, block hash).
+    `stored_tips` says how many tokens are stored up to each (fingerprint, block hash). `trust` is whom the user trusts,
+    and `trust_code` takes their word about a model.
     """
 
     open_model: Callable[[str], Backend] = _no_other
     model_names: Callable[[], Iterable[str]] = tuple
     stored_tips: Callable[[], Mapping[tuple[str, str], int]] = dict
+    trust: Trust = field(default_factory=Trust)
+    trust_code: Callable[[str], None] = _no_code
 
 
 @dataclass(frozen=True, slots=True)

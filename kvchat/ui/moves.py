@@ -10,7 +10,7 @@ from kvchat.chat.export import FORMATS, local_time
 from kvchat.chat.session import Session
 from kvchat.chat.store import LATEST
 from kvchat.chat.warmth import Warmth, warmth
-from kvchat.errors import UsageError
+from kvchat.errors import UntrustedCodeError, UsageError
 from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
 from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import compaction_cost, cost_line
@@ -20,6 +20,7 @@ from kvchat.ui.recap import recap
 from kvchat.ui.render import promise_text, reuse_text, template_text, weights_text
 
 _LISTED = 200
+_TRUSTING = " --trust-remote-code"
 
 
 def _new(desk: Desk, argument: str) -> str:
@@ -164,11 +165,21 @@ def _model(desk: Desk, argument: str) -> str:
     if not argument:
         name = session.model or session.backend.info().name
         return _joined(f"{name} answers; /model NAME changes that", *_facts(session.backend))
+    if argument.endswith(_TRUSTING):
+        argument = argument.removesuffix(_TRUSTING).strip()
+        desk.surroundings.trust_code(argument)
     backend = desk.surroundings.open_model(argument)
     desk.show_loading(backend)
     try:
         backend.start()
         backend.info()
+    except UntrustedCodeError as error:
+        backend.close()
+        choice = Choice(
+            "trust it from now on: it runs with all of your rights", f"/model {argument}{_TRUSTING}"
+        )
+        desk.offer(f"{error.message}: (Enter takes it, Esc leaves)", [choice])
+        return f"{error.message}; {session.model or 'the model before'} stays until you say that you trust it"
     except BaseException:
         backend.close()
         raise
@@ -203,7 +214,7 @@ def _prompt(desk: Desk, argument: str) -> str:
 def _prompt_names(desk: Desk) -> Iterable[str]:
     from kvchat.ui.prompt_command import prompt_names
 
-    return prompt_names()
+    return prompt_names(desk)
 
 
 def _joined(*lines: str) -> str:

@@ -10,23 +10,35 @@ from pathlib import Path
 
 from kvchat.chat.prompts import Prompt, Prompts
 from kvchat.errors import UsageError
+from kvchat.trust import Kind, owner_of
 from kvchat.ui.cost import cost_line
 from kvchat.ui.desk import Choice, Desk
 
 _PREVIEW_LINES = 6
 
 
-def prompt_names() -> Iterable[str]:
+_TRUSTING = "--trust-prompts"
+
+
+def prompt_names(desk: Desk) -> Iterable[str]:
     """What Tab offers."""
-    return Prompts.around(Path.cwd()).paths()
+    return _prompts(desk).paths()
 
 
 def run_prompt(desk: Desk, argument: str) -> str:
     """Offer all prompts, or make the named one the system prompt, with `NAME=VALUE` for its variables."""
-    prompts = Prompts.around(Path.cwd())
+    if argument.split(maxsplit=1)[:1] == [_TRUSTING]:
+        argument = argument.strip().removeprefix(_TRUSTING)
+        if folder := _prompts(desk).untrusted:
+            desk.surroundings.trust.decide(Kind.PROMPTS, folder, True)
+    prompts = _prompts(desk)
     name, values = _parsed(argument)
+    if prompts.untrusted and name in prompts.waiting() and name not in prompts.paths():
+        desk.offer(f"the prompt {name} lies where you trust nothing yet:", [_trust_choice(prompts, argument)])
+        return ""
     if not name:
         choices = [_choice(prompts, each) for each in prompts.paths()]
+        choices += [_trust_choice(prompts, "")] if prompts.waiting() else []
         if not choices:
             return "there is no saved prompt; kvchat prompts new NAME begins one"
         desk.offer("system prompts: (Enter takes it, Esc leaves)", choices)
@@ -37,6 +49,18 @@ def run_prompt(desk: Desk, argument: str) -> str:
     session.set_system(text, pinned=prompt.pin)
     session.options = replace(session.options, **prompt.options)
     return "\n".join(line for line in (*_preview(prompt, text), *_advice(desk, prompt)) if line)
+
+
+def _prompts(desk: Desk) -> Prompts:
+    trust = desk.surroundings.trust
+    return Prompts.around(Path.cwd(), is_trusted=lambda folder: trust.trusts(Kind.PROMPTS, folder))
+
+
+def _trust_choice(prompts: Prompts, argument: str) -> Choice:
+    folder, names = prompts.untrusted, ", ".join(prompts.waiting())
+    assert folder is not None
+    label = f"trust the prompts in {folder} (of {owner_of(folder)}) from now on: {names}"
+    return Choice(label, f"/prompt {_TRUSTING} {argument}".strip())
 
 
 def _parsed(argument: str) -> tuple[str, dict[str, str]]:
@@ -55,7 +79,7 @@ def _choice(prompts: Prompts, name: str) -> Choice:
         about = prompts.prompt(name).description
     except UsageError as error:
         about = f"! {error.message}"
-    return Choice(f"{name} · {about}", f"/prompt {name}")
+    return Choice(f"{name} · {prompts.paths()[name][0]} · {about}", f"/prompt {shlex.quote(name)}")
 
 
 def _rendered(prompt: Prompt, values: dict[str, str]) -> str:
@@ -72,7 +96,7 @@ def _preview(prompt: Prompt, text: str) -> list[str]:
     more = (
         [f"  ({len(lines) - _PREVIEW_LINES} more lines; /system shows all)"] if lines[_PREVIEW_LINES:] else []
     )
-    return [f"{prompt.name}: {prompt.description}", *shown, *more]
+    return [f"{prompt.name}: {prompt.description}", f"from {prompt.path} ({prompt.shelf})", *shown, *more]
 
 
 def _advice(desk: Desk, prompt: Prompt) -> list[str]:

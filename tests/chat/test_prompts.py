@@ -120,7 +120,7 @@ def test_the_working_folder_wins_over_the_users_and_that_over_the_shipped(
     yours = tmp_path / "config" / "prompts"
     yours.mkdir(parents=True)
     environ = {"KVCHAT_CONFIG": str(yours.parent / "config.toml")}
-    prompts = Prompts.around(tmp_path, environ)
+    prompts = Prompts.around(tmp_path, environ, is_trusted=lambda folder: folder == tmp_path / "prompts")
     assert prompts.prompt("proofread").shelf is Shelf.SHIPPED
     written(yours, "yours", "proofread")
     assert prompts.prompt("proofread").shelf is Shelf.YOURS
@@ -129,6 +129,19 @@ def test_the_working_folder_wins_over_the_users_and_that_over_the_shipped(
     assert prompts.prompt(str(yours / "proofread.md")).body == "yours"
     with pytest.raises(UsageError, match="did you mean 'proofread'"):
         prompts.prompt("profread")
+
+
+def test_a_working_folder_that_is_not_trusted_is_named_and_not_read(folder: Path, tmp_path: Path) -> None:
+    written(folder, "here", "proofread")
+    written(folder, "here", "mine")
+    (folder / "secret.md").symlink_to("/dev/zero")
+    prompts = Prompts.around(tmp_path, {"KVCHAT_CONFIG": str(tmp_path / "config" / "config.toml")})
+    assert prompts.untrusted == folder and set(prompts.waiting()) == {"mine", "proofread", "secret"}
+    assert prompts.prompt("proofread").shelf is Shelf.SHIPPED
+    assert "mine" not in prompts.paths()
+    with pytest.raises(UsageError, match=r"which you have not said you trust.*--trust-prompts"):
+        prompts.prompt("mine")
+    assert prompts.prompt(str(folder / "mine.md")).body == "here", "who names the file means it"
 
 
 def test_shipped_prompts_are_not_the_working_folders_in_their_own_repository(tmp_path: Path) -> None:

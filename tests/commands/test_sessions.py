@@ -139,6 +139,7 @@ def test_a_saved_prompt_begins_a_conversation(run: Run, tmp_path: Path) -> None:
     (tmp_path / "work" / "prompts").mkdir()
     text = "---\ndescription: x\noptions: {max_tokens: 2}\nvars: {who: }\n---\nYou are {{ who }}."
     (tmp_path / "work" / "prompts" / "pirate.md").write_text(text)
+    run("prompts", "trust")
     assert run("-t", "pirate", "--var", "who=Ann", "-p", "slow 5")[1] == "word0 word1 \n"
     assert (
         run("-t", "pirate", "--var", "who=Ann", "--max-tokens", "3", "-p", "slow 5")[1].split()[-1] == "word2"
@@ -171,6 +172,7 @@ def test_a_broken_prompt_is_listed_with_what_is_wrong(run: Run, tmp_path: Path) 
     (tmp_path / "work" / "prompts").mkdir()
     (tmp_path / "work" / "prompts" / "broken.md").write_text("---\nno end")
     (tmp_path / "work" / "prompts" / "bare.md").write_text("You are brief.")
+    run("prompts", "trust")
     (row,) = [row for row in rows(run, "prompts", "ls") if row["name"] == "broken"]
     assert "line 1: the head has no end" in row["error"]
     lines = {line.split()[0]: line for line in run("prompts", "ls")[1].splitlines()}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvchat.engine.foresight import LENGTHS, Costs, Fixed, Measured, Rates
+from kvchat.engine.foresight import LENGTHS, Fixed, Measured, Rates
 
 Cost = Callable[[int], float]
 
@@ -100,18 +100,6 @@ def test_no_draft_is_longer_than_there_is_room() -> None:
 
 def test_nothing_is_drafted_until_one_token_was_measured() -> None:
     assert Measured().length(20, 100) == 0
-
-
-def test_costs_are_medians_and_lines_between_them() -> None:
-    costs = Costs()
-    assert costs.of(1) == 0.0
-    for seconds in (1.0, 9.0, 1.0):
-        costs.add(1, seconds)
-    assert costs.of(1) == 1.0
-    for seconds in (50.0, 4.0):  # the first of a size sets things up
-        costs.add(4, seconds)
-    assert (costs.of(4), costs.of(2)) == (4.0, 2.0)
-    assert 4.0 < costs.of(7) < 7.0, "what was never tried is thought cheap"
 
 
 def test_rates_follow_what_came_true_for_the_evidence_it_had() -> None:

@@ -65,6 +65,21 @@ def test_a_relative_folder_and_a_home_folder_are_found(
     assert {catalog(root).resolve(name).folder for name in ("model", "./model", "~/model")} == {model}
 
 
+def test_a_folder_does_not_take_the_place_of_a_model_of_the_hub(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent.parent)
+    name = f"{model.parent.name}/{model.name}"
+    with pytest.raises(
+        ModelUnavailableError, match=rf"say \./{name} for the folder, or {name}@main for the hub"
+    ):
+        catalog(root).resolve(name)
+    assert catalog(root).find(name) is None
+    assert catalog(root).resolve(f"./{name}").folder == model
+    with pytest.raises(ModelUnavailableError, match="without --offline"):
+        catalog(root, offline=True).resolve(f"{name}@main")
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [

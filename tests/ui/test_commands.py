@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from kvchat.backends.base import ModelInfo
 from kvchat.chat.prompts import Prompts
 from kvchat.chat.session import Session
 from kvchat.config import load_config
-from kvchat.errors import UsageError
+from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.trust import trust_for_now
 from kvchat.ui.commands import COMMANDS, common_start, completions, find, is_command
+from kvchat.ui.desk import Choice, Surroundings
 from kvchat.ui.tables import Look
 from tests.scripted import ScriptedBackend
 
@@ -17,11 +20,19 @@ from tests.scripted import ScriptedBackend
 class Desk:
     def __init__(self) -> None:
         self.session = Session(ScriptedBackend())
+        self.surroundings = Surroundings()
+        self.offered: list[Choice] = []
         self.left = False
         self.look = Look(plain=True)
 
     def leave(self) -> None:
         self.left = True
+
+    def offer(self, title: str, choices: list[Choice], at: int = 0) -> None:
+        self.offered = choices
+
+    def show_loading(self, backend: object) -> None:
+        pass
 
 
 def done(desk: Desk, text: str) -> str:
@@ -96,6 +107,7 @@ def test_a_saved_prompts_pin_holds_until_another_system_prompt_takes_its_place(
     (tmp_path / "prompts" / "kept.md").write_text("---\npin: true\n---\nYou are kept.\n")
     (tmp_path / "prompts" / "loose.md").write_text("You are not.\n")
     desk = Desk()
+    trust_for_now(desk.surroundings.trust)
     for line, is_pinned in (("/prompt kept", True), ("/prompt loose", False), ("/system no more", False)):
         shown = done(desk, line)
         assert ("pinned" in shown) is is_pinned
@@ -107,9 +119,49 @@ def test_a_saved_prompts_pin_holds_until_another_system_prompt_takes_its_place(
     done(desk, "/new")
     desk.session.ask("hello")
     assert desk.session.history[0].pinned
-    settings = Prompts.around(tmp_path).prompt("kept").settings("You are kept.")
+    settings = (
+        Prompts.around(tmp_path, is_trusted=lambda folder: True).prompt("kept").settings("You are kept.")
+    )
     config = load_config(settings | {"chat.save": False}, environ={"KVCHAT_CONFIG": os.devnull})
     assert Session.from_config(ScriptedBackend(), config).history[0].pinned
+
+
+def test_a_prompt_beside_the_work_is_taken_once_the_user_trusts_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "theirs.md").write_text("You are theirs.")
+    (tmp_path / "prompts" / "explain.md").write_text("You explain it their way.")
+    desk = Desk()
+    assert "their way" not in done(desk, "/prompt explain"), "the shipped one counts"
+    assert done(desk, "/prompt theirs") == ""
+    (choice,) = desk.offered
+    assert str(tmp_path / "prompts") in choice.label and desk.session.system != "You are theirs."
+    shown = done(desk, choice.command)
+    assert desk.session.system == "You are theirs."
+    assert f"from {tmp_path}/prompts/theirs.md (here)" in shown
+    assert "their way" in done(desk, "/prompt explain")
+    done(desk, "/prompt")
+    assert any("theirs · here" in choice.label for choice in desk.offered)
+
+
+def test_code_that_comes_with_a_model_is_asked_about_and_the_model_stays_until_then() -> None:
+    desk, trusted = Desk(), []
+
+    class NeedsCode(ScriptedBackend):
+        def info(self) -> ModelInfo:
+            raise UntrustedCodeError("theirs needs code of its own", "-m theirs --trust-remote-code")
+
+    desk.surroundings = Surroundings(
+        open_model=lambda name: ScriptedBackend() if trusted else NeedsCode(), trust_code=trusted.append
+    )
+    before = desk.session.backend
+    assert "needs code of its own" in done(desk, "/model theirs")
+    assert desk.session.backend is before and not trusted
+    (choice,) = desk.offered
+    assert "theirs answers from now on" in done(desk, choice.command)
+    assert trusted == ["theirs"] and desk.session.backend is not before
 
 
 def test_before_the_first_message_there_is_none_to_say_differently() -> None:
