@@ -34,12 +34,12 @@ class Answering:
         self.shared = template.shared_tokens(messages, think=options.think)
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
-        self.scanner = StopScanner(options.stop)
         opened = template.opens_reasoning(messages, think=options.think)
         self.splitter = _splitter(template.marks, is_open=opened)
         self.unfinished = template.unfinished(messages)
         self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)
         self.splitter.feed(self.unfinished_text)
+        self.scanner = StopScanner(options.stop, self.unfinished_text)
         self.ids: list[int] = []
         self.drafts_before = loaded.engine.drafts
         self.shown = ""  # text that the stop scanner let through, marks included
@@ -144,6 +144,7 @@ class Answering:
             kv_root=cache.root.hex() if cache else "",
             kv_tip=cache.tip([*self.prompt, *completion]) if cache else "",
             encoded=self.encoded,
+            retracted=self.scanner.retracted,
         )
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:

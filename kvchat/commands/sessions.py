@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvchat.chat.store import FILE_NAME, SessionRow, Store
-from kvchat.chat.tree import Tree
 from kvchat.chat.warmth import Warmth, warmth
 from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
@@ -89,7 +88,7 @@ def _document(key: str, config: Config, kind: str) -> str:
 
     store = _store(config)
     row = store.session(key)
-    return exported(row, Tree(store.exchanges(row.tree)).path(row.tip), kind)
+    return exported(row, store.tree(row).path(row.tip), kind)
 
 
 def _line(row: SessionRow, held: Warmth) -> str:
