@@ -299,10 +299,12 @@ class Backend(Protocol):
         soon as an answer is asked for; what was computed stays.
         """
 
-    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
+    def cache(
+        self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
+    ) -> CacheView:
         """What is cached of a conversation, and the cache's totals. Waits for the model and for a running answer.
 
-        Of the options only `think` counts.
+        Of the options only `think` counts. Without rows it costs one rendering of the conversation.
         """
 
     def cancel(self) -> None:

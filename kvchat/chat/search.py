@@ -40,7 +40,7 @@ def search(db: Connection, text: str, limit: int, *, is_indexed: bool) -> list[H
     words = text.split()
     if not any(letter.isalnum() for letter in text):
         raise UsageError("nothing to look for", "give a word or more")
-    if is_indexed and not _UNSPACED.search(text):
+    if is_indexed and not _is_beyond_index(text):
         rows = _indexed(db, words, limit)
     else:
         rows = _scanned(db, words, limit)
@@ -52,6 +52,15 @@ def search(db: Connection, text: str, limit: int, *, is_indexed: bool) -> list[H
 
 _Row = tuple[object, object, object, object, object]
 _COLUMNS = "SELECT e.tree, e.id, e.user, e.answer, e.created FROM"
+
+
+def _is_beyond_index(text: str) -> bool:
+    """Whether the index may miss what is looked for: words that are not spaced, or letters that can be put together of
+    marks, which it knows how to leave out for two alphabets alone."""
+    composed = (letter for letter in unicodedata.normalize("NFC", text) if unicodedata.decomposition(letter))
+    return bool(_UNSPACED.search(text)) or any(
+        not unicodedata.name(letter, "").startswith(("LATIN", "GREEK")) for letter in composed
+    )
 
 
 def _indexed(db: Connection, words: list[str], limit: int) -> list[_Row]:
