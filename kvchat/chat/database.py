@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from kvchat.chat.mending import may_be_damage, mend, rescue
+from kvchat.chat.mending import copy_pages, may_be_damage, mend, rescue
 from kvchat.chat.schema import COLUMNS, INDEX, Connection, add_index, drop_triggers, migrate
 from kvchat.errors import KvchatError, reason_of
 
@@ -59,6 +59,12 @@ class Database:
                 return work(db)
 
         return self._whole(transaction)
+
+    def check_index(self) -> None:
+        """Compare the index with the texts, and make it anew where it says something else."""
+        if self.is_indexed:
+            check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
+            self._whole(lambda db: db.execute(check))
 
     def scrub(self) -> bool:
         """Leave nothing of what was deleted in the file; False when others are just using it, and something may stay."""
@@ -106,7 +112,7 @@ class Database:
         """Do it; where that shows damage, once more in a file that was mended, or in a new one."""
         try:
             return work(self._opened(is_question))
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if not self._saves or not may_be_damage(error):
                 raise
             self._mend(error)
@@ -193,26 +199,26 @@ class Database:
             return _connection(":memory:")
         return memory
 
-    def _mend(self, error: sqlite3.DatabaseError) -> None:
+    def _mend(self, error: Exception) -> None:
         """Rebuild what can be made from the tables; where they can't be read, go on with what is left of them."""
         self.close()
         if self._is_mended():
             return
         aside = self._set_aside(error)
-        if aside is not None:
-            with closing(_connection(_uri(aside, "mode=ro" if _has_wal(aside) else "immutable=1"))) as source:
-                rescue(source, self._opened(False))
+        if aside is None:
+            return
+        with closing(_connection(":memory:")) as copy:
+            with suppress(sqlite3.DatabaseError):
+                _backup(aside, "mode=ro" if _has_wal(aside) else "immutable=1", copy)
+            rescue(copy, self._opened(False))
 
     def _is_mended(self) -> bool:
-        try:
-            with closing(self._connect()) as connection:
-                return mend(connection)
-        except sqlite3.DatabaseError as error:
-            if not may_be_damage(error):
-                raise
-            return False
+        assert self.path is not None
+        with closing(_connection(str(self.path))) as connection:
+            self._inode = self.path.stat().st_ino
+            return mend(connection)
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> Path | None:
+    def _set_aside(self, error: Exception) -> Path | None:
         """Give the damaged file another name, unless another process did, which the inode tells."""
         assert self.path is not None
         if not self.path.exists() or self.path.stat().st_ino != self._inode:
@@ -248,7 +254,7 @@ def _has_wal(path: Path) -> bool:
 
 def _backup(path: Path, mode: str, memory: Connection) -> None:
     with closing(_connection(_uri(path, mode))) as source:
-        source.backup(memory)
+        copy_pages(source, memory)
 
 
 def _create_private(path: Path) -> None:

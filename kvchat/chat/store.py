@@ -173,9 +173,15 @@ class Store:
     def search(self, words: str, limit: int = 20) -> list[tuple[SessionRow, Hit]]:
         """Exchanges that contain all `words`, the newest first, each with a session that has it."""
         words = well_formed(words)
-        hits = self.database.read(lambda db: search(db, words, limit, is_indexed=self.database.is_indexed))
+        hits = self._hits(words, limit)
+        if not hits:  # a damaged index may find nothing and say nothing
+            self.database.check_index()
+            hits = self._hits(words, limit)
         found = ((self.sessions_of(hit.tree), hit) for hit in hits)
         return [(rows[0], hit) for rows, hit in found if rows]
+
+    def _hits(self, words: str, limit: int) -> list[Hit]:
+        return self.database.read(lambda db: search(db, words, limit, is_indexed=self.database.is_indexed))
 
     # All-time totals
 
