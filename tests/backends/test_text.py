@@ -76,3 +76,20 @@ def test_an_answer_without_reasoning_may_have_a_lead_of_its_own(text: str, sizes
     found = [part for piece in cut(text, sizes) for part in splitter.feed(piece)] + splitter.finish()
     assert "".join(part.text for part in found if not part.is_reasoning) == "yes"
     assert "".join(part.text for part in found if part.is_reasoning) == ("hm" if "hm" in text else "")
+
+
+@given(
+    st.text("abX", max_size=20),
+    st.text("abX", max_size=20),
+    st.lists(st.integers(1, 4), min_size=30, max_size=30),
+)
+def test_a_stop_string_may_begin_in_what_was_shown_before(before: str, after: str, sizes: list[int]) -> None:
+    stops = ("aX", "bbX")
+    if any(stop in before for stop in stops):
+        return
+    scanner = StopScanner(stops, before)
+    shown = "".join(scanner.feed(piece) for piece in cut(after, sizes)) + scanner.finish()
+    whole = before + after
+    first = min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))
+    assert before[: len(before) - scanner.retracted] + shown == whole[:first]
+    assert scanner.is_hit == (first < len(whole))

@@ -75,7 +75,9 @@ def measure(folder: Path, num_turns: int) -> None:
 
     model = tiny_folder(folder / "tiny", max_position_embeddings=CONTEXT)
     config = tiny_config(model, folder)
-    session = Session(ProcessBackend(config), Options(max_tokens=8, temperature=0.0), store=Store(folder / "kvchat.db"))
+    session = Session(
+        ProcessBackend(config), Options(max_tokens=8, temperature=0.0), store=Store(folder / "kvchat.db")
+    )
     watch = CacheWatch(session)
     with session:
         session.new("talk")
