@@ -195,9 +195,10 @@ def effective_options(defaults: Options, given: Options) -> Options:
 
 
 def conversation(loaded: Loaded, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
-    """The template at the conversation's time, and its messages."""
-    template = loaded.template.at(time_of(turns))
-    return template, [message_of(turn, template) for turn in turns]
+    """The template at the conversation's time, and its messages; ids that the model does not have count for none."""
+    template, limit = loaded.template.at(time_of(turns)), loaded.engine.loaded.vocab_size
+    known = (turn if max(turn.tokens or (0,)) < limit else replace(turn, tokens=None) for turn in turns)
+    return template, [message_of(turn, template) for turn in known]
 
 
 def _splitter(marks: ReasoningMarks | None, *, is_open: bool) -> ReasoningSplitter:

@@ -258,6 +258,15 @@ def test_the_cache_view_has_a_row_a_message_that_adds_up(backend: LocalBackend) 
     assert backend.cache([]).rows == ()
 
 
+def test_ids_that_the_model_does_not_have_leave_the_text(backend: LocalBackend) -> None:
+    tokenizer = backend.info().tokenizer
+    said = Turn(Role.ASSISTANT, "the lazy dog", "", (5, 2**31 - 1), tokenizer)
+    whole = Turn(Role.ASSISTANT, "the lazy dog")
+    histories = ([user("hello"), turn, user("and")] for turn in (said, whole))
+    first, second = (answer(backend, history) for history in histories)
+    assert first.prompt == second.prompt
+
+
 def counted_renderings(backend: LocalBackend, history: Sequence[Turn], *, has_rows: bool) -> int:
     """How often a template is rendered for a look at the cache."""
     program, count = backend._worker.wait().template._program, 0
