@@ -20,7 +20,7 @@ _PLAIN = frozenset((str, int, float, bool, NoneType))
 
 def to_wire(value: Any) -> Any:
     """A JSON-ready form of a dataclass, or of a list or tuple of them."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _PLAIN:
         return value
     if kind in (list, tuple):  # ids, of which a long conversation has many, are all of one kind

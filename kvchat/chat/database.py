@@ -64,7 +64,7 @@ class Database:
         """Compare the index with the texts, and make it anew where it says something else."""
         if self.is_indexed:
             check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
-            self._whole(lambda db: db.execute(check))
+            self._whole(lambda db: db.execute(check), is_question=True)
 
     def scrub(self) -> bool:
         """Leave nothing of what was deleted in the file; False when others are just using it, and something may stay."""
@@ -214,7 +214,7 @@ class Database:
 
     def _is_mended(self) -> bool:
         assert self.path is not None
-        with closing(_connection(str(self.path))) as connection:
+        with closing(_connection(_uri(self.path, "mode=rw"))) as connection:
             self._inode = self.path.stat().st_ino
             return mend(connection)
 

@@ -1,5 +1,6 @@
 """Rows with values of the wrong kind, and trees that lead nowhere: what can be read is, and the others are there."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,16 +15,21 @@ from kvchat.errors import KvchatError
 from tests.scripted import ScriptedBackend
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A session that will be broken, and one that stays sound."""
-    path = tmp_path / "kvchat.db"
+    path = tmp_path_factory.mktemp("whole") / "kvchat.db"
     with Session(ScriptedBackend(), Options(temperature=0.5, stop=("a",)), store=Store(path)) as session:
         for name in ("broken", "sound"):
             session.new(name)
             for text in ("one", "two", "three"):
                 session.ask(text)
     return path
+
+
+@pytest.fixture
+def path(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(whole, tmp_path))
 
 
 def change(path: Path, statement: str, *values: object) -> None:

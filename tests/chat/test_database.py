@@ -214,7 +214,7 @@ from kvchat.chat.store import Store
 if os.getuid() == 0:
     os.setuid(65534)
 store = Store(Path(sys.argv[1]))
-print([row.title for row in store.sessions()], [hit.text for _, hit in store.search("one")])
+print([row.title for row in store.sessions()], [hit.text for _, hit in store.search("one")], store.search("nothing"))
 try:
     store.rename(store.session().id, "named")
 except Exception as error:
@@ -234,7 +234,7 @@ def test_what_can_only_be_read_is_listed(path: Path, is_open: bool) -> None:
     for file in path.parent.iterdir():
         file.chmod(0o444)
     try:
-        assert in_child(READING, path).splitlines() == ["['one'] ['one']", "KvchatError", "None"]
+        assert in_child(READING, path).splitlines() == ["['one'] ['one'] []", "KvchatError", "None"]
     finally:
         path.parent.chmod(0o755)
 

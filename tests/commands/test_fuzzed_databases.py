@@ -15,7 +15,7 @@ from kvchat.cli import main
 from kvchat.commands.chat import Backends
 from tests.scripted import ScriptedBackend
 
-NUM_FUZZED, NUM_BY_DEFAULT = 500, 24
+NUM_FUZZED, NUM_BY_DEFAULT = 500, 12
 COMMANDS = (
     ("sessions", "ls"),
     ("sessions", "ls", "--json"),
