@@ -27,7 +27,9 @@ def to_wire(value: Any) -> Any:
         return list(value) if value and type(value[0]) in _PLAIN else [to_wire(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    return {name: to_wire(getattr(value, name)) for name in _names(kind)}
+    if is_dataclass(kind):
+        return {name: to_wire(getattr(value, name)) for name in _names(kind)}
+    return value
 
 
 def from_wire(kind: Any, value: Any) -> Any:

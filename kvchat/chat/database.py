@@ -61,10 +61,11 @@ class Database:
         return self._whole(transaction)
 
     def check_index(self) -> None:
-        """Compare the index with the texts, and make it anew where it says something else."""
-        if self.is_indexed:
-            check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
-            self._whole(lambda db: db.execute(check), is_question=True)
+        """Compare the index with the texts, and make it anew where it says something else; if the file can be written."""
+        check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
+        with suppress(KvchatError):
+            if self.is_indexed:
+                self._whole(lambda db: db.execute(check), is_question=True)
 
     def scrub(self) -> bool:
         """Leave nothing of what was deleted in the file; False when others are just using it, and something may stay."""
