@@ -19,6 +19,10 @@ from kvchat.chat.tree import Exchange
 _NO_USAGE = Usage(0, 0, 0)
 _NO_TIMINGS = Timings(0, 0, 0, 0, 0, 0, 0, 0)
 _NO_REPORT = CacheReport(0, 0, 0, 0, "")
+_KINDS = {
+    type(blank): {item.name: type(getattr(blank, item.name)) for item in fields(blank)}
+    for blank in (_NO_USAGE, _NO_TIMINGS, _NO_REPORT)
+}
 _OPTIONS: Mapping[str, type[object]] = {
     "max_tokens": int,
     "temperature": float,
@@ -173,11 +177,9 @@ def _options(values: dict[str, Any]) -> Options:
 
 def _value(blank: V, values: dict[str, Any]) -> V:
     """A value from JSON that another version of the program may have written: what is unknown is left out."""
-    kinds = {item.name: type(getattr(blank, item.name)) for item in fields(blank)}
-    return replace(
-        blank,
-        **{name: value for name, value in values.items() if name in kinds and _fits(value, kinds[name])},
-    )
+    kinds = _KINDS[type(blank)]
+    fitting = {name: value for name, value in values.items() if name in kinds and _fits(value, kinds[name])}
+    return replace(blank, **fitting)
 
 
 def _fits(value: object, kind: type[object]) -> bool:
