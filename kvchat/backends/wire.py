@@ -27,7 +27,7 @@ def to_wire(value: Any) -> Any:
         return list(value) if value and type(value[0]) in _PLAIN else [to_wire(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    if is_dataclass(kind):
+    if is_dataclass(value):
         return {name: to_wire(getattr(value, name)) for name in _names(kind)}
     return value
 
