@@ -214,7 +214,9 @@ class ScriptedBackend:
         yield Prefilling(0, len(history), 0)
         yield Prefilling(len(history), len(history), 0)
 
-    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
+    def cache(
+        self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
+    ) -> CacheView:
         """What was asked before is held: live if it was asked last, on disk otherwise; 100 bytes and 10 ms a word."""
         self._wait_for_load()
         last = set(self.histories[-1]) if self.histories else set()
@@ -231,7 +233,7 @@ class ScriptedBackend:
             ram_budget=10**6,
             disk_budget=10**7,
             arena_used=100 * num_held,
-            rows=rows,
+            rows=rows if has_rows else (),
             prompt_tokens=num_tokens,
             cached_tokens=num_held,
             compute_s=0.01 * (num_tokens - num_held),

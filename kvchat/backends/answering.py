@@ -39,12 +39,13 @@ class Answering:
         check_room(self.prompt, loaded)
         self.stream = loaded.tokenizer.stream()
         self.chosen = effective_options(loaded.info.defaults, options)
-        self.scanner = StopScanner(self.chosen.stop)
         opened = template.opens_reasoning(messages, think=options.think)
         self.splitter = _splitter(template.marks, is_open=opened)
         self.unfinished = template.unfinished(messages)
         self.unfinished_text = "".join(self.stream.push(token) for token in self.unfinished)
-        self.splitter.feed(self.unfinished_text)
+        begun = self.splitter.feed(self.unfinished_text)
+        before = "".join(piece.text for piece in begun if not piece.is_reasoning)
+        self.scanner = StopScanner(self.chosen.stop, before)
         self.ids: list[int] = []
         self.drafts_before = loaded.engine.drafts
         self.shown = ""  # all text up to where a stop string begins, marks included
@@ -125,7 +126,8 @@ class Answering:
                 piece.text if piece.is_reasoning else self.scanner.feed(piece.text), piece.is_reasoning
             )
             if self.scanner.is_hit:
-                self.shown = self.shown[: piece.end - len(self.unfinished_text) - self.scanner.rest]
+                end = piece.end - len(self.unfinished_text) - self.scanner.rest
+                self.shown = self.shown[: max(0, end)]
                 return
 
     def _give(self, text: str, is_reasoning: bool = False) -> Iterator[Event]:
@@ -169,6 +171,7 @@ class Answering:
             if cache
             else "",
             encoded=self.encoded,
+            retracted=self.scanner.retracted,
         )
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:
@@ -238,9 +241,10 @@ def effective_options(defaults: Options, given: Options) -> Options:
 
 
 def conversation(loaded: Loaded, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
-    """The template at the conversation's time, and its messages."""
-    template = loaded.template.at(time_of(turns))
-    return template, [message_of(turn, template) for turn in turns]
+    """The template at the conversation's time, and its messages; ids that the model does not have count for none."""
+    template, limit = loaded.template.at(time_of(turns)), loaded.engine.loaded.vocab_size
+    known = (turn if max(turn.tokens or (0,)) < limit else replace(turn, tokens=None) for turn in turns)
+    return template, [message_of(turn, template) for turn in known]
 
 
 def _splitter(marks: ReasoningMarks | None, *, is_open: bool) -> ReasoningSplitter:

@@ -166,7 +166,8 @@ class Answer:
     """A whole answer, however it ended. `encoded` are the earlier ones that had no ids of its tokenizer.
 
     `kv_root` names the model's folder in the cache and `kv_tip` the last full block of prompt and answer there, both
-    as hex; empty where nothing is stored.
+    as hex; empty where nothing is stored. Of the unfinished answer that it goes on with, the last `retracted` characters
+    turned out to be the beginning of a stop string.
     """
 
     text: str
@@ -181,6 +182,7 @@ class Answer:
     kv_root: str = ""
     kv_tip: str = ""
     encoded: tuple[Encoded, ...] = ()
+    retracted: int = 0
 
     def turn(self) -> Turn:
         """The answer as a turn of the conversation; without ids if they were lost with the engine."""
@@ -299,10 +301,12 @@ class Backend(Protocol):
         soon as an answer is asked for; what was computed stays.
         """
 
-    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
+    def cache(
+        self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
+    ) -> CacheView:
         """What is cached of a conversation, and the cache's totals. Waits for the model and for a running answer.
 
-        Of the options only `think` counts.
+        Of the options only `think` counts. Without rows it costs one rendering of the conversation.
         """
 
     def cancel(self) -> None:

@@ -95,7 +95,7 @@ class EngineProcess:
             return self._backend.count(call["text"])
         history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
         if call["call"] == "cache":
-            return to_wire(self._backend.cache(history, options))
+            return to_wire(self._backend.cache(history, options, has_rows=call["has_rows"]))
         streams = {
             "answer": self._backend.answer,
             "warm": self._backend.warm,

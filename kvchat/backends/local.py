@@ -96,11 +96,14 @@ class LocalBackend:
 
         return self._worker.run(job, Manner.IDLE)
 
-    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
+    def cache(
+        self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
+    ) -> CacheView:
         turns = tuple(history)
 
         def job(loaded: Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
-            yield cache_view(loaded.engine, *conversation(loaded, turns), think=options.think)
+            seen = conversation(loaded, turns)
+            yield cache_view(loaded.engine, *seen, think=options.think, has_rows=has_rows)
 
         (view,) = self._worker.run(job, Manner.LOOK)
         return view

@@ -218,8 +218,10 @@ class ProcessBackend:
         with suppress(_DiedError):  # the next message starts it again
             yield from self._events_of(self._living(), call)
 
-    def cache(self, history: Sequence[Turn], options: Options = DEFAULTS) -> CacheView:
-        asked = {"history": to_wire(list(history)), "options": to_wire(options)}
+    def cache(
+        self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
+    ) -> CacheView:
+        asked = {"history": to_wire(list(history)), "options": to_wire(options), "has_rows": has_rows}
         view: CacheView = from_wire(CacheView, self._ask("cache", **asked))
         return view
 

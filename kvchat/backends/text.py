@@ -33,14 +33,17 @@ def held_back(text: str, marks: Sequence[str]) -> int:
 class StopScanner:
     """Lets text through until the first of the stop strings, which it keeps back.
 
-    Once it is hit, `rest` says how many characters came from the stop string's first on.
+    Once it is hit, `rest` says how many characters came from the stop string's first on. One may have begun at the end of
+    `before`, text that was let through already; then the last `retracted` characters of that belong to it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], before: str = "") -> None:
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
+        self._held = before[len(before) - held_back(before, self._stops) :]
+        self._num_shown = len(self._held)  # of what is held
         self.is_hit = False
         self.rest = 0
+        self.retracted = 0
 
     def feed(self, text: str) -> str:
         """What of the text so far may be shown now."""
@@ -50,14 +53,16 @@ class StopScanner:
         found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
         if found:
             self.is_hit, self._held, self.rest = True, "", len(text) - min(found)
-            return text[: min(found)]
-        keep = held_back(text, self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            self.retracted = max(0, self._num_shown - min(found))
+            return text[self._num_shown : min(found)]
+        end = len(text) - held_back(text, self._stops)
+        new = text[self._num_shown : end]
+        self._held, self._num_shown = text[end:], max(0, self._num_shown - end)
+        return new
 
     def finish(self) -> str:
         """What was held back and turned out to be no stop string."""
-        held, self._held = self._held, ""
+        held, self._held = self._held[self._num_shown :], ""
         return held
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +12,23 @@ from kvchat.backends.inspection import CacheRow, CacheView
 from kvchat.cache.match import Coverage
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
+from kvchat.errors import ModelUnavailableError
+from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.template import ChatTemplate, Message
 
 
 def cache_view(
-    engine: Engine, template: ChatTemplate, messages: Sequence[Message], *, think: bool | None = None
+    engine: Engine,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    think: bool | None = None,
+    has_rows: bool = True,
 ) -> CacheView:
-    """The cache seen from a conversation; an empty one has no rows."""
-    tokens, ends = prompt_and_ends(template, messages, think=think)
+    """The cache seen from a conversation; an empty one has no rows, and none are made unless `has_rows`."""
+    tokens = template.tokens(messages, think=think) if _is_question(messages) else []
+    ends = message_ends(template, messages, ids_of(tokens), think=think) if has_rows else []
     ids = engine.told(tokens)
     cache = engine.cache
     live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
@@ -49,24 +58,61 @@ def cache_view(
     )
 
 
-def prompt_and_ends(
-    template: ChatTemplate, messages: Sequence[Message], *, think: bool | None = None
-) -> tuple[list[int], list[int]]:
-    """The ids of a conversation, and where in them each message ends."""
-    ids: list[int] = []
+def message_ends(
+    template: ChatTemplate, messages: Sequence[Message], ids: Sequence[int], *, think: bool | None = None
+) -> list[int]:
+    """Where each message ends in the `ids` of their prompt, found by its text; what stands between two is the second's.
+
+    One that the template leaves out, or moves behind later ones, has no tokens.
+    """
+    text, starts = _decoded(template, ids)
+    frames = _frames(template)
     ends: list[int] = []
-    for count, message in enumerate(messages, 1):
+    at = 0  # in the text, behind the message before
+    for message in messages:
+        said = message.text.strip()
+        found = max(text.find(said, at + frames.get(message.role, 0)), text.find(said, at)) if said else -1
         if message.role == "system":
-            ends.append(template.shared_tokens(messages[:count], think=think))
-            continue
-        ids = template.tokens(messages[:count], think=think)
-        is_past = message.role == "assistant" and count < len(messages)
-        # the past may lose its reasoning
-        kept = template.next_prefix(messages[:count], think=think) if is_past else ids
-        ends.append(min(len(ids), len(kept)))
-    for index in reversed(range(len(ends) - 1)):  # and the template may move a message behind later ones
-        ends[index] = min(ends[index : index + 2])
-    return ids, ends
+            ends.append(template.shared_tokens(messages, think=think))
+            at = starts[ends[-1]] if ends[-1] < len(starts) else at
+        elif found < 0:
+            ends.append(ends[-1] if ends else 0)
+        else:
+            at = found + len(said)
+            ends.append(max(bisect_left(starts, at), ends[-1] if ends else 0))
+    return [*ends[:-1], len(ids)] if _is_question(messages) else ends
+
+
+def _is_question(messages: Sequence[Message]) -> bool:
+    """Whether there is something to answer, or to go on with: a system prompt alone has no prompt."""
+    return any(message.role != "system" for message in messages)
+
+
+def _decoded(template: ChatTemplate, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """The text of ids, and where in it each of them begins."""
+    stream = template.tokenizer.stream()
+    pieces: list[str] = []
+    starts: list[int] = []
+    length = 0
+    for token in ids:
+        starts.append(length)
+        pieces.append(stream.push(token))
+        length += len(pieces[-1])
+    return "".join(pieces), starts
+
+
+def _frames(template: ChatTemplate) -> dict[str, int]:
+    """How many characters the template writes in front of a message, by its role; none where that can't be told."""
+    first, second, third = "zqx", "zqy", "zqz"
+    said = [Message("user", first), Message("assistant", second), Message("user", third)]
+    try:
+        text = template.tokenizer.decode(template.prompt(said))
+    except ModelUnavailableError:
+        return {}
+    at = [text.find(each) for each in (first, second, third)]
+    if min(at) < 0:
+        return {}
+    return {"assistant": max(0, at[1] - at[0] - len(first)), "user": max(0, at[2] - at[1] - len(second))}
 
 
 def _rows(

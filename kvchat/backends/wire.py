@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from kvchat.backends import base
@@ -15,16 +15,20 @@ from kvchat.errors import ERROR_TYPES, KvchatError
 EVENTS: Mapping[str, type[Any]] = {
     cls.__name__: cls for cls in (base.Prefilling, base.Text, base.Notice, base.Done)
 }
+_PLAIN = frozenset((str, int, float, bool, NoneType))
 
 
 def to_wire(value: Any) -> Any:
     """A JSON-ready form of a dataclass, or of a list or tuple of them."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_wire(getattr(value, item.name)) for item in fields(value)}
+    kind: Any = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind in (list, tuple):  # ids, of which a long conversation has many, are all of one kind
+        return list(value) if value and type(value[0]) in _PLAIN else [to_wire(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, list | tuple):
-        return [to_wire(item) for item in value]
+    if is_dataclass(value):
+        return {name: to_wire(getattr(value, name)) for name in _names(kind)}
     return value
 
 
@@ -60,6 +64,11 @@ def error_to_wire(error: BaseException) -> dict[str, str]:
 def error_from_wire(value: Mapping[str, str]) -> KvchatError:
     """The error that `error_to_wire` wrote."""
     return ERROR_TYPES.get(value["type"], KvchatError)(value["message"], value["remedy"])
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind))
 
 
 @cache

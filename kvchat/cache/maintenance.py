@@ -10,7 +10,7 @@ import os
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from kvchat.cache.entry import EntryError, FolderMeta, checksum, read_header
 from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
+    FileId,
     StoredFile,
     eviction_order,
     fingerprint_folders,
@@ -174,6 +175,29 @@ def prune(
 def clear(root: Path, *, dry_run: bool = False) -> Freed:
     """Remove every stored file of every fingerprint. Raises KvchatError."""
     return _remove(root, eviction_order, dry_run)
+
+
+def forget(root: Path, gone: Set[FileId], kept: Set[FileId], *, dry_run: bool = False) -> Freed:
+    """Remove what may hold tokens of chains up to the tips in `gone`, unless they lead to a tip in `kept` as well.
+
+    Tips are (fingerprint, block hash) as in `stored_tips`. Of the fingerprints of `gone` nothing stays but what leads to
+    a kept tip: a file may have no tip to tell what it belongs to. Raises KvchatError.
+    """
+    fingerprints = {fingerprint for fingerprint, _ in gone - kept}
+
+    def choose(files: tuple[StoredFile, ...]) -> Iterator[StoredFile]:
+        by_id = {file.id: file for file in files}
+        needed: set[FileId] = set()
+        for file in files:
+            above = file if (file.path.parent.name, file.name.last) in kept else None
+            while above is not None and above.id not in needed:
+                needed.add(above.id)
+                above = by_id.get(above.parent_id)
+        for file in files:
+            if file.path.parent.name in fingerprints and file.id not in needed:
+                yield file
+
+    return _remove(root, choose, dry_run)
 
 
 def read_tokens(path: Path) -> tuple[int, ...]:

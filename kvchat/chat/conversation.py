@@ -12,8 +12,8 @@ from dataclasses import replace
 from kvchat.backends.base import Answer, Options, Role, Turn
 from kvchat.chat.export import exported
 from kvchat.chat.journal import Journal, new_row
-from kvchat.chat.store import LATEST, Store
-from kvchat.chat.tree import Branch, Exchange, Totals, Tree, new_id, relinked
+from kvchat.chat.store import LATEST, NameTakenError, Store
+from kvchat.chat.tree import Branch, Exchange, Totals, Tree, new_id, relinked, well_formed
 from kvchat.errors import UsageError
 
 _MIN_PREFIX = 4
@@ -120,7 +120,7 @@ class Conversation:
 
     def fork(self, name: str | None = None) -> str:
         """Go on as another session from here, and leave this one where it is; the new id. Raises UsageError."""
-        self._check_name(name)
+        name = self._checked(name)
         self._journal.fork(name, self.path)
         return self.id
 
@@ -138,19 +138,18 @@ class Conversation:
     def resume(self, key: str = LATEST) -> None:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
         row = self.store.session(key)
-        self._tree = Tree(self.store.exchanges(row.tree))
+        self._tree = self.store.tree(row)
         self._tip, self._system, self._is_pinned = row.tip, row.system, False
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
 
     def rename(self, name: str) -> None:
         """Name the session. Raises UsageError if another one has the name."""
-        self._check_name(name)
-        self._journal.rename(name)
+        self._journal.rename(self._checked(name) or "")
 
     def new(self, name: str | None = None) -> str:
         """Begin another conversation with the same system prompt; its id. Raises UsageError."""
-        self._check_name(name)
+        name = self._checked(name)
         self._begin(self._system)
         if name:
             self._journal.rename(name)
@@ -177,12 +176,12 @@ class Conversation:
 
         The KV of one that is `pinned` is evicted last.
         """
-        self._system, self._is_pinned = text or None, pinned
+        self._system, self._is_pinned = well_formed(text) if text else None, pinned
 
     # How it is done
 
     def _begin(self, system: str | None) -> None:
-        self._system = system or None
+        self._system = well_formed(system) if system else None
         self._tree = Tree()
         self._tip = None
         self._journal = Journal(self.store, new_row(self._system, self.model))
@@ -190,21 +189,22 @@ class Conversation:
 
     def _learn_of_others(self) -> None:
         """Add what other terminals said in this tree."""
-        for exchange in self.store.exchanges(self._journal.row.tree):
-            if exchange.id not in self._tree:
-                self._tree.put(exchange)
+        self._tree.learn(self.store.exchanges(self._journal.row.tree))
 
-    def _check_name(self, name: str | None) -> None:
-        """Raise UsageError for a name that can't be given."""
+    def _checked(self, name: str | None) -> str | None:
+        """The name, as it can be written. Raises UsageError for one that can't be given."""
         if name is None:
-            return
+            return None
+        name = well_formed(name)
         if not name.strip() or name == LATEST or name.startswith("-"):
             raise UsageError(f"a session can't be called {name!r}", "choose another name")
         if any(row.name == name and row.id != self.id for row in self.store.sessions()):
-            raise UsageError(f"another session is called {name!r}", "choose another name, or rename that one")
+            raise NameTakenError(name)
+        return name
 
     def _new_exchange(self, text: str, parent: str | None) -> Exchange:
-        return Exchange(new_id(), parent, Turn(Role.USER, text), None, self.options, self.model, time.time())
+        said = Turn(Role.USER, well_formed(text))
+        return Exchange(new_id(), parent, said, None, self.options, self.model, time.time())
 
     def _move_to(self, tip: str | None) -> None:
         self._tip = tip

@@ -1,103 +1,31 @@
-"""The file that conversations live in: opening, migrating, setting aside when damaged. Knows no conversation.
-
-The one module that imports sqlite3.
-"""
+"""The file that conversations live in: opening, waiting for others, mending what is damaged. Knows no conversation."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from kvchat.chat.mending import copy_pages, may_be_damage, mend, rescue
+from kvchat.chat.schema import COLUMNS, INDEX, Connection, add_index, drop_triggers, migrate
 from kvchat.errors import KvchatError, reason_of
 
-Connection = sqlite3.Connection
 T = TypeVar("T")
 
 BUSY_S = 5.0
 """How long to wait for another process's write."""
+IMPATIENT_S = 0.1
+"""How long after one waited in vain, until something could be written again."""
 
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_POLL_S = 0.02
 _log = logging.getLogger(__name__)
-
-MIGRATIONS = (
-    """
-    CREATE TABLE exchange (
-        number INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        tree TEXT NOT NULL,
-        parent TEXT REFERENCES exchange(id),
-        depth INTEGER NOT NULL,                -- exchanges on its path, itself included
-        user TEXT NOT NULL,
-        answer TEXT NOT NULL DEFAULT '',
-        reasoning TEXT NOT NULL DEFAULT '',
-        finish TEXT,                           -- NULL while the answer is being made
-        model TEXT NOT NULL,
-        options TEXT NOT NULL,                 -- JSON
-        statistics TEXT,                       -- JSON
-        tokens INTEGER NOT NULL DEFAULT 0,     -- of prompt and answer
-        created REAL NOT NULL
-    );
-    CREATE INDEX exchange_tree ON exchange(tree);
-    CREATE INDEX exchange_parent ON exchange(parent);
-    CREATE TABLE token_ids (
-        exchange TEXT NOT NULL REFERENCES exchange(id) ON DELETE CASCADE,
-        tokenizer TEXT NOT NULL,
-        ids BLOB NOT NULL,                     -- int32, little endian
-        UNIQUE (exchange, tokenizer)
-    );
-    CREATE TABLE session (
-        id TEXT PRIMARY KEY,
-        tree TEXT NOT NULL,
-        name TEXT UNIQUE,
-        title TEXT NOT NULL,
-        tip TEXT REFERENCES exchange(id),
-        system TEXT,
-        model TEXT NOT NULL,
-        created REAL NOT NULL,
-        updated REAL NOT NULL
-    );
-    CREATE INDEX session_updated ON session(updated);
-    CREATE INDEX session_tree ON session(tree);
-    CREATE INDEX session_tip ON session(tip);
-    CREATE TABLE counter (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
-    """,
-    """
-    CREATE TABLE kv_tip (                      -- where the cache has the KV of a path up to an exchange
-        exchange TEXT NOT NULL REFERENCES exchange(id) ON DELETE CASCADE,
-        root TEXT NOT NULL,                    -- of the model's fingerprint
-        tip TEXT NOT NULL,                     -- hash of the last full block
-        UNIQUE (exchange, root)
-    );
-    CREATE INDEX kv_tip_tip ON kv_tip(tip);
-    """,
-)
-"""What made each version of the file from the one before; `user_version` counts those that were run."""
-
-_INDEXING = """
-    CREATE VIRTUAL TABLE IF NOT EXISTS exchange_text USING fts5(
-        user, answer, content='exchange', content_rowid='number', tokenize='unicode61 remove_diacritics 2'
-    );
-    CREATE TRIGGER text_added AFTER INSERT ON exchange BEGIN
-        INSERT INTO exchange_text(rowid, user, answer) VALUES (new.number, new.user, new.answer);
-    END;
-    CREATE TRIGGER text_removed AFTER DELETE ON exchange BEGIN
-        INSERT INTO exchange_text(exchange_text, rowid, user, answer)
-            VALUES ('delete', old.number, old.user, old.answer);
-    END;
-    CREATE TRIGGER text_changed AFTER UPDATE OF user, answer ON exchange BEGIN
-        INSERT INTO exchange_text(exchange_text, rowid, user, answer)
-            VALUES ('delete', old.number, old.user, old.answer);
-        INSERT INTO exchange_text(rowid, user, answer) VALUES (new.number, new.user, new.answer);
-    END;
-    INSERT INTO exchange_text(exchange_text) VALUES ('rebuild');
-"""
-_TRIGGERS = ("text_added", "text_removed", "text_changed")
 
 
 class Database:
@@ -114,8 +42,9 @@ class Database:
         self._full_text = full_text
         self._lock = threading.RLock()
         self._connection: Connection | None = None
-        self._inode = 0
+        self._inode: int | None = None  # of the file that is open; None where it was copied into memory
         self._is_copied = self._saves or path is None
+        self._patience_s = BUSY_S
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """The result of a query. Raises KvchatError when the file can't be used."""
@@ -131,6 +60,25 @@ class Database:
 
         return self._whole(transaction)
 
+    def check_index(self) -> None:
+        """Compare the index with the texts, and make it anew where it says something else; if the file can be written."""
+        check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
+        with suppress(KvchatError):
+            if self.is_indexed:
+                self._whole(lambda db: db.execute(check), is_question=True)
+
+    def scrub(self) -> bool:
+        """Leave nothing of what was deleted in the file; False when others are just using it, and something may stay."""
+
+        def work(db: Connection) -> bool:
+            if self.is_indexed:
+                db.execute(f"INSERT INTO {INDEX}({INDEX}) VALUES ('rebuild')")
+            db.execute("VACUUM")
+            busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
+        return self._whole(work)
+
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:
@@ -139,38 +87,78 @@ class Database:
             self._connection = None
 
     def _whole(self, work: Callable[[Connection], T], *, is_question: bool = False) -> T:
-        """Do it; if the file proves to be damaged, set it aside and do it once more in a new one."""
-        with self._lock:
+        """Do it, as soon as no other process writes.
+
+        While it waits other threads may go on; once it waited in vain, others wait a moment only.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
             try:
-                try:
-                    return work(self._opened(with_kept=is_question))
-                except sqlite3.DatabaseError as error:
-                    if not _is_damage(error):
-                        raise
-                    self._set_aside(error)
-                    return work(self._opened())
+                with self._lock:
+                    result = self._done(work, is_question)
+                self._patience_s = BUSY_S if not is_question else self._patience_s
+                return result
             except sqlite3.ProgrammingError:
                 raise
-            except (sqlite3.Error, OSError) as error:
-                raise KvchatError(
-                    f"can't use the conversations in {self.path}: {reason_of(error)}",
-                    "see to the folder and its disk, or use --no-save",
-                ) from error
+            except (sqlite3.Error, OSError, UnicodeError, OverflowError) as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    self._patience_s = IMPATIENT_S if _is_busy(error) else self._patience_s
+                    raise KvchatError(
+                        f"can't use the conversations in {self.path}: {reason_of(error)}",
+                        "see to the folder and its disk, or use --no-save",
+                    ) from error
+            time.sleep(_POLL_S)
 
-    def _opened(self, *, with_kept: bool = False) -> Connection:
+    def _done(self, work: Callable[[Connection], T], is_question: bool) -> T:
+        """Do it; where that shows damage, once more in a file that was mended, or in a new one."""
+        try:
+            return work(self._opened(is_question))
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if not self._saves or not may_be_damage(error):
+                raise
+            self._mend(error)
+            return work(self._opened(is_question))
+
+    def _opened(self, is_question: bool) -> Connection:
+        if self._saves:
+            if self._connection is None or self._is_outdated(is_question):
+                self.close()
+                self._connection = self._file(is_question)
+            return self._connection
         if self._connection is None:
-            self._connection = self._prepared(self._connect() if self._saves else _connection(":memory:"))
-        if with_kept and not self._is_copied:
+            self._connection = self._prepared(_connection(":memory:"))
+        if is_question and not self._is_copied:
             kept = self._prepared(self._copy())
             _add_rows(self._connection, kept)
             self._connection.close()
             self._connection, self._is_copied = kept, True
         return self._connection
 
+    def _is_outdated(self, is_question: bool) -> bool:
+        """Whether what is open is no longer the file by that name; a copy of it serves questions alone."""
+        assert self.path is not None
+        if self._inode is None:
+            return not is_question
+        try:
+            return self.path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def _file(self, is_question: bool) -> Connection:
+        """The file itself; a copy in memory where it can only be read, as on a medium that can't be written."""
+        try:
+            return self._prepared(self._connect())
+        except sqlite3.OperationalError as error:
+            if not is_question or _is_busy(error) or may_be_damage(error):
+                raise
+        copy = self._prepared(self._copy())
+        self._inode = None
+        return copy
+
     def _prepared(self, connection: Connection) -> Connection:
         try:
-            _migrate(connection, self.path)
-            self.is_indexed = _indexed(connection) if self._full_text else _unindexed(connection)
+            migrate(connection, str(self.path))
+            self.is_indexed = add_index(connection) if self._full_text else drop_triggers(connection)
         except BaseException:
             connection.close()
             raise
@@ -179,10 +167,11 @@ class Database:
     def _connect(self) -> Connection:
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._inode = self.path.stat().st_ino
+        if not self.path.exists():
+            _create_private(self.path)
         connection = _connection(str(self.path))
         try:
+            self._inode = self.path.stat().st_ino
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")  # a crash of this program loses nothing
         except BaseException:
@@ -195,117 +184,109 @@ class Database:
         memory = _connection(":memory:")
         if self.path is None or not self.path.exists():
             return memory
-        is_open_elsewhere = self.path.with_name(self.path.name + "-wal").exists()
-        mode = "mode=ro" if is_open_elsewhere else "immutable=1"
-        source = _connection(f"{self.path.resolve().as_uri()}?{mode}")
         try:
-            source.backup(memory)
+            if not _has_wal(self.path):
+                _backup(self.path, "immutable=1", memory)
+                return memory
+            try:
+                _backup(self.path, "mode=ro", memory)
+            except sqlite3.OperationalError:  # what another process wrote last can't be read beside it
+                _backup(self.path, "immutable=1", memory)
         except sqlite3.DatabaseError as error:
+            memory.close()
+            if not may_be_damage(error):
+                raise
             _log.warning("the conversations in %s are left out: %s", self.path, error)
             return _connection(":memory:")
-        finally:
-            source.close()
         return memory
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
-        """Give the damaged file another name, unless another process did, which the inode tells."""
+    def _mend(self, error: Exception) -> None:
+        """Rebuild what can be made from the tables; where they can't be read, go on with what is left of them."""
         self.close()
-        if self.path is None or not self._saves:
+        if self._is_mended():
             return
-        if self.path.exists() and self.path.stat().st_ino == self._inode:
-            suffix = time.strftime(".damaged-%Y%m%d-%H%M%S")
-            for end in ("-wal", "-shm", ""):
-                file = self.path.with_name(self.path.name + end)
-                if file.exists():
-                    file.rename(self.path.with_name(self.path.name + suffix + end))
-            _log.warning("%s is damaged (%s); it is kept as %s", self.path, error, self.path.name + suffix)
+        aside = self._set_aside(error)
+        if aside is None:
+            return
+        with closing(_connection(":memory:")) as copy:
+            with suppress(sqlite3.DatabaseError):
+                _backup(aside, "mode=ro" if _has_wal(aside) else "immutable=1", copy)
+            rescue(copy, self._opened(False))
+
+    def _is_mended(self) -> bool:
+        assert self.path is not None
+        with closing(_connection(_uri(self.path, "mode=rw"))) as connection:
+            self._inode = self.path.stat().st_ino
+            return mend(connection)
+
+    def _set_aside(self, error: Exception) -> Path | None:
+        """Give the damaged file another name, unless another process did, which the inode tells."""
+        assert self.path is not None
+        if not self.path.exists() or self.path.stat().st_ino != self._inode:
+            return None
+        suffix = time.strftime(".damaged-%Y%m%d-%H%M%S")
+        aside = self.path.with_name(self.path.name + suffix)
+        for end in ("-wal", "-shm", ""):
+            file = self.path.with_name(self.path.name + end)
+            if file.exists():
+                file.rename(aside.with_name(aside.name + end))
+        _log.warning("%s is damaged (%s); it is kept as %s", self.path, error, aside.name)
+        return aside
 
 
 def _connection(name: str) -> Connection:
     db = sqlite3.connect(
-        name,
-        timeout=BUSY_S,
-        isolation_level=None,
-        check_same_thread=False,
-        uri=name.startswith("file:"),
+        name, timeout=0, isolation_level=None, check_same_thread=False, uri=name.startswith("file:")
     )
+    db.text_factory = lambda text: text.decode(errors="replace")
     db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA secure_delete = ON")
     return db
 
 
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.resolve().as_uri()}?{mode}"
+
+
+def _has_wal(path: Path) -> bool:
+    """Whether something was written that is not in the file itself yet."""
+    return path.with_name(path.name + "-wal").exists()
+
+
+def _backup(path: Path, mode: str, memory: Connection) -> None:
+    with closing(_connection(_uri(path, mode))) as source:
+        copy_pages(source, memory)
+
+
+def _create_private(path: Path) -> None:
+    """An empty file that only its owner can read, unless there is one.
+
+    It gets its name once it is closed: closing a file that SQLite has open in this process would drop SQLite's locks.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    os.close(descriptor)
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    finally:
+        Path(name).unlink()
+
+
+def _is_busy(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) or 0
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def _add_rows(source: Connection, target: Connection) -> None:
-    """Add what was said in one database in memory to another one; totals add up."""
-    ends = {
-        "exchange": "",
-        "token_ids": "",
-        "kv_tip": "",
-        "session": "",
-        "counter": " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-    }
-    for table, end in ends.items():
-        names = [name for _, name, *_ in source.execute(f"PRAGMA table_info({table})") if name != "number"]
-        rows = source.execute(
-            f"SELECT {', '.join(names)} FROM {table}"
-        )  # in the order in which they were added
-        marks = ", ".join("?" for _ in names)
-        target.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}){end}", rows.fetchall())
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
-
-
-def _version(db: Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _migrate(db: Connection, path: Path | None) -> None:
-    if _version(db) == len(MIGRATIONS):
-        return
-    db.execute("BEGIN IMMEDIATE")
-    with db:
-        version = _version(db)
-        if version > len(MIGRATIONS):
-            raise KvchatError(
-                f"the conversations in {path} were written by a newer kvchat",
-                "upgrade kvchat, or use --no-save",
-            )
-        for script in MIGRATIONS[version:]:
-            _run(db, script)
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-
-
-def _run(db: Connection, script: str) -> None:
-    """All statements of a script, inside the transaction that is open (`executescript` would end it)."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            db.execute(statement)
-            statement = ""
-    assert not statement.strip()
-
-
-def _has_triggers(db: Connection) -> bool:
-    query = "SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name = ?"
-    return bool(db.execute(query, (_TRIGGERS[0],)).fetchone()[0])
-
-
-def _indexed(db: Connection) -> bool:
-    """See to it that texts are indexed, where this SQLite can do it; whether they are."""
-    if ("ENABLE_FTS5",) not in db.execute("PRAGMA compile_options").fetchall():
-        return _unindexed(db)
-    if not _has_triggers(db):
-        db.execute("BEGIN IMMEDIATE")
-        with db:
-            if not _has_triggers(db):
-                _run(db, _INDEXING)
-    return True
-
-
-def _unindexed(db: Connection) -> bool:
-    """Stop keeping an index that this SQLite can't write; another one rebuilds it."""
-    if _has_triggers(db):
-        for name in _TRIGGERS:
-            db.execute(f"DROP TRIGGER IF EXISTS {name}")
-    return False
+    """Add what was said in one database in memory to another one, as the latest; totals add up."""
+    (highest,) = target.execute("SELECT coalesce(max(rank), 0) FROM session").fetchone()
+    adding = " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
+    for table, columns in COLUMNS.items():
+        marks = ", ".join("?" for _ in columns.split(","))
+        query = f"INSERT INTO {table} ({columns}) VALUES ({marks}){adding if table == 'counter' else ''}"
+        rows = source.execute(f"SELECT {columns.replace('rank', f'rank + {highest}')} FROM {table}")
+        target.executemany(query, rows.fetchall())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -41,9 +42,11 @@ def session_json(row: SessionRow) -> dict[str, Any]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read. Raises OSError."""
+    """Write a file that only its owner can read, also where others could read one by that name. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.fchmod(descriptor, 0o600)
         file.write(text)
 
 

@@ -1,6 +1,7 @@
 """Writes a session's moves to the store as they happen, and branches when another terminal moved the session.
 
-What can't be written is said once and does not stop the conversation. Knows no backend.
+What can't be written is said once and does not stop the conversation; it is written with the next move for which that
+is possible. Knows no backend.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from kvchat.backends.base import Answer
 from kvchat.backends.inspection import CacheTotals
-from kvchat.chat.store import SessionRow, Store
+from kvchat.chat.store import NameTakenError, SessionRow, Store
 from kvchat.chat.tree import Exchange, new_id, title_of
 from kvchat.errors import KvchatError
+
+T = TypeVar("T")
 
 
 def new_row(system: str | None, model: str) -> SessionRow:
@@ -29,6 +33,8 @@ class Journal:
         self.row = row
         self.notices: list[str] = []
         self._is_stored = is_stored
+        self._stored_tip = row.tip if is_stored else None
+        self._unsaved: set[str] = set()  # exchanges whose answer is in the store only in part
         self._has_failed = False
 
     def change(self, *, system: str | None, model: str) -> None:
@@ -39,17 +45,15 @@ class Journal:
         """The tip is now at the end of `path`. If another terminal moved the session since, it becomes a branch."""
         if not self._is_stored and not path:
             return
-        expected, tip = self.row.tip, path[-1].id if path else None
         if path and not self.row.title:
             self.row = replace(self.row, title=title_of(path[0].user.text))
-        if self._attempt(lambda: self._moved(path, expected)):
-            self._is_stored = True
-        self.row = replace(self.row, tip=tip)
+        self.row = replace(self.row, tip=path[-1].id if path else None)
+        self._attempt(lambda: self._moved(path))
 
     def fork(self, name: str | None, path: Sequence[Exchange]) -> None:
         """Go on as another session with the same tip; the one before stays where it is."""
         self.row = replace(self.row, id=new_id(), name=None, created=time.time())
-        self._is_stored = False
+        self._is_stored, self._stored_tip = False, None
         self.move(path)
         if name:
             self.rename(name)
@@ -66,7 +70,13 @@ class Journal:
 
     def answer(self, path: Sequence[Exchange]) -> None:
         """The answer at the end of `path` is what it is now."""
-        self._attempt(lambda: self.store.save_answer(self.row, path))
+        self._unsaved.add(path[-1].id)
+        self._attempt(lambda: self._answered(path))
+
+    def settle(self, path: Sequence[Exchange]) -> None:
+        """Write what could not be written before, at the end of a conversation."""
+        if path and (self._unsaved or self._stored_tip != self.row.tip):
+            self.move(path)
 
     def encoded(self, exchange_id: str, tokenizer: str, ids: Sequence[int]) -> None:
         """An answer has these ids in another tokenizer as well."""
@@ -90,22 +100,42 @@ class Journal:
         notices, self.notices = self.notices, []
         return notices
 
-    def _moved(self, path: Sequence[Exchange], expected: str | None) -> None:
-        if self.store.move(self.row, path, expected):
-            return
-        self.row = replace(self.row, id=new_id(), name=None, created=time.time())
-        self.notices.append(
-            f"another terminal went on with this session; this one goes on as a branch, session {self.row.id}"
-        )
-        assert self.store.move(self.row, path, None)
+    def _moved(self, path: Sequence[Exchange]) -> None:
+        if not self._named(lambda: self.store.move(self.row, path, self._stored_tip)):
+            self.row = replace(self.row, id=new_id(), name=None, created=time.time())
+            self.notices.append(
+                f"another terminal went on with this session; this one goes on as a branch, session {self.row.id}"
+            )
+            assert self.store.move(self.row, path, None)
+        self._is_stored, self._stored_tip = True, self.row.tip
+        for end, exchange in enumerate(path, 1):
+            if exchange.id in self._unsaved:
+                self.store.save_answer(self.row, path[:end])
+                self._unsaved.discard(exchange.id)
 
-    def _attempt(self, work: Callable[[], object]) -> bool:
-        """Whether it could be written; if not, that is said once."""
+    def _answered(self, path: Sequence[Exchange]) -> None:
+        if path[-1].id == self.row.tip and (self.row.tip != self._stored_tip or len(self._unsaved) > 1):
+            self._moved(path)
+        else:
+            self._named(lambda: self.store.save_answer(self.row, path))
+            self._unsaved.discard(path[-1].id)
+
+    def _named(self, work: Callable[[], T]) -> T:
+        """Do it; without the session's name, if another terminal gave that to another one first."""
+        try:
+            return work()
+        except NameTakenError as error:
+            self.notices.append(f"{error.message} by now; this one has no name: /rename gives it one")
+            self.row = replace(self.row, name=None)
+            return work()
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Write; that it can't be done is said once, until it can be done again."""
         try:
             work()
         except KvchatError as error:
             if not self._has_failed:
                 self.notices.append(f"what is said is not saved: {error}")
             self._has_failed = True
-            return False
-        return True
+        else:
+            self._has_failed = False

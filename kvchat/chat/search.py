@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvchat.chat.database import Connection
+from kvchat.chat.rows import moment
+from kvchat.chat.rows import text as as_text
+from kvchat.chat.schema import Connection
 from kvchat.errors import UsageError
 
 _AROUND = 40
 """Characters shown on either side of what was found."""
 
 _UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+    r"[\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
+    r"\U00020000-\U0003ffff]"
 )
 """Scripts without spaces between words, in which an index of words finds nothing."""
 
@@ -35,18 +40,27 @@ def search(db: Connection, text: str, limit: int, *, is_indexed: bool) -> list[H
     words = text.split()
     if not any(letter.isalnum() for letter in text):
         raise UsageError("nothing to look for", "give a word or more")
-    if is_indexed and not _UNSPACED.search(text):
+    if is_indexed and not _is_beyond_index(text):
         rows = _indexed(db, words, limit)
     else:
         rows = _scanned(db, words, limit)
     return [
-        Hit(tree, exchange, _around(user, answer, words), created)
+        Hit(as_text(tree), as_text(exchange), _around(as_text(user), as_text(answer), words), moment(created))
         for tree, exchange, user, answer, created in rows
     ]
 
 
-_Row = tuple[str, str, str, str, float]
+_Row = tuple[object, object, object, object, object]
 _COLUMNS = "SELECT e.tree, e.id, e.user, e.answer, e.created FROM"
+
+
+def _is_beyond_index(text: str) -> bool:
+    """Whether the index may miss what is looked for: words that are not spaced, or letters that can be put together of
+    marks, which it knows how to leave out for two alphabets alone."""
+    composed = (letter for letter in unicodedata.normalize("NFC", text) if unicodedata.decomposition(letter))
+    return bool(_UNSPACED.search(text)) or any(
+        not unicodedata.name(letter, "").startswith(("LATIN", "GREEK")) for letter in composed
+    )
 
 
 def _indexed(db: Connection, words: list[str], limit: int) -> list[_Row]:
@@ -59,16 +73,22 @@ def _indexed(db: Connection, words: list[str], limit: int) -> list[_Row]:
 
 
 def _scanned(db: Connection, words: list[str], limit: int) -> list[_Row]:
-    has_word = "(e.user LIKE ? ESCAPE '\\' OR e.answer LIKE ? ESCAPE '\\')"
-    patterns = ["%" + re.sub(r"([\\%_])", r"\\\1", word) + "%" for word in words]
+    """Look at every text, in a form in which it does not matter of how many marks a letter is put together."""
+    db.create_function("folded", 1, lambda value: _folded(as_text(value)), deterministic=True)
+    has_word = "(instr(folded(e.user), ?) OR instr(folded(e.answer), ?))"
     return db.execute(
         f"{_COLUMNS} exchange e WHERE {' AND '.join(has_word for _ in words)} ORDER BY e.number DESC LIMIT ?",
-        (*(pattern for pattern in patterns for _ in "ua"), limit),
+        (*(_folded(word) for word in words for _ in "ua"), limit),
     ).fetchall()
 
 
-def _around(user: str, answer: str, words: list[str]) -> str:
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _around(user: str, answer: str, words: Sequence[str]) -> str:
     """The text around the first word that can be seen in the message or in the answer."""
+    user, answer, *words = (unicodedata.normalize("NFC", text) for text in (user, answer, *words))
     for text in (user, answer):
         for word in words:
             at = text.lower().find(word.lower())

@@ -23,7 +23,7 @@ from kvchat.backends.base import (
 from kvchat.chat.conversation import Conversation
 from kvchat.chat.draft import Draft
 from kvchat.chat.store import Store
-from kvchat.chat.tree import Exchange, is_unfinished, joined
+from kvchat.chat.tree import Exchange, derived_seed, is_unfinished, joined
 from kvchat.chat.tree import is_empty as is_empty
 from kvchat.chat.tree import new_id as new_id
 from kvchat.config import Config
@@ -58,6 +58,7 @@ class Session(Conversation):
     ) -> None:
         super().__init__(options or Options(), system, store=store, model=model)
         self.backend = backend
+        self._newest = ""  # the exchange whose answer has its prompt
 
     @classmethod
     def from_config(cls, backend: Backend, config: Config, *, store: Store | None = None) -> Session:
@@ -150,6 +151,7 @@ class Session(Conversation):
 
     def close(self) -> None:
         """End the backend, and close the store; needed once for all sessions that share them."""
+        self._journal.settle(self.path)
         self.backend.close()
         self.store.close()
 
@@ -180,13 +182,13 @@ class Session(Conversation):
     def _answered(self, exchange: Exchange) -> Events:
         """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""
         draft = Draft(exchange, back_to=self._tip, is_new=exchange.id not in self._tree)
-        self._tree.put(replace(exchange, options=self.options, model=self.model))
-        self._move_to(exchange.id)
         events: Iterator[Event] = iter(())
+        self._tree.put(replace(exchange, options=self.options, model=self.model))
         try:
+            self._move_to(exchange.id)
             yield from self._notices()
             self._learn_tokenizer()
-            events = self.backend.answer(self.history, self.options)
+            events = self.backend.answer(self.history, self._options_of(exchange))
             yield from self._followed(events, draft)
         except GeneratorExit:
             self._finish_cancelled(events, draft)
@@ -197,6 +199,14 @@ class Session(Conversation):
         finally:
             if not draft.kept:
                 self._take_back(draft)
+
+    def _options_of(self, exchange: Exchange) -> Options:
+        """How to make an answer: with draws of its own, the same wherever the same is said in the same place."""
+        seed = self.options.seed
+        if seed is None:
+            return self.options
+        place = len(self._tree.path(exchange.parent)), self._tree.tries(exchange), len(exchange.said)
+        return replace(self.options, seed=derived_seed(seed, *place))
 
     def _followed(self, events: Iterator[Event], draft: Draft) -> Events:
         """The events as they come, saved on the way; `Done` gets the whole answer."""
@@ -214,13 +224,20 @@ class Session(Conversation):
         if is_empty(new):
             return before or new
         whole = joined(before, new) if before else new
-        self._tree.put(replace(self._tree[draft.exchange.id], answer=whole))
+        self._put(replace(self._tree[draft.exchange.id], answer=whole))
         draft.kept = True
         self.totals = self.totals.plus(new)
         self._journal.answer(self._tree.path(draft.exchange.id))
         self._journal.count(new)
         self._keep_encoded(new)
         return whole
+
+    def _put(self, exchange: Exchange) -> None:
+        """Put the newest answer into the tree; the one before gives up its prompt's ids, which are all that was said."""
+        before, self._newest = self._newest, exchange.id
+        if before != exchange.id and before in self._tree and (answer := self._tree[before].answer):
+            self._tree.put(replace(self._tree[before], answer=replace(answer, prompt=(), encoded=())))
+        self._tree.put(exchange)
 
     def _keep_encoded(self, answer: Answer) -> None:
         """Keep the ids that earlier answers have in this tokenizer beside those that they were generated with."""
@@ -260,8 +277,8 @@ class Session(Conversation):
 
     def _compacted(self, older: tuple[Exchange, ...], recent: tuple[Exchange, ...]) -> Events:
         head = self._new_exchange(SUMMARY_REQUEST, None)
-        turns = self.history_of([*older, head])
-        with closing(_closable(self.backend.answer(turns, self.options))) as events:
+        turns, options = self.history_of([*older, head]), self._options_of(head)
+        with closing(_closable(self.backend.answer(turns, options))) as events:
             for event in events:
                 if isinstance(event, Done):
                     self._keep_summary(replace(head, answer=event.answer), recent)
@@ -274,7 +291,7 @@ class Session(Conversation):
         if not answer.text.strip():
             raise KvchatError("the model gave no summary", "try again, or drop the oldest messages")
         self.totals = self.totals.plus(answer)
-        self._graft([summary, *recent])
+        self._graft([replace(summary, answer=replace(answer, prompt=(), encoded=())), *recent])
         self._journal.count(answer)
 
     def _learn_tokenizer(self) -> None:

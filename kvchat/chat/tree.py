@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,19 @@ def title_of(text: str) -> str:
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
+def derived_seed(seed: int, *place: int) -> int:
+    """The seed of one answer from the conversation's and from where the answer stands in it, 0 to 2^48 - 1."""
+    named = " ".join(map(str, (seed, *place))).encode()
+    return int.from_bytes(hashlib.blake2b(named, digest_size=6).digest())
+
+
+def well_formed(text: str) -> str:
+    """A text that can be written as UTF-8: halves of characters are joined, or become a mark where one is missing."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def is_empty(answer: Answer) -> bool:
     """Whether an answer was cancelled before anything was generated; its message is then taken back."""
     said = answer.completion or answer.text or answer.reasoning
@@ -37,14 +51,18 @@ def is_unfinished(answer: Answer) -> bool:
 def joined(before: Answer, after: Answer) -> Answer:
     """An unfinished answer and what followed it as one; usage, timings and cache report are those of `after`.
 
-    Without ids when those of one part are unknown or belong to another tokenizer: the text is then the truth.
+    Without ids when those of one part are unknown or belong to another tokenizer, or when the end of the first part
+    turned out to begin a stop string: the text is then the truth.
     """
     is_known = (
-        before.completion and before.tokenizer == after.tokenizer and (after.completion or not after.text)
+        before.completion
+        and before.tokenizer == after.tokenizer
+        and (after.completion or not after.text)
+        and not after.retracted
     )
     return replace(
         after,
-        text=before.text + after.text,
+        text=before.text[: max(0, len(before.text) - after.retracted)] + after.text,
         reasoning=before.reasoning + after.reasoning,
         completion=before.completion + after.completion if is_known else (),
     )
@@ -68,6 +86,11 @@ class Exchange:
     encoded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
+    def said(self) -> str:
+        """What is there of the answer, with its reasoning."""
+        return self.answer.reasoning + self.answer.text if self.answer else ""
+
+    @property
     def turns(self) -> tuple[Turn, ...]:
         """The messages of this exchange, as a backend takes them."""
         return (self.user,) if self.answer is None else (self.user, self.answer.turn())
@@ -86,7 +109,7 @@ def relinked(exchanges: Iterable[Exchange], parent: str | None) -> Iterator[Exch
     What was stored of their KV followed other messages.
     """
     for exchange in exchanges:
-        answer = replace(exchange.answer, kv_root="", kv_tip="") if exchange.answer else None
+        answer = replace(exchange.answer, prompt=(), kv_root="", kv_tip="") if exchange.answer else None
         copy = replace(exchange, id=new_id(), parent=parent, answer=answer)
         parent = copy.id
         yield copy
@@ -148,7 +171,8 @@ class Tree:
     """All exchanges of a conversation by id; a tip is an id, or None before the first message."""
 
     def __init__(self, exchanges: Iterable[Exchange] = ()) -> None:
-        self._exchanges = {exchange.id: exchange for exchange in exchanges}
+        self._exchanges: dict[str, Exchange] = {}
+        self.learn(exchanges)
 
     def __getitem__(self, exchange_id: str) -> Exchange:
         return self._exchanges[exchange_id]
@@ -160,6 +184,20 @@ class Tree:
         """Add an exchange, or replace the one with its id."""
         self._exchanges[exchange.id] = exchange
 
+    def learn(self, exchanges: Iterable[Exchange]) -> None:
+        """Add those that are not known yet and that a root leads to: where one is missing, what followed it is lost."""
+        waiting: dict[str, list[Exchange]] = {}
+        for exchange in exchanges:
+            if exchange.parent is not None and exchange.parent not in self:
+                waiting.setdefault(exchange.parent, []).append(exchange)
+                continue
+            ready = [exchange]
+            while ready:
+                known = ready.pop()
+                if known.id not in self:
+                    self._exchanges[known.id] = known
+                    ready.extend(waiting.pop(known.id, ()))
+
     def remove(self, exchange_id: str) -> None:
         """Forget an exchange that nothing follows."""
         assert not self.has_children(exchange_id)
@@ -167,9 +205,21 @@ class Tree:
 
     @property
     def began(self) -> float | None:
-        """When the first of all its messages was sent, in seconds since the epoch; None before."""
-        exchanges = list(self._exchanges.values())  # whole, for another thread may add one
-        return min((exchange.created for exchange in exchanges), default=None)
+        """When the first of all its messages was sent, in seconds since the epoch; None before.
+
+        The first is the one that was added first: a clock may go back.
+        """
+        first = next(iter(list(self._exchanges.values())), None)  # whole, for another thread may add one
+        return first.created if first else None
+
+    def tries(self, exchange: Exchange) -> int:
+        """How many times the same was said in the same place before."""
+        before = 0
+        for other in self._exchanges.values():
+            if other.id == exchange.id:
+                break
+            before += other.parent == exchange.parent and other.user.text == exchange.user.text
+        return before
 
     def has_children(self, exchange_id: str) -> bool:
         """Whether something was said after it."""
@@ -192,7 +242,6 @@ class Tree:
             if exchange.id not in parents or exchange.id in sessions or exchange.id == tip
         ]
         current = {exchange.id for exchange in self.path(tip)}
-        tips.sort(key=lambda exchange: exchange.created)
         return tuple(self._branch(exchange, tip, current, sessions) for exchange in tips)
 
     def _branch(

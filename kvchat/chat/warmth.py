@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from kvchat.chat.database import Connection
+from kvchat.chat.schema import Connection
 from kvchat.chat.store import SessionRow, Store
 
 StoredTips = Callable[[], Mapping[tuple[str, str], int]]
@@ -79,7 +79,7 @@ def _paths(db: Connection, ids: list[str]) -> list[tuple[str, str]]:
     query = """
         WITH RECURSIVE path(session, exchange) AS (
             SELECT s.id, s.tip FROM json_each(?) j JOIN session s ON s.id = j.value
-            UNION ALL
+            UNION  -- which ends also where a damaged file has a circle of parents
             SELECT path.session, e.parent FROM path JOIN exchange e ON e.id = path.exchange
             WHERE e.parent IS NOT NULL
         )

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvchat.chat.store import FILE_NAME, SessionRow, Store
-from kvchat.chat.tree import Tree
 from kvchat.chat.warmth import Warmth, warmth
+from kvchat.chat.writes import Deleted
 from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
 from kvchat.errors import UsageError
+
+_HISTORY_NAME = "history"
+"""Where the dialogue keeps what is typed."""
 
 
 def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -66,16 +69,45 @@ def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Delete sessions; all of them are looked up first."""
+    """Delete sessions, and what only they had in the search index and in the cache; all are looked up first."""
+    from kvchat.cache.maintenance import forget
+
     store = _store(config)
-    rows = [store.session(key) for key in args.sessions]
-    for row in rows:
-        store.delete(row.id)
-        yield (
-            json.dumps({"id": row.id, "title": row.title})
-            if args.json
-            else for_terminal(f"removed {row.id}  {row.label}")
-        )
+    rows = {row.id: row for row in map(store.session, args.sessions)}
+    kv_tips: set[tuple[str, str]] = set()
+    for row in rows.values():
+        gone = store.delete(row.id)
+        kv_tips |= gone.kv_tips
+        if args.json:
+            yield json.dumps({"id": row.id, "title": row.title, "turns_kept": gone.kept})
+        else:
+            yield for_terminal(f"removed {row.id}  {row.label}")
+            yield from map(for_terminal, _shared(gone))
+    try:
+        forget(config.paths.cache, kv_tips, store.kv_tips())
+    finally:
+        is_scrubbed = store.database.scrub()
+    if not args.json:
+        yield from map(for_terminal, _left(config, is_scrubbed))
+
+
+def _shared(gone: Deleted) -> Iterator[str]:
+    """What of a session stays because others have it."""
+    if gone.kept:
+        turns = "1 turn" if gone.kept == 1 else f"{gone.kept} turns"
+        yield f"  its first {turns} stay, for {', '.join(gone.sharers)} began with them"
+
+
+def _left(config: Config, is_scrubbed: bool) -> Iterator[str]:
+    """Where what was deleted may still stand."""
+    data = config.paths.data
+    places = [str(path) for path in sorted(data.glob(f"{FILE_NAME}.damaged-*"))]
+    if (data / _HISTORY_NAME).exists():
+        places.append(f"{data / _HISTORY_NAME}, with all that was ever typed")
+    if not is_scrubbed:
+        places.append(f"{data / FILE_NAME}, until no other kvchat uses it and something is removed again")
+    if places:
+        yield f"what was said may still stand in {'; '.join(places)}"
 
 
 def _store(config: Config) -> Store:
@@ -89,7 +121,7 @@ def _document(key: str, config: Config, kind: str) -> str:
 
     store = _store(config)
     row = store.session(key)
-    return exported(row, Tree(store.exchanges(row.tree)).path(row.tip), kind)
+    return exported(row, store.tree(row).path(row.tip), kind)
 
 
 def _line(row: SessionRow, held: Warmth) -> str:

@@ -120,6 +120,9 @@ _EXPORT: dict[str, dict[str, Any]] = {
 _WORDS: dict[str, dict[str, Any]] = {
     "words": {"metavar": "WORD", "nargs": "+", "help": "all have to be there"}
 }
+_REMOVAL = (
+    "delete some, from the search index and the cache too; exit code 2, and all stay, if one is not there"
+)
 _SEVERAL: dict[str, dict[str, Any]] = {
     "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"}
 }
@@ -249,7 +252,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("sessions show", _SESSIONS, "print one", _sessions("shown"), _SESSION),
     Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),
     Command("sessions export", _SESSIONS, "write one", _sessions("exported_to_file"), _SESSION | _EXPORT),
-    Command("sessions rm", _SESSIONS, "delete some", _sessions("removed"), _SEVERAL),
+    Command("sessions rm", _SESSIONS, _REMOVAL, _sessions("removed"), _SEVERAL),
     Command("prompts ls", _PROMPTS, "list them", _prompts("listed"), flags=_HERE),
     Command(
         "prompts show", _PROMPTS, "print one; with --var, its text", _prompts("shown"), _PROMPT | _VAR, _HERE

@@ -16,6 +16,8 @@ _STYLES = ("green", "cyan", "blue", "dim")
 _NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "answer"}
 _WIDE = 90
 _NUM_LARGEST = 5
+_NUM_SHOWN = 100
+"""Messages that have a row of their own in the map."""
 
 
 def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
@@ -34,17 +36,36 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
 
 
 def map_table(rows: Sequence[CacheRow], look: Look) -> Styled:
-    """One row a message: tokens, where they are held, bytes, seconds that are saved."""
-    return table([_map_row(row, look) for row in rows], look, left=(0, 5)) if rows else Styled("")
+    """One row a message: tokens, where they are held, bytes, seconds that are saved.
+
+    Of a long conversation the messages between the first and the last ones stand in one row.
+    """
+    num_folded = max(0, len(rows) - _NUM_SHOWN)
+    shown = [(_name(row), row) for row in rows]
+    if num_folded:
+        between = f"{num_folded} more", _sum(rows[1 : 1 + num_folded])
+        shown = [shown[0], between, *shown[1 + num_folded :]]
+    return (
+        table([_map_row(name, row, look) for name, row in shown], look, left=(0, 5)) if rows else Styled("")
+    )
 
 
-def _map_row(row: CacheRow, look: Look) -> list[Cell]:
+def _sum(rows: Sequence[CacheRow]) -> CacheRow:
+    """Several messages as one."""
+    sums = {
+        name: sum(getattr(row, name) for row in rows)
+        for name in ("tokens", "live", "ram", "disk", "num_bytes", "saves_s")
+    }
+    return CacheRow(rows[0].role, "", **sums)
+
+
+def _map_row(name: str, row: CacheRow, look: Look) -> list[Cell]:
     counts = segments(row)
     size, saved = size_text(row.num_bytes), seconds_text(row.saves_s)
     if look.plain:
-        held = [f"{name} {count}" for name, count in zip(_TIERS, counts, strict=True) if count]
-        return [_name(row), f"{row.tokens} tokens", *held, size, f"saves {saved}"]
-    cells: list[Cell] = [_name(row), str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
+        held = [f"{tier} {count}" for tier, count in zip(_TIERS, counts, strict=True) if count]
+        return [name, f"{row.tokens} tokens", *held, size, f"saves {saved}"]
+    cells: list[Cell] = [name, str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
     return [*cells, _cut(row.text, look.columns - 70)] if look.columns >= _WIDE else cells
 
 

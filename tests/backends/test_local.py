@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
+from kvchat.models.template import Message
 from tests.tiny import CHATML, tiny_folder, transformers_model
 
 THINKS_AT_FIRST = "{{ 'think' if enable_thinking else 'answer at once' }}" + CHATML
@@ -254,6 +256,70 @@ def test_the_cache_view_has_a_row_a_message_that_adds_up(backend: LocalBackend) 
     assert other.cached_tokens < other.prompt_tokens
     assert other.compute_s > 0
     assert backend.cache([]).rows == ()
+
+
+def test_ids_that_the_model_does_not_have_leave_the_text(backend: LocalBackend) -> None:
+    tokenizer = backend.info().tokenizer
+    said = Turn(Role.ASSISTANT, "the lazy dog", "", (5, 2**31 - 1), tokenizer)
+    whole = Turn(Role.ASSISTANT, "the lazy dog")
+    histories = ([user("hello"), turn, user("and")] for turn in (said, whole))
+    first, second = (answer(backend, history) for history in histories)
+    assert first.prompt == second.prompt
+
+
+def counted_renderings(backend: LocalBackend, history: Sequence[Turn], *, has_rows: bool) -> int:
+    """How often a template is rendered for a look at the cache."""
+    program, count = backend._worker.wait().template._program, 0
+    render = program.render
+
+    def counting(*args: Any, **names: Any) -> str:
+        nonlocal count
+        count += 1
+        return render(*args, **names)
+
+    program.render = counting  # type: ignore[method-assign]
+    backend.cache(history, has_rows=has_rows)
+    program.render = render  # type: ignore[method-assign]
+    return count
+
+
+def test_a_look_at_the_cache_renders_a_long_conversation_as_often_as_a_short_one(
+    backend: LocalBackend,
+) -> None:
+    said = [user("hello"), Turn(Role.ASSISTANT, "the lazy dog")]
+    for has_rows in (True, False):
+        counts = [
+            counted_renderings(
+                backend, [Turn(Role.SYSTEM, "be brief"), *said * n, user("so")], has_rows=has_rows
+            )
+            for n in (1, 12)
+        ]
+        assert counts[0] == counts[1] <= 6 * has_rows + 1
+
+
+def test_rows_end_where_their_messages_end(backend: LocalBackend) -> None:
+    history = [Turn(Role.SYSTEM, "be brief")]
+    for number in range(4):
+        history += [user(f"a {number}"), Turn(Role.ASSISTANT, f"the lazy dog {number}\n")]
+    history.append(user("user"))
+    decode, template = backend._worker.wait().tokenizer.decode, backend._worker.wait().template
+    ids = template.prompt([Message(turn.role.value, turn.text) for turn in history])
+    start = 0
+    for row in backend.cache(history).rows[:-1]:
+        said = decode(ids[start : start + row.tokens])
+        assert said.endswith(row.text.strip()) or row.role is Role.SYSTEM, said
+        start += row.tokens
+
+
+def test_without_rows_the_totals_are_the_same(backend: LocalBackend) -> None:
+    history = [user("hello"), answer(backend, [user("hello")]).turn(), user("and")]
+    with_rows, without = (backend.cache(history, has_rows=has_rows) for has_rows in (True, False))
+    assert len(with_rows.rows) == 3
+    assert without.rows == ()
+    assert (with_rows.prompt_tokens, with_rows.cached_tokens) == (
+        without.prompt_tokens,
+        without.cached_tokens,
+    )
 
 
 def test_a_second_backend_finds_on_disk_what_the_first_one_stored(make_config: Callable[..., Config]) -> None:

@@ -130,3 +130,20 @@ def test_a_stop_string_says_how_much_came_from_it_on(text: str, sizes: list[int]
         if not scanner.is_hit:
             shown, fed = shown + scanner.feed(piece), fed + len(piece)
     assert not scanner.is_hit or len(shown) == fed - scanner.rest
+
+
+@given(
+    st.text("abX", max_size=20),
+    st.text("abX", max_size=20),
+    st.lists(st.integers(1, 4), min_size=30, max_size=30),
+)
+def test_a_stop_string_may_begin_in_what_was_shown_before(before: str, after: str, sizes: list[int]) -> None:
+    stops = ("aX", "bbX")
+    if any(stop in before for stop in stops):
+        return
+    scanner = StopScanner(stops, before)
+    shown = "".join(scanner.feed(piece) for piece in cut(after, sizes)) + scanner.finish()
+    whole = before + after
+    first = min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))
+    assert before[: len(before) - scanner.retracted] + shown == whole[:first]
+    assert scanner.is_hit == (first < len(whole))

@@ -15,7 +15,7 @@ import pytest
 from kvchat.backends.base import Options, Role, Turn
 from kvchat.backends.inspection import CacheTotals
 from kvchat.chat import database
-from kvchat.chat.database import MIGRATIONS
+from kvchat.chat.schema import MIGRATIONS
 from kvchat.chat.session import Session
 from kvchat.chat.store import SessionRow, Store
 from kvchat.chat.tree import Exchange, title_of

@@ -135,6 +135,21 @@ def test_an_export_is_private_and_its_html_is_escaped(run: Run, tmp_path: Path) 
     assert run("sessions", "export", "--output", str(tmp_path / "no" / "file"))[0] == 2
 
 
+def test_an_export_into_a_file_that_others_could_read_is_private_too(run: Run, tmp_path: Path) -> None:
+    run("-p", "hello")
+    page = tmp_path / "page.md"
+    page.touch(0o644)
+    assert run("sessions", "export", "--output", str(page))[0] == 0
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert run("sessions", "export", "--output", "/dev/null")[0] == 0
+
+
+def test_the_ids_of_the_prompt_are_told_who_asks_for_them(run: Run) -> None:
+    lines = run("--json", "--tokens", "-p", "hello you")[1].splitlines()
+    (report,) = [json.loads(line) for line in lines]
+    assert report["tokens"]["prompt"] == [0, 1]
+
+
 def test_a_saved_prompt_begins_a_conversation(run: Run, tmp_path: Path) -> None:
     (tmp_path / "work" / "prompts").mkdir()
     text = "---\ndescription: x\noptions: {max_tokens: 2}\nvars: {who: }\n---\nYou are {{ who }}."

@@ -9,7 +9,15 @@ import pytest
 
 from kvchat.backends.base import Answer, CacheReport, FinishReason, Role, Timings, Usage
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
-from kvchat.ui.cache_tables import cache_text, context_text, history_table, memory_text, segments, why_text
+from kvchat.ui.cache_tables import (
+    cache_text,
+    context_text,
+    history_table,
+    map_table,
+    memory_text,
+    segments,
+    why_text,
+)
 from kvchat.ui.tables import Look
 
 MIB = 2**20
@@ -68,6 +76,16 @@ def test_the_map_has_a_row_a_message_with_all_its_figures_at_40_columns() -> Non
     assert re.fullmatch(
         r"system +1000 █+ +23\.0 MiB 1\.30 s", next(line for line in lines if line.startswith("system"))
     )
+
+
+def test_the_middle_of_a_long_conversation_is_one_row_and_no_token_is_left_out() -> None:
+    rows = [ROWS[0], *ROWS[1:] * 300]
+    lines = bare(map_table(rows, Look(60)))
+    assert len(lines) == 101
+    assert lines[0].startswith("system")
+    assert lines[1].split()[:2] == ["801", "more"]
+    shown = [int(match[1]) for line in lines if (match := re.match(r"(?:\w+|\d+ more) +(\d+) ", line))]
+    assert sum(shown) == sum(row.tokens for row in rows)
 
 
 def test_a_token_counts_in_the_fastest_tier_that_holds_it() -> None:

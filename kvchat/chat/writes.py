@@ -1,0 +1,172 @@
+"""What a conversation's moves change in the tables; each function runs in one transaction. Opens no file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from kvchat.chat.rows import SessionRow, ids_to_blob, statistics_json, text
+from kvchat.chat.schema import Connection
+from kvchat.chat.tree import Exchange
+from kvchat.errors import UsageError
+
+
+class NameTakenError(UsageError):
+    """Another session has the name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"another session is called {name!r}", "choose another name, or rename that one")
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What went with a session. `kept` of its exchanges stay, because the sessions `sharers` have them too.
+
+    `kv_tips` are (model's fingerprint, block hash) up to which the cache may have KV of what went.
+    """
+
+    kept: int
+    sharers: tuple[str, ...]
+    kv_tips: frozenset[tuple[str, str]]
+
+
+def move(db: Connection, session: SessionRow, path: Sequence[Exchange], expected: str | None) -> bool:
+    """Set a session's tip to the end of `path`, adding what is missing; False if its tip is not `expected`."""
+    found = db.execute("SELECT tip FROM session WHERE id = ?", (session.id,)).fetchone()
+    if found and found[0] != expected:
+        return False
+    _add_missing(db, session.tree, path)
+    tip = path[-1].id if path else None
+    _put_session(db, replace(session, tip=tip), "tip = excluded.tip")
+    return True
+
+
+def _put_session(db: Connection, session: SessionRow, *changes: str) -> None:
+    """Add a session, or change what the row that is there says."""
+    what = (
+        "title = excluded.title",
+        "system = excluded.system",
+        "model = excluded.model",
+        "updated = excluded.updated",
+        "rank = excluded.rank",
+        *changes,
+    )
+    if session.name and not db.execute("SELECT 1 FROM session WHERE id = ?", (session.id,)).fetchone():
+        check_name(db, session.name, session.id)
+    row = session.id, session.tree, session.title, session.name, session.tip, session.system, session.model
+    db.execute(
+        "INSERT INTO session (id, tree, title, name, tip, system, model, created, updated, rank)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(rank), 0) + 1 FROM session))"
+        f" ON CONFLICT (id) DO UPDATE SET {', '.join(what)}",
+        (*row, session.created, time.time()),
+    )
+
+
+def check_name(db: Connection, name: str, session_id: str) -> None:
+    """Raise NameTakenError if another session has the name."""
+    if db.execute("SELECT 1 FROM session WHERE name = ? AND id <> ?", (name, session_id)).fetchone():
+        raise NameTakenError(name)
+
+
+def _add_missing(db: Connection, tree: str, path: Sequence[Exchange]) -> None:
+    """Add the end of a path that is not stored yet; all of it after the file was set aside."""
+    first = len(path)
+    while first and not db.execute("SELECT 1 FROM exchange WHERE id = ?", (path[first - 1].id,)).fetchone():
+        first -= 1
+    for depth, exchange in enumerate(path[first:], first + 1):
+        asked = exchange.model, json.dumps(asdict(exchange.options)), exchange.created
+        db.execute(
+            "INSERT INTO exchange (id, tree, parent, depth, user, model, options, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (exchange.id, tree, exchange.parent, depth, exchange.user.text, *asked),
+        )
+        _put_answer(db, exchange)
+
+
+def _put_answer(db: Connection, exchange: Exchange) -> None:
+    answer = exchange.answer
+    if answer is None:
+        db.execute(
+            "UPDATE exchange SET answer = '', reasoning = '', finish = NULL WHERE id = ?", (exchange.id,)
+        )
+        return
+    said = answer.text, answer.reasoning, str(answer.finish_reason)
+    db.execute(
+        "UPDATE exchange SET answer = ?, reasoning = ?, finish = ?, model = ?, statistics = ?, tokens = ?"
+        " WHERE id = ?",
+        (*said, exchange.model, statistics_json(answer), answer.usage.total_tokens, exchange.id),
+    )
+    db.execute("DELETE FROM token_ids WHERE exchange = ?", (exchange.id,))  # the text is not what they say
+    if answer.completion:
+        row = exchange.id, answer.tokenizer, ids_to_blob(answer.completion)
+        db.execute("INSERT INTO token_ids VALUES (?, ?, ?)", row)
+    if answer.kv_tip:
+        db.execute(
+            "INSERT OR REPLACE INTO kv_tip VALUES (?, ?, ?)", (exchange.id, answer.kv_root, answer.kv_tip)
+        )
+
+
+def save_answer(db: Connection, session: SessionRow, path: Sequence[Exchange]) -> None:
+    """Save the answer at the end of `path`, and what is missing before it."""
+    _add_missing(db, session.tree, path)
+    _put_answer(db, path[-1])
+    _put_session(db, replace(session, tip=path[-1].id))
+
+
+def take_back(db: Connection, session: SessionRow, exchange_id: str) -> None:
+    """Delete an exchange that nothing follows, and the session if nothing else was said in it."""
+    db.execute(
+        "DELETE FROM exchange WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM exchange WHERE parent = ?1)"
+        " AND NOT EXISTS (SELECT 1 FROM session WHERE tip = ?1)",
+        (exchange_id,),
+    )
+    db.execute(
+        "DELETE FROM session WHERE id = ? AND tip IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM exchange WHERE tree = session.tree)",
+        (session.id,),
+    )
+
+
+def delete(db: Connection, session_id: str) -> Deleted:
+    """Delete a session, and of its tree what no other session has: its path, as far as it is its own, and what follows."""
+    query = "DELETE FROM session WHERE id = ? RETURNING tree, tip"
+    tree, tip = db.execute(query, (session_id,)).fetchone() or ("", None)
+    parents = dict(db.execute("SELECT id, parent FROM exchange WHERE tree = ?", (tree,)).fetchall())
+    others = db.execute("SELECT coalesce(name, id), tip FROM session WHERE tree = ?", (tree,)).fetchall()
+    path, kept = _path(parents, tip), set().union(*(_path(parents, other) for _, other in others))
+    gone = _with_followers(parents, path - kept) if others else set(parents)
+    kv_tips = [
+        row
+        for each in gone
+        for row in db.execute("SELECT root, tip FROM kv_tip WHERE exchange = ?", (each,)).fetchall()
+    ]
+    db.execute("PRAGMA defer_foreign_keys = ON")
+    db.executemany("DELETE FROM exchange WHERE id = ?", [(each,) for each in gone])
+    sharers = tuple(text(name) for name, other in others if path & _path(parents, other))
+    return Deleted(len(path & kept), sharers, frozenset(kv_tips))
+
+
+def _path(parents: Mapping[str, str | None], tip: str | None) -> set[str]:
+    """The exchanges from a tip up to the root, or to where a damaged tree ends."""
+    path: set[str] = set()
+    while tip is not None and tip in parents and tip not in path:
+        path.add(tip)
+        tip = parents[tip]
+    return path
+
+
+def _with_followers(parents: Mapping[str, str | None], exchanges: Iterable[str]) -> set[str]:
+    """Exchanges and all that was said behind them."""
+    children: dict[str | None, list[str]] = {}
+    for child, parent in parents.items():
+        children.setdefault(parent, []).append(child)
+    found: set[str] = set()
+    waiting = list(exchanges)
+    while waiting:
+        exchange = waiting.pop()
+        if exchange not in found:
+            found.add(exchange)
+            waiting.extend(children.get(exchange, ()))
+    return found
