@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,7 +22,14 @@ from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
 from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
-from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError, reason_of
+from kvchat.errors import (
+    EXIT_INTERRUPTED,
+    KvchatError,
+    OutOfMemoryError,
+    UsageError,
+    is_memory_gone,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
@@ -29,7 +38,8 @@ EXIT_BROKEN_PIPE = 128 + 13
 
 
 def _local(config: Config) -> Backend:
-    from kvchat.backends.local import LocalBackend
+    with _ending_at_once():  # torch: where its C++ calls Python, no exception may come back
+        from kvchat.backends.local import LocalBackend
 
     return LocalBackend(config)
 
@@ -50,10 +60,24 @@ exit codes: 0 ok, 1 went wrong while running, 2 usage, 3 model unavailable, 4 co
 
 
 def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None) -> int:
-    """Run kvchat; the exit code. No exception leaves it but SystemExit."""
-    argv = sys.argv[1:] if argv is None else argv
-    _open_closed_streams()
+    """Run kvchat; the exit code. No exception leaves it but SystemExit.
+
+    Without `argv` it is the program: the process ends here where threads are left that nobody waits for.
+    """
+    if argv is not None:
+        return _run(argv, backends)
     try:
+        code = _run(sys.argv[1:], backends)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    return _end(code)
+
+
+def _run(argv: Sequence[str], backends: Backends | None) -> int:
+    try:
+        _open_closed_streams()
         args = _parser(backends or Backends(oneshot=_local, dialogue=_process)).parse_args(argv)
         _end_on_signals()
         _forgive_encodings()
@@ -75,9 +99,21 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
     return int(code)
 
 
+def _end(code: int) -> int:
+    """The exit code, where the interpreter may see to its end: under a thread that loads torch it aborts, and Ctrl-C
+    within an `exec`, such as dataclasses make, lets it end by that signal though it was handled."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # no end comes sooner than this one
+    if threading.active_count() == 1 and code != EXIT_INTERRUPTED:
+        return code
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _error_of(error: Exception) -> KvchatError:
     """What the user is told of an exception that nothing below has named."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if is_memory_gone(error):
         return OutOfMemoryError("out of memory", "use a smaller model or a smaller --context")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return KvchatError(
@@ -139,6 +175,24 @@ def _end_on_signals() -> None:
 
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, leave)
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Signals that end the program do so without an exception; for where nothing is held yet."""
+
+    def end(signum: int, frame: FrameType | None) -> NoReturn:
+        os._exit(128 + signum)
+
+    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: handler for signum in signums if callable(handler := signal.getsignal(signum))}
+    for signum in before:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,6 +10,8 @@ KvchatError                  1  something went wrong while running
 
 from __future__ import annotations
 
+import errno
+
 
 class KvchatError(Exception):
     """One line for the user, and one that says what to do about it.
@@ -58,6 +60,11 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is no text in UTF-8"
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def is_memory_gone(error: BaseException) -> bool:
+    """Whether Python or the system says that memory ran out."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 EXIT_INTERRUPTED = 130

@@ -12,7 +12,7 @@ from typing import Any
 from kvchat.backends.base import Answer, Backend, Done, Event, Notice, Phase
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
-from kvchat.errors import ContextOverflowError, KvchatError, ModelUnavailableError
+from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
 from kvchat.ui.clipboard import clipboard_sequence
@@ -127,6 +127,10 @@ class Repl:
     def leave(self) -> None:
         """End the dialogue; may be called from any thread."""
         self._turns.hand(self._screen.leave, 0)
+
+    def break_off(self) -> None:
+        """End the dialogue; before its model was there, that is an interrupt and no end."""
+        self._screen.leave(0 if self._engine.info else EXIT_INTERRUPTED)
 
     def copy(self, text: str) -> None:
         """Put a text on the terminal's clipboard; may be called from any thread."""
