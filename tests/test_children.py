@@ -131,6 +131,7 @@ def test_python_m_kvchat_leaves_the_working_folder_out(hostile: Path) -> None:
 def test_a_child_runs_this_very_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kvchat").mkdir()
     (tmp_path / "kvchat" / "__init__.py").write_text("raise SystemExit('another kvchat')")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = subprocess.run(
         [*own_command("kvchat"), "--version"],
