@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -38,10 +38,9 @@ EXIT_BROKEN_PIPE = 128 + 13
 
 
 def _local(config: Config) -> Backend:
-    with _ending_at_once():  # torch: where its C++ calls Python, no exception may come back
-        from kvchat.backends.local import LocalBackend
+    from kvchat.commands.local import local_backend
 
-    return LocalBackend(config)
+    return local_backend(config)
 
 
 def _process(config: Config) -> Backend:
@@ -175,24 +174,6 @@ def _end_on_signals() -> None:
 
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, leave)
-
-
-@contextmanager
-def _ending_at_once() -> Iterator[None]:
-    """Signals that end the program do so without an exception; for where nothing is held yet."""
-
-    def end(signum: int, frame: FrameType | None) -> NoReturn:
-        os._exit(128 + signum)
-
-    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {signum: handler for signum in signums if callable(handler := signal.getsignal(signum))}
-    for signum in before:
-        signal.signal(signum, end)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -105,7 +105,8 @@ class _Child:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            self._hearer.join(_LAST_WORDS_S)
+            with suppress(RuntimeError):  # it could not be started
+                self._hearer.join(_LAST_WORDS_S)
             self._why = self._cause(self._process.returncode)
         self._is_gone.set()
 

@@ -236,6 +236,6 @@ def _answer(backend: Backend, history: list[Turn]) -> Answer:
 
 
 def _local(config: Config) -> Backend:
-    from kvchat.backends.local import LocalBackend
+    from kvchat.commands.local import local_backend
 
-    return LocalBackend(config)
+    return local_backend(config)
