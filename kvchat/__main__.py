@@ -1,17 +1,27 @@
 """`kvchat` and `python -m kvchat`: the command line, and nothing else."""
 
 import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> int:
     """Run kvchat; the exit code."""
-    try:
-        from kvchat.cli import main
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:
+        signal.signal(
+            signal.SIGINT, _end
+        )  # an exception would be lost in a callback of importing now and then
+    from kvchat.cli import main
 
-        return main()
-    except KeyboardInterrupt:  # while that was imported; the interpreter would end by the signal
-        os._exit(130)
+    if is_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return main()
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    os._exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
+from kvchat.commands.starting import ending_at_once, local_backend
 from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
 from kvchat.errors import (
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
     from kvchat.backends.base import Backend
 
 EXIT_BROKEN_PIPE = 128 + 13
-
-
-def _local(config: Config) -> Backend:
-    from kvchat.commands.local import local_backend
-
-    return local_backend(config)
 
 
 def _process(config: Config) -> Backend:
@@ -77,13 +72,9 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
 def _run(argv: Sequence[str], backends: Backends | None) -> int:
     try:
         _open_closed_streams()
-        args = _parser(backends or Backends(oneshot=_local, dialogue=_process)).parse_args(argv)
         _end_on_signals()
-        _forgive_encodings()
-        _check_folder()
-        settings = _settings(args)
-        args.given = {name for name, value in settings.items() if value is not None}
-        config = load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
+        with ending_at_once():
+            args, config = _asked(argv, backends or Backends(oneshot=local_backend, dialogue=_process))
         code = args.run(args, config)
         sys.stdout.flush()
     except KvchatError as error:
@@ -96,6 +87,16 @@ def _run(argv: Sequence[str], backends: Backends | None) -> int:
     except Exception as error:
         return _fail(_error_of(error), argv)
     return int(code)
+
+
+def _asked(argv: Sequence[str], backends: Backends) -> tuple[argparse.Namespace, Config]:
+    """What is to be run, and the settings. Raises UsageError."""
+    args = _parser(backends).parse_args(argv)
+    _forgive_encodings()
+    _check_folder()
+    settings = _settings(args)
+    args.given = {name for name, value in settings.items() if value is not None}
+    return args, load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
 
 
 def _end(code: int) -> int:

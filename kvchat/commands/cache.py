@@ -221,7 +221,7 @@ def _sample(config: Config, num_runs: int) -> tuple[VerifySample | None, str]:
     described = [info.meta.described.get("model") for info in list_folders(config.paths.cache) if info.meta]
     if files.name not in described:
         return None, f"nothing was computed again: nothing is stored for {files.name}"
-    from kvchat.commands.local import local_backend
+    from kvchat.commands.starting import local_backend
 
     wanted = replace(
         config,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from kvchat.commands.starting import ending_at_once
 from kvchat.config import Config
 from kvchat.errors import UsageError
 
@@ -32,29 +33,32 @@ def chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
         return _oneshot(backends, args, config)
     picks = args.resume == "" and not args.fork
-    start = _opening(args, config, picks=picks)
-    backend = backends.dialogue(start.config)
-    backend.start()
-    try:
-        session = start.session(backend)
-    except BaseException:
-        backend.close()
-        raise
+    with ending_at_once():
+        start = _opening(args, config, picks=picks)
+        backend = backends.dialogue(start.config)
+        backend.start()
+        try:
+            session = start.session(backend)
+            hold = _dialogue(backends, session, start.config)
+        except BaseException:
+            backend.close()
+            raise
     with session:
-        return _dialogue(backends, session, start.config, ["/sessions"] if picks else [])
+        return hold(["/sessions"] if picks else [])
 
 
-def _dialogue(backends: Backends, session: Session, config: Config, first: list[str]) -> int:
+def _dialogue(backends: Backends, session: Session, config: Config) -> Callable[[list[str]], int]:
+    """The dialogue that fits, ready to be held; it is given the lines that come before what is typed."""
     from kvchat.commands.surroundings import surroundings_of
 
     surroundings = surroundings_of(config, backends.dialogue)
     if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
         from kvchat.ui.lines import LineDialogue
 
-        return LineDialogue(session, sys.stdout, surroundings).run(first)
-    from kvchat.ui.repl import run_repl
+        return LineDialogue(session, sys.stdout, surroundings).run
+    from kvchat.ui.repl import Repl
 
-    return run_repl(session, config, surroundings, color=_is_coloured(), first=first)
+    return Repl(session, config, surroundings, color=_is_coloured()).run
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
@@ -77,10 +81,12 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
         styled=bool(os.environ.get("FORCE_COLOR")),
         reasoning=config.ui.reasoning,
     )
-    start = _opening(args, config)
-    backend = backends.oneshot(start.config)
-    backend.start()
-    with start.session(backend) as session:
+    with ending_at_once():
+        start = _opening(args, config)
+        backend = backends.oneshot(start.config)
+        backend.start()
+        opened = start.session(backend)
+    with opened as session:
         return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(messages)
 
 

@@ -236,6 +236,6 @@ def _answer(backend: Backend, history: list[Turn]) -> Answer:
 
 
 def _local(config: Config) -> Backend:
-    from kvchat.commands.local import local_backend
+    from kvchat.commands.starting import local_backend
 
     return local_backend(config)

@@ -134,7 +134,7 @@ def linted(args: argparse.Namespace, config: Config) -> Iterator[str]:
 def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Compute and store a prompt's KV ahead of use."""
     from kvchat.backends.base import Prefilling, Role, Turn
-    from kvchat.commands.local import local_backend
+    from kvchat.commands.starting import local_backend
     from kvchat.config import load_config
 
     prompt = _prompts().prompt(args.name)

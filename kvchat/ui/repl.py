@@ -304,15 +304,3 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         self._say(record.getMessage())
-
-
-def run_repl(
-    session: Session,
-    config: Config,
-    surroundings: Surroundings,
-    *,
-    color: bool = True,
-    first: Sequence[str] = (),
-) -> int:
-    """Hold a dialogue until the user leaves; the exit code. The lines in `first` come before what is typed."""
-    return Repl(session, config, surroundings, color=color).run(first)

@@ -1,4 +1,4 @@
-"""A backend in this process, whose libraries are imported in such a way that a signal meanwhile does no harm."""
+"""Starting up, while a signal may come at any moment: nothing is held yet, so the program simply ends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def local_backend(config: Config) -> LocalBackend:
-    """A backend in this process. For the main thread."""
-    with _ending_at_once():
+    """A backend in this process, asked for by the main thread."""
+    with ending_at_once():
         from kvchat.backends.local import LocalBackend
 
         return LocalBackend(config)
 
 
 @contextmanager
-def _ending_at_once() -> Iterator[None]:
-    """Signals that end the program do so without an exception: nothing is held yet, and where torch's C++ calls Python
-    while it is imported, an exception aborts the process."""
+def ending_at_once() -> Iterator[None]:
+    """Signals that end the program do so without an exception. While modules are imported one would be lost in a
+    callback now and then, and where torch's C++ calls Python it would abort the process."""
 
     def end(signum: int, frame: FrameType | None) -> NoReturn:
         os._exit(128 + signum)
