@@ -129,8 +129,9 @@ class Repl:
         self._turns.hand(self._screen.leave, 0)
 
     def break_off(self) -> None:
-        """End the dialogue; before its model was there, that is an interrupt and no end."""
-        self._screen.leave(0 if self._engine.info else EXIT_INTERRUPTED)
+        """End the dialogue; while its model loads, that is an interrupt and no end."""
+        is_loading = self.session.backend.status().phase in (Phase.STARTING, Phase.LOADING)
+        self._screen.leave(EXIT_INTERRUPTED if is_loading else 0)
 
     def copy(self, text: str) -> None:
         """Put a text on the terminal's clipboard; may be called from any thread."""
