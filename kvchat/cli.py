@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,20 +20,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
+from kvchat.commands.starting import ending_at_once, local_backend
 from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
-from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError, reason_of
+from kvchat.errors import (
+    EXIT_INTERRUPTED,
+    KvchatError,
+    OutOfMemoryError,
+    UsageError,
+    is_memory_gone,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
 
 EXIT_BROKEN_PIPE = 128 + 13
-
-
-def _local(config: Config) -> Backend:
-    from kvchat.backends.local import LocalBackend
-
-    return LocalBackend(config)
 
 
 def _process(config: Config) -> Backend:
@@ -50,17 +54,27 @@ exit codes: 0 ok, 1 went wrong while running, 2 usage, 3 model unavailable, 4 co
 
 
 def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None) -> int:
-    """Run kvchat; the exit code. No exception leaves it but SystemExit."""
-    argv = sys.argv[1:] if argv is None else argv
-    _open_closed_streams()
+    """Run kvchat; the exit code. No exception leaves it but SystemExit.
+
+    Without `argv` it is the program: the process ends here where threads are left that nobody waits for.
+    """
+    if argv is not None:
+        return _run(argv, backends)
     try:
-        args = _parser(backends or Backends(oneshot=_local, dialogue=_process)).parse_args(argv)
+        code = _run(sys.argv[1:], backends)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    return _end(code)
+
+
+def _run(argv: Sequence[str], backends: Backends | None) -> int:
+    try:
+        _open_closed_streams()
         _end_on_signals()
-        _forgive_encodings()
-        _check_folder()
-        settings = _settings(args)
-        args.given = {name for name, value in settings.items() if value is not None}
-        config = load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
+        with ending_at_once():
+            args, config = _asked(argv, backends or Backends(oneshot=local_backend, dialogue=_process))
         code = args.run(args, config)
         sys.stdout.flush()
     except KvchatError as error:
@@ -75,9 +89,31 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
     return int(code)
 
 
+def _asked(argv: Sequence[str], backends: Backends) -> tuple[argparse.Namespace, Config]:
+    """What is to be run, and the settings. Raises UsageError."""
+    args = _parser(backends).parse_args(argv)
+    _forgive_encodings()
+    _check_folder()
+    settings = _settings(args)
+    args.given = {name for name, value in settings.items() if value is not None}
+    return args, load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
+
+
+def _end(code: int) -> int:
+    """The exit code, where the interpreter may see to its end: under a thread that loads torch it aborts, and Ctrl-C
+    within an `exec`, such as dataclasses make, lets it end by that signal though it was handled."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # no end comes sooner than this one
+    if threading.active_count() == 1 and code != EXIT_INTERRUPTED:
+        return code
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _error_of(error: Exception) -> KvchatError:
     """What the user is told of an exception that nothing below has named."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if is_memory_gone(error):
         return OutOfMemoryError("out of memory", "use a smaller model or a smaller --context")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return KvchatError(

@@ -12,6 +12,8 @@ KvchatError                  1  something went wrong while running
 
 from __future__ import annotations
 
+import errno
+
 
 class KvchatError(Exception):
     """One line for the user, and one that says what to do about it.
@@ -75,6 +77,11 @@ def one_line(error: BaseException) -> str:
     said = getattr(error, "message", None) or error
     words = " ".join(str(said)[:2000].split()) or type(error).__name__
     return words if len(words) <= 300 else words[:299] + "…"
+
+
+def is_memory_gone(error: BaseException) -> bool:
+    """Whether Python or the system says that memory ran out."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 EXIT_INTERRUPTED = 130

@@ -7,14 +7,17 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from kvchat.backends.base import Options, Phase, Role, Status, Turn
+from kvchat.backends.base import Event, Options, Phase, Role, Status, Turn
 from kvchat.backends.wire import error_to_wire, from_wire, to_wire
 from kvchat.config import Config
+from kvchat.errors import EngineDiedError
 
 if TYPE_CHECKING:
     from kvchat.backends.local import LocalBackend
+    from kvchat.engine.worker import Stream
 
 STATUS_INTERVAL_S = 0.05
 """How often a change of status is looked for."""
@@ -32,7 +35,9 @@ class EngineProcess:
         self._backend: LocalBackend | None = None
         self._backend_ready = threading.Event()
         self._failure: BaseException | None = None
-        self._running: set[int] = set()
+        self._is_ending = False
+        self._lock = threading.Lock()  # over what runs
+        self._running: dict[int, Stream[Event] | None] = {}  # calls by number; None: not so far, or no stream
         self._cancelled: set[int] = set()
 
     def serve(self) -> None:
@@ -44,7 +49,11 @@ class EngineProcess:
         _in_background(self._open, config)
         _in_background(self._report_status)
         for line in self._calls:
-            self._handle(json.loads(line))
+            with suppress(
+                ValueError, KeyError, TypeError
+            ):  # cut off, as the terminal was in mid-line, or no call
+                self._handle(json.loads(line))
+        self._is_ending = True
         _in_background(_end_after, DRAIN_TIMEOUT_S)
         if self._backend is not None:
             self._backend.close()
@@ -63,14 +72,18 @@ class EngineProcess:
         if call["call"] == "cancel":
             self._cancel(call.get("target"))
             return
-        self._running.add(call["id"])
+        with self._lock:
+            self._running[call["id"]] = None
         _in_background(self._run, call)
 
     def _cancel(self, target: int | None) -> None:
-        wanted = self._running if target is None else self._running & {target}
-        self._cancelled |= wanted
-        if wanted and self._backend is not None:
-            self._backend.cancel()
+        """Cancel one call, or all; what others ask of the same engine goes on."""
+        with self._lock:
+            for number in [*self._running] if target is None else {target} & self._running.keys():
+                self._cancelled.add(number)
+                stream = self._running[number]
+                if stream is not None:
+                    stream.cancel()
 
     def _run(self, call: dict[str, Any]) -> None:
         number = call["id"]
@@ -81,8 +94,9 @@ class EngineProcess:
         else:
             self._write({"id": number, "kind": "result", "value": result})
         finally:
-            self._running.discard(number)
-            self._cancelled.discard(number)
+            with self._lock:
+                del self._running[number]
+                self._cancelled.discard(number)
 
     def _result(self, number: int, call: dict[str, Any]) -> Any:
         self._backend_ready.wait()
@@ -93,6 +107,8 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
+        if call["call"] not in ("answer", "warm", "prepare", "cache"):
+            raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
         history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
         if call["call"] == "cache":
             return to_wire(self._backend.cache(history, options, has_rows=call["has_rows"]))
@@ -102,8 +118,10 @@ class EngineProcess:
             "prepare": self._backend.prepare,
         }
         events = streams[call["call"]](history, options)
-        if number in self._cancelled:
-            self._backend.cancel()
+        with self._lock:
+            self._running[number] = events
+            if number in self._cancelled:
+                events.cancel()
         for event in events:
             value = {"type": type(event).__name__, "value": to_wire(event)}
             self._write({"id": number, "kind": "event", "value": value})
@@ -116,6 +134,8 @@ class EngineProcess:
             status = Status(Phase.LOADING, "loading torch") if backend is None else backend.status()
             if self._failure is not None:
                 status = Status(Phase.FAILED, str(self._failure))
+            if self._is_ending:
+                status = Status(Phase.CLOSED)
             if status != last:
                 self._write({"status": to_wire(status)})
                 last = status
@@ -127,7 +147,7 @@ class EngineProcess:
             with self._write_lock:
                 self._replies.write(line + b"\n")
                 self._replies.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             pass  # the terminal is gone; the reader notices
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvchat.backends.base import ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
+from kvchat.cache.folder import make_private_folder
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config, ModelConfig
@@ -66,6 +67,8 @@ class Loaded:
 def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     """Load the model of `config`; `warn` takes the cache's warnings. Raises KvchatError."""
     started = time.perf_counter()
+    with suppress(OSError):  # where it can't be written, what is remembered of models is found out each time
+        make_private_folder(config.paths.models)
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
     wanted = trusting_settings(config, files.folder)

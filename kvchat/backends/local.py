@@ -16,7 +16,7 @@ from kvchat.backends.report import Asked
 from kvchat.backends.verify import verify_sample
 from kvchat.backends.view import cache_view
 from kvchat.config import Config
-from kvchat.engine.worker import Manner, Worker
+from kvchat.engine.worker import Manner, Stream, Worker
 
 
 class LocalBackend:
@@ -41,7 +41,7 @@ class LocalBackend:
     def info(self) -> ModelInfo:
         return self._worker.wait().info
 
-    def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+    def answer(self, history: Sequence[Turn], options: Options) -> Stream[Event]:
         submitted = time.perf_counter()
         turns = tuple(history)
 
@@ -58,12 +58,11 @@ class LocalBackend:
             finally:
                 self._show(Status(Phase.READY))
                 loaded.last = Asked(turns, (*answering.prompt, *answering.ids))
-                pin(loaded, turns, options)
-                loaded.engine.store()
+                self._keep(loaded, turns, options)
 
         return self._worker.run(job)
 
-    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Iterator[Event]:
+    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Stream[Event]:
         turns = tuple(history)
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
@@ -81,10 +80,10 @@ class LocalBackend:
 
         return self._worker.run(job)
 
-    def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+    def prepare(self, history: Sequence[Turn], options: Options) -> Stream[Event]:
         turns = tuple(history)
         if not self.config.cache.prepare or self.config.cache.mode == "off":
-            return iter(())
+            return Stream.of_nothing()
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             try:
@@ -128,8 +127,17 @@ class LocalBackend:
         self._worker.close()
         self._show(Status(Phase.CLOSED))
 
+    def _keep(self, loaded: Loaded, turns: Sequence[Turn], options: Options) -> None:
+        """Store what was computed. What fails behind an answer takes nothing from it, and is told with the next."""
+        try:
+            pin(loaded, turns, options)
+            loaded.engine.store()
+        except Exception as error:
+            self._notices.put(f"the KV of the last answer was not kept: {type(error).__name__}: {error}")
+
     def _show(self, status: Status) -> None:
-        self._status = status
+        if self._status.phase is not Phase.CLOSED:  # a thread that still loads may come too late
+            self._status = status
 
     def _load(self) -> Loaded:
         try:

@@ -1,4 +1,7 @@
-"""The backend's values as JSON and back: dataclasses by their field types. Knows no pipe."""
+"""The backend's values as JSON and back: dataclasses by their field types. Knows no pipe.
+
+The two sides may be of different versions: what one does not know it leaves out, what is not there has its default.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from kvchat.backends import base
-from kvchat.errors import ERROR_TYPES, KvchatError
+from kvchat.errors import ERROR_TYPES, KvchatError, is_memory_gone
 
 EVENTS: Mapping[str, type[Any]] = {
     cls.__name__: cls for cls in (base.Prefilling, base.Text, base.Notice, base.Done)
@@ -33,7 +36,7 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(kind: Any, value: Any) -> Any:
-    """The value of type `kind` that `to_wire` wrote."""
+    """The value of type `kind` that `to_wire` wrote. Raises KeyError, TypeError or ValueError if it is no such value."""
     if value is None:
         return None
     origin, arguments = get_origin(kind), get_args(kind)
@@ -44,7 +47,9 @@ def from_wire(kind: Any, value: Any) -> Any:
         return tuple(value) if inner in (int, str) else tuple(from_wire(inner, item) for item in value)
     if is_dataclass(kind):
         assert isinstance(kind, type)
-        return kind(**{name: from_wire(hint, value[name]) for name, hint in _hints(kind).items()})
+        return kind(
+            **{name: from_wire(hint, value[name]) for name, hint in _hints(kind).items() if name in value}
+        )
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     return value
@@ -54,6 +59,9 @@ def error_to_wire(error: BaseException) -> dict[str, str]:
     """An error as it crosses the pipe; one of ours keeps its type and remedy."""
     if isinstance(error, KvchatError):
         return {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
+    if is_memory_gone(error):
+        remedy = "take a smaller model or a smaller --context"
+        return {"type": "OutOfMemoryError", "message": "out of memory", "remedy": remedy}
     return {
         "type": "KvchatError",
         "message": f"internal error: {type(error).__name__}: {error}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.bench.measure import isolated, one_by_one
+from kvchat.children import child_environment, child_folder, own_command
 from kvchat.config import Config
 from kvchat.errors import KvchatError, UsageError
 
@@ -53,7 +54,15 @@ class Contender:
         pipe = subprocess.PIPE
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # open as long as the child
         started = time.perf_counter()
-        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        self._child = subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=self._errors,
+            text=True,
+            cwd=child_folder(),
+            env=child_environment(),
+        )
         self.facts = self._ask(hello)
         self.spawned_s = time.perf_counter() - started
 
@@ -125,7 +134,7 @@ class Entry:
             return _llama(setup)
         config = one_by_one(isolated(setup.config, mode="off" if name == "nocache" else "rw"))
         hello = {"kind": name, "config": config.to_json(), "threads": setup.threads}
-        return cls(name, [sys.executable, "-m", "kvchat.bench.child"], hello)
+        return cls(name, own_command("kvchat.bench.child"), hello)
 
     def start(self) -> Contender:
         """It, ready to answer. Raises ContenderError."""

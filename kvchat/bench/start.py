@@ -19,6 +19,7 @@ from typing import Any
 from kvchat.bench.contender import Entry, Setup
 from kvchat.bench.measure import Spread, json_of, rounds, spreads
 from kvchat.bench.prompts import token_ids
+from kvchat.children import child_environment, own_command
 from kvchat.config import Config, variable_name
 from kvchat.errors import KvchatError
 
@@ -71,7 +72,7 @@ def _environment(config: Config, folder: Path) -> dict[str, str]:
     given = {name: str(value) for name, value in settings.items() if value is not None}
     own = {"CACHE_DIR": folder / "kv", "DATA": folder / "data", "CONFIG": folder / "config.toml"}
     paths = {f"KVCHAT_{name}": str(path) for name, path in (own | {"MODELS": config.paths.models}).items()}
-    return {**os.environ, **given, **paths, "TERM": "xterm-256color"}
+    return {**child_environment(), **given, **paths, "TERM": "xterm-256color"}
 
 
 def _takes_keys_s(environ: dict[str, str]) -> float:
@@ -79,7 +80,7 @@ def _takes_keys_s(environ: dict[str, str]) -> float:
     started = time.perf_counter()
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "kvchat"], environ)
+        os.execve(sys.executable, own_command("kvchat"), environ)
     try:
         termios.tcsetwinsize(terminal, (24, 100))
         while termios.tcgetattr(terminal)[_LFLAG] & termios.ICANON:  # before, the kernel would show the key
@@ -125,7 +126,7 @@ def _is_running(pid: int) -> bool:
 
 def _first_word_s(environ: dict[str, str]) -> float:
     """Seconds until `-p` writes the first byte of its answer."""
-    command = [sys.executable, "-m", "kvchat", "-q", "--max-tokens", "4", "-p", PROMPT]
+    command = [*own_command("kvchat"), "-q", "--max-tokens", "4", "-p", PROMPT]
     started = time.perf_counter()
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(command, env=environ, stdin=quiet, stdout=pipe, stderr=pipe) as child:

@@ -223,7 +223,7 @@ def _sample(config: Config, num_runs: int) -> tuple[VerifySample | None, str]:
     described = [info.meta.described.get("model") for info in list_folders(config.paths.cache) if info.meta]
     if files.name not in described:
         return None, f"nothing was computed again: nothing is stored for {files.name}"
-    from kvchat.backends.local import LocalBackend
+    from kvchat.commands.starting import local_backend
 
     wanted = replace(
         config,
@@ -231,7 +231,7 @@ def _sample(config: Config, num_runs: int) -> tuple[VerifySample | None, str]:
         cache=replace(config.cache, mode="ro"),
         chat=replace(config.chat, save=True),
     )
-    backend = LocalBackend(wanted)
+    backend = local_backend(wanted)
     try:
         return backend.verify(num_runs), ""
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from kvchat.commands.starting import ending_at_once
 from kvchat.config import Config
 from kvchat.errors import UntrustedCodeError, UsageError
 
@@ -34,17 +35,21 @@ def chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     picks = args.resume == "" and not args.fork
 
     def hold(start: Opening) -> int:
-        backend = backends.dialogue(start.config)
-        backend.start()
-        try:
-            session = start.session(backend)
-        except BaseException:
-            backend.close()
-            raise
+        with ending_at_once():
+            backend = backends.dialogue(start.config)
+            backend.start()
+            try:
+                session = start.session(backend)
+                run = _dialogue(backends, session, start.config, args)
+            except BaseException:
+                backend.close()
+                raise
         with session:
-            return _dialogue(backends, session, start.config, args, ["/sessions"] if picks else [])
+            return run(["/sessions"] if picks else [])
 
-    return _trusted(_opening(args, config, picks=picks), hold)
+    with ending_at_once():
+        start = _opening(args, config, picks=picks)
+    return _trusted(start, hold)
 
 
 def _trusted(start: Opening, run: Callable[[Opening], int]) -> int:
@@ -59,18 +64,19 @@ def _trusted(start: Opening, run: Callable[[Opening], int]) -> int:
 
 
 def _dialogue(
-    backends: Backends, session: Session, config: Config, args: argparse.Namespace, first: list[str]
-) -> int:
+    backends: Backends, session: Session, config: Config, args: argparse.Namespace
+) -> Callable[[list[str]], int]:
+    """The dialogue that fits, ready to be held; it is given the lines that come before what is typed."""
     from kvchat.commands.surroundings import surroundings_of
 
     surroundings = surroundings_of(config, backends.dialogue, trusts_prompts=args.trust_prompts)
     if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
         from kvchat.ui.lines import LineDialogue
 
-        return LineDialogue(session, sys.stdout, surroundings).run(first)
-    from kvchat.ui.repl import run_repl
+        return LineDialogue(session, sys.stdout, surroundings).run
+    from kvchat.ui.repl import Repl
 
-    return run_repl(session, config, surroundings, color=_is_coloured(), first=first)
+    return Repl(session, config, surroundings, color=_is_coloured()).run
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
@@ -97,13 +103,17 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
     )
 
     def ask(start: Opening) -> int:
-        asked = messages()
-        backend = backends.oneshot(start.config)
-        backend.start()
-        with start.session(backend) as session:
+        with ending_at_once():
+            asked = messages()
+            backend = backends.oneshot(start.config)
+            backend.start()
+            opened = start.session(backend)
+        with opened as session:
             return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(asked)
 
-    return _trusted(_opening(args, config), ask)
+    with ending_at_once():
+        start = _opening(args, config)
+    return _trusted(start, ask)
 
 
 def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:

@@ -237,6 +237,6 @@ def _answer(backend: Backend, history: list[Turn]) -> Answer:
 
 
 def _local(config: Config) -> Backend:
-    from kvchat.backends.local import LocalBackend
+    from kvchat.commands.starting import local_backend
 
-    return LocalBackend(config)
+    return local_backend(config)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
+
+from kvchat.errors import EngineDiedError
 
 T = TypeVar("T")
 """What the worker loads and owns."""
@@ -34,14 +37,76 @@ class Manner(Enum):
 class _Job(Generic[T]):
     run: Callable[[T, Callable[[], bool]], Iterator[Any]]
     manner: Manner
-    events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
+    events: queue.SimpleQueue[tuple[str, Any]] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    has_begun: bool = False
+    is_dropped: bool = False
+
+    def begin(self) -> bool:
+        """Let it run; False if it was dropped before."""
+        with self.lock:
+            self.has_begun = not self.is_dropped
+            return self.has_begun
+
+    def drop(self, error: BaseException | None = None) -> None:
+        """Cancel it; one that has not begun never will, and whoever reads it gets the error, or its end."""
+        self.cancelled.set()
+        with self.lock:
+            if self.has_begun or self.is_dropped:
+                return
+            self.is_dropped = True
+        self.events.put(("error", error) if error else ("end", None))
+
+
+class Stream(Iterator[E]):
+    """What one job yields, in order; raises what it raises. `cancel` may be called from any thread."""
+
+    def __init__(self, job: _Job[Any]) -> None:
+        self._job = job
+        self._has_ended = False
+
+    def __next__(self) -> E:
+        if self._has_ended:
+            raise StopIteration
+        try:
+            kind, value = self._job.events.get()
+        except BaseException:  # Ctrl-C: nobody waits any more, and least of all for a model that loads
+            self.cancel()
+            raise
+        if kind == "event":
+            event: E = value
+            return event
+        self._has_ended = True
+        if kind == "error":
+            raise value
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """Let the job end soon; what it yields until then still comes."""
+        self._job.cancelled.set()
+
+    def close(self) -> None:
+        """Cancel the job, and wait until it has let go of the model; one that waits for it is dropped."""
+        self._job.drop()
+        while not self._has_ended:
+            self._has_ended = self._job.events.get()[0] != "event"
+
+    def __del__(self) -> None:
+        self._job.drop()  # as closing does, but nobody is there to wait
+
+    @classmethod
+    def of_nothing(cls) -> Stream[E]:
+        """One that has ended."""
+        job: _Job[Any] = _Job(lambda *_: iter(()), Manner.LOOK)
+        job.drop()
+        return cls(job)
 
 
 class Worker(Generic[T]):
     """Loads a thing in a thread of its own and lets jobs use it there, one after the other.
 
-    When nobody waits for it yet, it may `settle` first.
+    When nobody waits for it yet, it may `settle` first; should that fail, the first job is to find out why.
     """
 
     def __init__(
@@ -58,64 +123,46 @@ class Worker(Generic[T]):
         self._pending: set[_Job[T]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._loaded = threading.Event()
+        self._is_closed = False
+        self._answered = (
+            threading.Event()
+        )  # loading is over, well or not, or nobody is to wait for it any more
         self._failure: BaseException | None = None
         self._thing: T | None = None
 
     def start(self) -> None:
-        """Begin to load; does nothing when that has begun."""
+        """Begin to load; does nothing when that has begun. Raises EngineDiedError once closed."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="kvchat-engine", daemon=True)
-                self._thread.start()
+            self._start()
 
     def wait(self) -> T:
-        """The loaded thing, to be read only. Raises what loading raised."""
+        """The loaded thing, to be read only. Raises what loading raised, and EngineDiedError once closed."""
         self.start()
-        self._loaded.wait()
+        self._answered.wait()
+        if self._is_closed:
+            raise _closed()
         if self._failure is not None:
             raise self._failure
         assert self._thing is not None
         return self._thing
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether loading is over, well or not."""
-        return self._loaded.is_set()
-
     def run(
         self, job: Callable[[T, Callable[[], bool]], Iterator[E]], manner: Manner = Manner.WORK
-    ) -> Iterator[E]:
+    ) -> Stream[E]:
         """Queue `job(thing, is_cancelled)` for the worker's thread; yields what it yields, raises what it raises.
 
-        It can be cancelled from now on. Closing the iterator cancels it, and waits until it has let go of the model.
+        It can be cancelled from now on. Closing the stream cancels it, and waits until it has let go of the model.
+        Raises EngineDiedError once closed.
         """
-        self.start()
         task: _Job[T] = _Job(job, manner)
         with self._lock:
+            self._start()
             for other in self._pending if manner is not Manner.LOOK else ():
                 if other.manner is Manner.IDLE:
                     other.cancelled.set()
             self._pending.add(task)
-        self._jobs.put(task)
-        return self._follow(task)
-
-    def _follow(self, task: _Job[T]) -> Iterator[Any]:
-        kind, value = "event", None
-        try:
-            while True:
-                kind, value = task.events.get()
-                if kind != "event":
-                    break
-                yield value
-        finally:
-            task.cancelled.set()
-            while kind == "event":
-                kind, _ = task.events.get()
-            with self._lock:
-                self._pending.discard(task)
-        if kind == "error":
-            raise value
+            self._jobs.put(task)
+        return Stream(task)
 
     def cancel(self) -> None:
         """Cancel every job that runs or waits."""
@@ -126,40 +173,58 @@ class Worker(Generic[T]):
     def close(self, timeout_s: float = 10.0) -> None:
         """Cancel everything and end the thread, after it has unloaded; waits at most `timeout_s`.
 
-        A thing that is still loading is not waited for.
+        A thing that is still loading is not waited for. Whoever waits, for it or for a job that has not begun, is told.
         """
-        self.cancel()
-        self._jobs.put(None)
-        if self._thread is not None and self._loaded.is_set():
+        with self._lock:
+            self._is_closed = True
+            for task in self._pending:
+                task.drop(_closed())
+            self._jobs.put(None)
+        is_loading = not self._answered.is_set()
+        self._answered.set()
+        if self._thread is not None and not is_loading:
             self._thread.join(timeout_s)
+
+    def _start(self) -> None:
+        if self._is_closed:
+            raise _closed()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="kvchat-engine", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         try:
             self._thing = self._load()
         except BaseException as error:  # handed to whoever asks for the thing
             self._failure = error
-        self._loaded.set()
+        self._answered.set()
         if self._thing is not None and self._jobs.empty():
-            self._settle(self._thing)
+            with suppress(Exception):
+                self._settle(self._thing)
         while (task := self._jobs.get()) is not None:
             self._run_one(task)
         if self._thing is not None:
             self._unload(self._thing)
 
     def _run_one(self, task: _Job[T]) -> None:
+        if task.begin():
+            task.events.put(self._outcome(task))
+        with self._lock:
+            self._pending.discard(task)
+
+    def _outcome(self, task: _Job[T]) -> tuple[str, BaseException | None]:
+        """Put what the job yields among its events; how it ended."""
         try:
             if self._failure is not None:
                 raise self._failure
             assert self._thing is not None
-            stream = task.run(self._thing, task.cancelled.is_set)
-            for event in stream:
+            for event in task.run(self._thing, task.cancelled.is_set):
                 task.events.put(("event", event))
                 if task.manner is Manner.IDLE:
                     self._run_looks(task)
         except BaseException as error:  # handed to whoever reads the stream
-            task.events.put(("error", error))
-        else:
-            task.events.put(("end", None))
+            return "error", error
+        return "end", None
 
     def _run_looks(self, idle: _Job[T]) -> None:
         """Run what came during an idle job; whatever more than looks has cancelled it before it was queued."""
@@ -172,3 +237,7 @@ class Worker(Generic[T]):
                 self._jobs.put(None)
                 return
             self._run_one(task)
+
+
+def _closed() -> EngineDiedError:
+    return EngineDiedError("the engine was closed")

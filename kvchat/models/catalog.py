@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +75,14 @@ class Catalog:
     def resolve(self, name: str, *, needs_template: bool = True) -> ModelFiles:
         """The model's files, fetched or imported if need be. Raises ModelUnavailableError with what to do."""
         source = self._source(name)
-        files = source.find() or source.obtain()
+        files = source.find() or self._obtained(source)
         if needs_template and not has_chat_template(files.folder):
             raise ModelUnavailableError(f"{name} has no chat template", "pass one with --chat-template FILE")
         return files
 
     def pull(self, name: str) -> ModelFiles:
         """The same, but the source is asked for what is new, and a missing chat template is no error."""
-        return self._source(name).obtain()
+        return self._obtained(self._source(name))
 
     def find(self, name: str) -> ModelFiles | None:
         """The model's files if they are here and whole; fetches and imports nothing."""
@@ -130,6 +131,13 @@ class Catalog:
         for path in made:
             path.unlink(missing_ok=True)
         return num_bytes
+
+    def _obtained(self, source: Source) -> ModelFiles:
+        from kvchat.cache.folder import make_private_folder  # numpy, which listing models does without
+
+        with suppress(OSError):  # whoever is going to write there says why it can't be done
+            make_private_folder(self._means.root)
+        return source.obtain()
 
     def _source(self, name: str) -> Source:
         """What a name stands for. Raises ModelUnavailableError when it can be nothing."""

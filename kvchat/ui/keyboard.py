@@ -39,6 +39,9 @@ class Face(Desk, Protocol):
     def stop_loading(self) -> bool:
         """Give up another model that is being loaded; whether there is one."""
 
+    def break_off(self) -> None:
+        """End the dialogue, as Ctrl-C does."""
+
     @property
     def thought(self) -> str:
         """What the model thinks now, or thought before its last answer."""
@@ -183,7 +186,7 @@ class Keyboard:
             self._attached.clear()
             buffer.reset()
         elif self.hint:
-            self._face.leave()
+            self._face.break_off()
         else:
             self.show_hint("Ctrl-C again leaves")
 

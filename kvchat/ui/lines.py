@@ -10,7 +10,7 @@ from typing import TextIO
 
 from kvchat.backends.base import Backend, Done, Event, Notice, Phase, Text
 from kvchat.chat.session import Session, is_empty
-from kvchat.errors import KvchatError
+from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clipboard import clipboard_sequence
@@ -86,7 +86,9 @@ class LineDialogue:
                 self._write("\nCtrl-D leaves\n")
             except KvchatError as error:
                 self._write(error_line(error.message, error.remedy) + "\n")
-                if self.session.backend.status().phase is Phase.FAILED:
+                if self.session.backend.status().phase is Phase.FAILED and not isinstance(
+                    error, EngineDiedError
+                ):
                     return error.exit_code  # there is nobody to talk to
         return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 from kvchat.backends.base import Answer, Backend, Done, Event, Notice, Phase
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
-from kvchat.errors import ContextOverflowError, KvchatError, ModelUnavailableError
+from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
 from kvchat.ui.clipboard import clipboard_sequence
@@ -127,6 +127,11 @@ class Repl:
     def leave(self) -> None:
         """End the dialogue; may be called from any thread."""
         self._turns.hand(self._screen.leave, 0)
+
+    def break_off(self) -> None:
+        """End the dialogue; while its model loads, that is an interrupt and no end."""
+        is_loading = self.session.backend.status().phase in (Phase.STARTING, Phase.LOADING)
+        self._screen.leave(EXIT_INTERRUPTED if is_loading else 0)
 
     def copy(self, text: str) -> None:
         """Put a text on the terminal's clipboard; may be called from any thread."""
@@ -300,15 +305,3 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         self._say(record.getMessage())
-
-
-def run_repl(
-    session: Session,
-    config: Config,
-    surroundings: Surroundings,
-    *,
-    color: bool = True,
-    first: Sequence[str] = (),
-) -> int:
-    """Hold a dialogue until the user leaves; the exit code. The lines in `first` come before what is typed."""
-    return Repl(session, config, surroundings, color=color).run(first)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
 from kvchat.models.template import Message
-from tests.tiny import CHATML, tiny_folder, transformers_model
+from tests.tiny import CHATML, tiny_config, tiny_folder, transformers_model
 
 THINKS_AT_FIRST = "{{ 'think' if enable_thinking else 'answer at once' }}" + CHATML
 """A template that says in front of everything whether to think."""
@@ -416,3 +417,22 @@ def test_what_is_warmed_and_looked_at_is_what_the_next_message_asks_with(
         other = backend.cache(history, Options(think=not think))
         assert other.rows[0].live < other.rows[0].tokens, "or this test shows nothing"
     backend.close()
+
+
+def test_folders_are_nobody_elses_even_where_the_umask_would_let_all_in(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "home" / ".cache" / "kvchat"
+    config = tiny_config(tiny_path, tmp_path, paths__models=own / "models", paths__cache=own / "kv")
+    before = os.umask(0)
+    try:
+        backend = LocalBackend(config)
+        answer(backend, [user("the quick brown fox " * 10)])
+        backend.close()
+    finally:
+        os.umask(before)
+    made = [own.parents[1], own.parent, own, *(path for path in own.rglob("*") if path.is_dir())]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in made} == {
+        path.name: "0o700" for path in made
+    }
+    assert own / "models" in made and own / "kv" in made

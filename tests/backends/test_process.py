@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,10 +27,10 @@ from kvchat.backends.base import (
     Turn,
 )
 from kvchat.backends.local import LocalBackend
-from kvchat.backends.process import ProcessBackend
+from kvchat.backends.process import MAX_LOST, ProcessBackend, _cut_short
 from kvchat.backends.wire import error_from_wire, error_to_wire, from_wire, to_wire
 from kvchat.config import Config
-from kvchat.errors import ContextOverflowError, EngineDiedError, ModelUnavailableError
+from kvchat.errors import ContextOverflowError, EngineDiedError, ModelUnavailableError, OutOfMemoryError
 from tests.tiny import tiny_config
 
 
@@ -145,6 +149,130 @@ def test_an_engine_killed_in_mid_answer_is_started_again_and_nothing_said_is_los
     assert shown[:5] in last.answer.turn().text or last.answer.usage.prompt_tokens > len(shown) // 4
 
 
+def kill(backend: ProcessBackend, signum: signal.Signals = signal.SIGKILL) -> None:
+    assert backend.pid is not None
+    os.kill(backend.pid, signum)
+
+
+def test_an_answer_that_is_done_stays_as_it_is_when_the_engine_dies_behind_it(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = Done(replace(_cut_short([Text("hello")]), completion=(1, 2), finish_reason=FinishReason.STOP))
+    script = tmp_path / "engine"
+    script.write_text("#!/bin/sh\nread line\nread line\ncat <<'END'\n" + lines(Text("hello"), done) + "END\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert list(backend.answer([user("hello")], Options())) == [Text("hello"), done]
+
+
+def lines(*events: object) -> str:
+    """What an engine writes of the first call's events."""
+    values = ({"type": type(event).__name__, "value": to_wire(event)} for event in events)
+    return "".join(json.dumps({"id": 1, "kind": "event", "value": value}) + "\n" for value in values)
+
+
+def test_an_engine_killed_twice_while_it_loads_answers_all_the_same(backend: ProcessBackend) -> None:
+    backend.start()
+    kill(backend)
+    assert wait_until(lambda: backend.status().phase is Phase.STARTING)
+    backend.start()
+    first, answers = backend.pid, backend.answer([user("hello")], Options(max_tokens=2))
+    threading.Thread(target=kill, args=(backend,)).start()
+    *_, last = answers
+    assert isinstance(last, Done)
+    assert backend.pid != first
+
+
+def test_an_engine_that_can_never_be_started_is_given_up_until_somebody_asks(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineDiedError, match=rf"ended {MAX_LOST} times while it loaded \(exit code 1\)"):
+        list(backend.answer([user("hello")], Options()))
+    backend.start()
+    assert backend.status().phase is Phase.FAILED
+    with pytest.raises(EngineDiedError, match="while it loaded"):
+        backend.info()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(EngineDiedError, match="could not be started"):
+        list(backend.answer([user("hello")], Options()))
+    monkeypatch.undo()
+    *_, last = backend.answer([user("hello")], Options(max_tokens=2))
+    assert isinstance(last, Done)
+
+
+def test_nobody_waits_for_an_engine_that_was_stopped(talkative: ProcessBackend) -> None:
+    backend = ProcessBackend(talkative.config)
+    stream = backend.answer([user("hello")], Options())
+    next(stream)
+    pid = backend.pid
+    kill(backend, signal.SIGSTOP)
+
+    def ask() -> None:
+        with pytest.raises(EngineDiedError):
+            list(backend.answer([user("x" * 2**22)], Options()))
+
+    threading.Thread(target=ask, daemon=True).start()
+    time.sleep(0.5)  # by now it is being written, to nobody
+    for _ in range(1000):
+        backend.cancel()
+    backend.close()
+    assert pid is not None and not is_alive(pid)
+
+
+def test_an_engine_that_was_stopped_goes_on_when_it_is_continued(talkative: ProcessBackend) -> None:
+    stream = talkative.answer([user("hello")], Options(max_tokens=200))
+    next(stream)
+    kill(talkative, signal.SIGSTOP)
+    threading.Timer(0.3, kill, (talkative, signal.SIGCONT)).start()
+    *_, last = stream
+    assert isinstance(last, Done)
+    assert len(last.answer.completion) == 200
+
+
+def test_closing_one_stream_leaves_the_others_alone(talkative: ProcessBackend) -> None:
+    endless = talkative.answer([user("hello")], Options())
+    next(endless)
+    ends: list[object] = []
+
+    def ask() -> None:
+        ends.append([*talkative.answer([user("world")], Options(max_tokens=3))][-1])
+
+    second = threading.Thread(target=ask)
+    second.start()
+    for _ in range(20):
+        talkative.count("by now the other call is known there")
+    endless.close()
+    second.join()
+    (last,) = ends
+    assert isinstance(last, Done)
+    assert last.answer.finish_reason is FinishReason.LENGTH
+
+
+def test_an_engine_of_another_version_is_named(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "engine"
+    said = (
+        '{"id": 1, "kind": "event", "value": {"type": "Thought"}}\\n{"id": 1, "kind": "result", "value": {}}'
+    )
+    script.write_text(f"#!/bin/sh\nread line\nread line\nprintf '{said}\\n'\ncat >/dev/null\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(EngineDiedError, match="another version"):
+        list(backend.answer([user("hello")], Options()))
+
+
+def test_an_engine_is_started_again_though_the_working_folder_is_gone(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    *_, last = backend.answer([user("hello")], Options(max_tokens=2))
+    assert isinstance(last, Done)
+
+
 def test_an_engine_killed_before_it_spoke_answers_after_its_restart(backend: ProcessBackend) -> None:
     backend.info()
     assert backend.pid is not None
@@ -179,8 +307,6 @@ def test_the_engine_ends_when_its_terminal_is_killed(
         + "print(backend.pid, flush=True)\n"
         "time.sleep(100)\n"
     )
-    import json
-
     arguments = [sys.executable, "-c", script, json.dumps(make_config().to_json())]
     terminal = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert terminal.stdout is not None
@@ -209,6 +335,17 @@ def test_values_survive_the_wire() -> None:
     error = error_from_wire(error_to_wire(ContextOverflowError("a", "b")))
     assert (type(error), error.message, error.remedy) == (ContextOverflowError, "a", "b")
     assert "internal error" in error_from_wire(error_to_wire(ZeroDivisionError("x"))).message
+    for exhausted in (MemoryError(), OSError(errno.ENOMEM, "no memory")):
+        assert isinstance(error_from_wire(error_to_wire(exhausted)), OutOfMemoryError)
+
+
+def test_values_of_another_version_keep_what_is_known() -> None:
+    wire = to_wire(Options(seed=3)) | {"new": 1}
+    del wire["stop"]
+    assert from_wire(Options, wire) == Options(seed=3)
+    for strange in ({"role": "user"}, [], 3, "text"):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            from_wire(Turn, strange)
 
 
 def test_warming_and_the_cache_view_cross_the_pipe(talkative: ProcessBackend) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvchat.engine.worker import Manner, Worker
+from kvchat.errors import EngineDiedError
 
 
 def endless(thing: str, is_cancelled: Callable[[], bool]) -> Iterator[str]:
@@ -47,7 +48,7 @@ def test_closing_the_stream_waits_until_the_job_let_go() -> None:
 
     stream = worker.run(job)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert let_go.is_set()
     worker.close()
 
@@ -117,7 +118,7 @@ def test_newer_idle_work_takes_the_place_of_older() -> None:
     older, newer = (worker.run(endless, Manner.IDLE) for _ in range(2))
     assert list(older)[-1] == "cancelled"
     assert next(newer) == "model"
-    newer.close()  # type: ignore[attr-defined]
+    newer.close()
     worker.close()
 
 
@@ -148,3 +149,74 @@ def test_a_thing_settles_only_where_nobody_waits_for_it() -> None:
     for worker in (idle, asked):
         worker.close()
     assert settled == ["model"]
+
+
+def test_a_job_is_answered_though_settling_failed() -> None:
+    def settle(_: str) -> None:
+        raise MemoryError
+
+    worker = Worker(lambda: "model", settle=settle)
+    worker.wait()
+    assert next(worker.run(endless)) == "model"
+    worker.close()
+
+
+def test_a_closed_worker_is_not_waited_for() -> None:
+    worker = Worker(lambda: "model")
+    worker.wait()
+    worker.close()
+    for ask in (worker.wait, worker.start, lambda: worker.run(endless)):
+        with pytest.raises(EngineDiedError, match="was closed"):
+            ask()
+
+
+def test_whoever_waits_for_a_model_that_loads_is_told_when_the_worker_is_closed() -> None:
+    may_load = threading.Event()
+    told: list[str] = []
+
+    def load() -> str:
+        may_load.wait(100)
+        return "model"
+
+    def ask(question: Callable[[], object]) -> None:
+        with pytest.raises(EngineDiedError, match="was closed"):
+            question()
+        told.append("closed")
+
+    worker = Worker(load)
+    stream = worker.run(endless)
+    askers = [threading.Thread(target=ask, args=(question,)) for question in (worker.wait, stream.__next__)]
+    for asker in askers:
+        asker.start()
+    worker.close()
+    for asker in askers:
+        asker.join()
+    assert told == ["closed", "closed"]
+    may_load.set()
+
+
+def test_closing_the_stream_of_a_job_that_has_not_begun_waits_for_nothing() -> None:
+    may_load = threading.Event()
+
+    def load() -> str:
+        may_load.wait(100)
+        return "model"
+
+    worker = Worker(load)
+    first, second = worker.run(endless), worker.run(endless)
+    first.close()
+    assert list(first) == []
+    may_load.set()
+    assert next(second) == "model"
+    worker.close()
+
+
+def test_one_stream_is_cancelled_and_the_others_go_on() -> None:
+    worker = Worker(lambda: "model")
+    first, second = worker.run(endless), worker.run(endless)
+    assert next(first) == "model"
+    first.cancel()
+    assert list(first)[-1] == "cancelled"
+    assert [next(second), next(second)] == ["model", "more"]
+    second.close()
+    worker.close()

@@ -501,3 +501,13 @@ def test_what_is_not_here_has_no_path_and_cant_be_removed(root: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="is not here"):
         catalog(root).remove("smollm2-135m")
     assert not root.exists()
+
+
+def test_a_folder_that_models_are_brought_into_is_nobody_elses(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    root, before = tmp_path / "kvchat" / "models", os.umask(0)
+    try:
+        catalog(root).pull(str(tmp_path / "tiny.gguf"))
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (root, root.parent)} == {"0o700"}

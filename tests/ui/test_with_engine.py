@@ -128,6 +128,20 @@ def test_an_engine_killed_in_mid_answer_costs_one_line_and_no_word(open_terminal
     terminal.leave()
 
 
+def test_an_engine_killed_twice_while_it_loads_is_there_again_by_itself(open_terminal: Open) -> None:
+    terminal = open_terminal()
+    killed: set[int] = set()
+    while len(killed) < 2:
+        if (engine := engine_of(terminal)) not in killed:
+            os.kill(engine, signal.SIGKILL)
+            killed.add(engine)
+    terminal.until(lambda: "ready" in terminal.visible[-1], "the model")
+    terminal.enter("hello")
+    terminal.settle()
+    assert engine_of(terminal) not in killed
+    terminal.leave()
+
+
 @pytest.mark.parametrize(
     ("answering", "way"),
     [

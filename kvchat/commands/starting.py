@@ -1,0 +1,42 @@
+"""Starting up, while a signal may come at any moment: nothing is held yet, so the program simply ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from kvchat.config import Config
+
+if TYPE_CHECKING:
+    from kvchat.backends.local import LocalBackend
+
+
+def local_backend(config: Config) -> LocalBackend:
+    """A backend in this process, asked for by the main thread."""
+    with ending_at_once():
+        from kvchat.backends.local import LocalBackend
+
+        return LocalBackend(config)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Signals that end the program do so without an exception. While modules are imported one would be lost in a
+    callback now and then, and where torch's C++ calls Python it would abort the process."""
+
+    def end(signum: int, frame: FrameType | None) -> NoReturn:
+        os._exit(128 + signum)
+
+    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: handler for signum in signums if callable(handler := signal.getsignal(signum))}
+    for signum in before:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
