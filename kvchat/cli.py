@@ -5,27 +5,34 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
 from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
 from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError, reason_of
+from kvchat.ui.clean import for_data, for_messages
+from kvchat.ui.tables import Styled
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
 
 EXIT_BROKEN_PIPE = 128 + 13
+_MESSAGE_LENGTH = 2000
+"""Most characters of an error's line; some quote what they were given."""
 
 
 def _local(config: Config) -> Backend:
@@ -53,30 +60,56 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
     """Run kvchat; the exit code. No exception leaves it but SystemExit."""
     argv = sys.argv[1:] if argv is None else argv
     _open_closed_streams()
-    try:
-        args = _parser(backends or Backends(oneshot=_local, dialogue=_process)).parse_args(argv)
-        _end_on_signals()
-        _forgive_encodings()
-        _check_folder()
-        settings = _settings(args)
-        args.given = {name for name, value in settings.items() if value is not None}
-        config = load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
-        code = args.run(args, config)
-        sys.stdout.flush()
-    except KvchatError as error:
-        return _fail(error, argv)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except Exception as error:
-        return _fail(_error_of(error), argv)
+    _forgive_encodings()
+    with _clean_streams(is_json="--json" in argv):
+        try:
+            return _run(argv, backends or Backends(oneshot=_local, dialogue=_process))
+        except (SystemExit, GeneratorExit):
+            raise
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BROKEN_PIPE
+        except BaseException as error:  # all of them: what native code panics with is no Exception
+            return _fail(error if isinstance(error, KvchatError) else _error_of(error), argv)
+
+
+def _run(argv: Sequence[str], backends: Backends) -> int:
+    args = _parser(backends).parse_args(argv)
+    _end_on_signals()
+    _check_folder()
+    settings = _settings(args)
+    args.given = {name for name, value in settings.items() if value is not None}
+    config = load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
+    code = args.run(args, config)
+    sys.stdout.flush()
     return int(code)
 
 
-def _error_of(error: Exception) -> KvchatError:
+@contextmanager
+def _clean_streams(*, is_json: bool) -> Iterator[None]:
+    """Nothing that anybody prints meanwhile gives a terminal orders, and no thread prints a traceback."""
+    before = sys.stdout, sys.stderr, threading.excepthook
+    sys.stdout = cast(TextIO, for_data(sys.stdout, is_json=is_json))
+    sys.stderr = cast(TextIO, for_messages(sys.stderr, is_json=is_json))
+    threading.excepthook = _warn_of_thread
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr, threading.excepthook = before
+
+
+def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """What a thread died of, in one line where warnings are shown."""
+    message = " ".join(f"internal error: {failed.exc_type.__name__}: {failed.exc_value}".split())
+    logging.getLogger("kvchat").warning(message[:_MESSAGE_LENGTH])
+
+
+def _error_of(error: BaseException) -> KvchatError:
     """What the user is told of an exception that nothing below has named."""
+    if isinstance(error, RecursionError):
+        return KvchatError("something that was read is nested too deeply", "-v shows where")
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return OutOfMemoryError("out of memory", "use a smaller model or a smaller --context")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -99,11 +132,13 @@ def _fail(error: KvchatError, argv: Sequence[str]) -> int:
             "remedy": error.remedy,
             "exit_code": error.exit_code,
         }
-        print(json.dumps({"error": report}, ensure_ascii=False), file=sys.stderr)
+        line = json.dumps({"error": report}, ensure_ascii=False)
     else:
-        print("kvchat: " + " ".join(str(error).split()), file=sys.stderr)
-    if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
-        traceback.print_exc()
+        line = ("kvchat: " + " ".join(str(error).split()))[:_MESSAGE_LENGTH]
+    with suppress(OSError):  # there may be nobody to tell
+        print(line, file=sys.stderr, flush=True)
+        if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
+            traceback.print_exc()
     return error.exit_code
 
 
@@ -208,8 +243,10 @@ def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
 
 def _printing(row: Command) -> Callable[[argparse.Namespace, Config], int]:
     def run(args: argparse.Namespace, config: Config) -> int:
+        out = for_data(sys.stdout)
         for line in row.lines(args, config):
-            print(line, flush=True)
+            (out.write_styled if isinstance(line, Styled) else out.write)(line)
+            print(flush=True)
         return 0
 
     return run

@@ -13,7 +13,7 @@ from kvchat.ui.completion import completion
 from kvchat.ui.desk import Attachment, Choice, Desk
 from kvchat.ui.editor import edited
 from kvchat.ui.picker import Picker
-from kvchat.ui.render import sanitize
+from kvchat.ui.clean import sanitize
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns

@@ -24,7 +24,8 @@ from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.live_answer import LiveAnswer
 from kvchat.ui.recap import recap
-from kvchat.ui.render import dim, error_line, phase_text, sanitize, stats_line, toolbar
+from kvchat.ui.render import dim, error_line, phase_text, stats_line, toolbar
+from kvchat.ui.clean import sanitize
 from kvchat.ui.screen import PROMPT, Content, Screen
 from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns

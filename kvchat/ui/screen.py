@@ -31,6 +31,7 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
 from kvchat.ui.answer import Tail
+from kvchat.ui.clean import raw, sanitize, styled
 from kvchat.ui.reflow import Footprint
 
 PROMPT = "> "
@@ -79,7 +80,7 @@ class FramedOutput(Vt100_Output):
 def terminal_output() -> FramedOutput:
     """stdout as a terminal. Never asks where the cursor is: some terminals don't answer."""
     term = os.environ.get("TERM", "")
-    output = FramedOutput(sys.stdout, _terminal_size, term=term or None, enable_cpr=False)
+    output = FramedOutput(raw(sys.stdout), _terminal_size, term=term or None, enable_cpr=False)
     output.rewraps = "TMUX" in os.environ or term.startswith("tmux")
     return output
 
@@ -169,6 +170,7 @@ class Screen:
         """Print lines above the input for good; `text` may carry SGR colours that we made ourselves."""
         if self.app.is_done:
             return
+        text = styled(text)
         if self.is_lent:
             self._held.append(text)
             return
@@ -248,7 +250,7 @@ class Screen:
             get_line_prefix=_line_prefix,
         )
         bar = Window(
-            FormattedTextControl(lambda: [("class:toolbar", self._content.toolbar(self.columns))]),
+            FormattedTextControl(lambda: _lines([self._content.toolbar(self.columns)], "class:toolbar")),
             height=1,
             dont_extend_height=True,
         )
@@ -263,7 +265,7 @@ class Screen:
 
 
 def _lines(lines: list[str], style: str) -> StyleAndTextTuples:
-    return [(style, "\n".join(lines))]
+    return [(style, sanitize("\n".join(lines)))]
 
 
 def _line_prefix(number: int, wrap_count: int) -> StyleAndTextTuples:

@@ -9,7 +9,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from kvchat.ui.figures import bar, parts
-from kvchat.ui.render import sanitize
+from kvchat.ui.clean import sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
