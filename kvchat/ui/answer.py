@@ -9,8 +9,8 @@ from typing import Protocol
 from prompt_toolkit.utils import get_cwidth
 
 from kvchat.backends.base import Prefilling, Text
-from kvchat.ui.render import dim, progress_row
 from kvchat.ui.clean import sanitize
+from kvchat.ui.render import dim, progress_row
 
 TAIL_ROWS = 6
 THOUGHT_ROWS = 3

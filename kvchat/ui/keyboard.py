@@ -9,11 +9,11 @@ from typing import Protocol
 
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.clean import sanitize
 from kvchat.ui.completion import completion
 from kvchat.ui.desk import Attachment, Choice, Desk
 from kvchat.ui.editor import edited
 from kvchat.ui.picker import Picker
-from kvchat.ui.clean import sanitize
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns

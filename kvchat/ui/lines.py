@@ -13,6 +13,7 @@ from kvchat.chat.session import Session, is_empty
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
+from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import fullness, is_full, ways_to_room
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
@@ -20,7 +21,6 @@ from kvchat.ui.files import with_files
 from kvchat.ui.oneshot import interruptible
 from kvchat.ui.recap import recap
 from kvchat.ui.render import error_line, stats_line
-from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.tables import Look
 
 

@@ -27,9 +27,9 @@ from kvchat.backends.base import (
 from kvchat.chat.session import Session, new_id
 from kvchat.errors import EXIT_INTERRUPTED, UsageError
 from kvchat.ui.cache_watch import CacheWatch
+from kvchat.ui.clean import CleanStream, for_data, for_messages, sanitize
 from kvchat.ui.progress import WaitingBar
 from kvchat.ui.render import reuse_text, stats_line, weights_text
-from kvchat.ui.clean import CleanStream, for_data, for_messages, sanitize
 
 if TYPE_CHECKING:
     from kvchat.ui.markdown import MarkdownBlocks

@@ -15,6 +15,7 @@ from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
+from kvchat.ui.clean import sanitize
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import fullness, is_full, ways_to_room
 from kvchat.ui.desk import Attachment, Choice, Surroundings
@@ -25,7 +26,6 @@ from kvchat.ui.keys import key_bindings
 from kvchat.ui.live_answer import LiveAnswer
 from kvchat.ui.recap import recap
 from kvchat.ui.render import dim, error_line, phase_text, stats_line, toolbar
-from kvchat.ui.clean import sanitize
 from kvchat.ui.screen import PROMPT, Content, Screen
 from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns
