@@ -20,6 +20,7 @@ from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
+from prompt_toolkit.input.base import Input
 from prompt_toolkit.key_binding import KeyBindingsBase
 from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
@@ -32,6 +33,7 @@ from prompt_toolkit.widgets import SearchToolbar
 
 from kvchat.ui.answer import Tail
 from kvchat.ui.clean import raw, sanitize, styled
+from kvchat.ui.entry import AroundCursor, terminal_input
 from kvchat.ui.reflow import Footprint
 
 PROMPT = "> "
@@ -106,13 +108,14 @@ class Content:
 class _Application(Application[int]):
     """Draws the live part, and knows where it begins when the terminal has rewrapped it."""
 
-    def __init__(self, output: FramedOutput, layout: Layout, *, vi: bool) -> None:
+    def __init__(self, source: Input, output: FramedOutput, layout: Layout, *, vi: bool) -> None:
         self._footprint = Footprint()
         self._columns = 0  # of the terminal when the live part was drawn
         super().__init__(
             layout=layout,
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             style=_STYLE,
+            input=source,
             output=output,
             erase_when_done=True,
             after_render=lambda app: self._footprint.grow(app.renderer),
@@ -143,9 +146,11 @@ class _Application(Application[int]):
 
 
 class Screen:
-    """Shows what `content` says and prints finished text above it."""
+    """Shows what `content` says and prints finished text above it; `on_large_paste` is told of one that is not taken."""
 
-    def __init__(self, content: Content, history: History, *, vi: bool = False) -> None:
+    def __init__(
+        self, content: Content, history: History, *, vi: bool, on_large_paste: Callable[[], None]
+    ) -> None:
         self.output = terminal_output()
         self.buffer = Buffer(multiline=True, history=history)
         self.is_lent = False
@@ -155,7 +160,7 @@ class Screen:
             forward_search_prompt="search forward: ", backward_search_prompt="search: "
         )
         layout = Layout(self._root(), focused_element=self.buffer)
-        self.app = _Application(self.output, layout, vi=vi)
+        self.app = _Application(terminal_input(on_large_paste), self.output, layout, vi=vi)
 
     def listen(self, keys: KeyBindingsBase) -> None:
         """Use these keys, beside those for editing text."""
@@ -240,7 +245,7 @@ class Screen:
         entry = Window(
             BufferControl(
                 self.buffer,
-                input_processors=[TabsProcessor(char1=" ", char2=" ")],
+                input_processors=[AroundCursor(), TabsProcessor(char1=" ", char2=" ")],
                 search_buffer_control=self._search.control,
                 preview_search=True,
             ),
