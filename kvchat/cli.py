@@ -102,8 +102,8 @@ def _clean_streams(*, is_json: bool) -> Iterator[None]:
 
 def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
     """What a thread died of, in one line where warnings are shown."""
-    message = " ".join(f"internal error: {failed.exc_type.__name__}: {failed.exc_value}".split())
-    logging.getLogger("kvchat").warning(message[:_MESSAGE_LENGTH])
+    message = _one_line(f"internal error: {failed.exc_type.__name__}: {failed.exc_value}")
+    logging.getLogger("kvchat").warning(message)
 
 
 def _error_of(error: BaseException) -> KvchatError:
@@ -134,12 +134,19 @@ def _fail(error: KvchatError, argv: Sequence[str]) -> int:
         }
         line = json.dumps({"error": report}, ensure_ascii=False)
     else:
-        line = ("kvchat: " + " ".join(str(error).split()))[:_MESSAGE_LENGTH]
+        line = "kvchat: " + _one_line(str(error))
     with suppress(OSError):  # there may be nobody to tell
         print(line, file=sys.stderr, flush=True)
         if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
             traceback.print_exc()
     return error.exit_code
+
+
+def _one_line(message: str) -> str:
+    """A message as one line; of a long one the middle is left out."""
+    line = " ".join(message.split())
+    half = _MESSAGE_LENGTH // 2
+    return line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}"
 
 
 def _open_closed_streams() -> None:

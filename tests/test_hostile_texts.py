@@ -16,6 +16,7 @@ from kvchat.backends.base import Event, Notice, Options, Text, Turn
 from kvchat.cli import main
 from kvchat.commands.chat import Backends
 from kvchat.errors import KvchatError
+from kvchat.models.sources import imports_folder
 from tests.hostile import ALL, HOSTILE, found_in
 from tests.scripted import ScriptedBackend
 from tests.tiny import tiny_folder
@@ -181,7 +182,7 @@ def test_what_a_settings_file_says(
 
 def test_what_lies_in_the_folders_of_models_and_of_the_cache(run: Run, tmp_path: Path) -> None:
     for number, (text, name) in enumerate(zip(HOSTILE, NAMES, strict=True)):
-        (tmp_path / "MODELS" / "imports" / f"m{number}{name}").mkdir(parents=True)
+        (imports_folder(tmp_path / "MODELS") / f"m{number}{name}").mkdir(parents=True)
         folder = tmp_path / "CACHE_DIR" / f"kv{number}{name}"
         folder.mkdir(parents=True)
         (folder / "meta.json").write_text(
