@@ -25,6 +25,7 @@ from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
 from kvchat.errors import EXIT_INTERRUPTED, KvchatError, OutOfMemoryError, UsageError, reason_of
 from kvchat.ui.clean import for_data, for_messages
+from kvchat.ui.files import whole_text
 from kvchat.ui.tables import Styled
 
 if TYPE_CHECKING:
@@ -285,8 +286,8 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 def _text_of(name: str) -> str:
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return whole_text(name).strip()
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"can't read the system prompt in {name!r}: {reason_of(error)}", "check the path"
         ) from None

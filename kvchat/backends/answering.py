@@ -193,8 +193,21 @@ def effective_options(defaults: Options, given: Options) -> Options:
     return chosen
 
 
+def check_lengths(turns: Sequence[Turn], loaded: Loaded) -> None:
+    """Raises ContextOverflowError for a text that alone is longer than the context, before all of it is encoded."""
+    context, tokenizer = loaded.engine.loaded.context, loaded.tokenizer
+    for turn in turns:
+        if turn.tokenizer != tokenizer.id and tokenizer.is_longer(turn.text, context):
+            raise ContextOverflowError(
+                f"a message of {len(turn.text)} characters is more than the {context} tokens that the context of "
+                f"{loaded.info.name} has",
+                "shorten the message",
+            )
+
+
 def conversation(loaded: Loaded, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
-    """The template at the conversation's time, and its messages."""
+    """The template at the conversation's time, and its messages. Raises ContextOverflowError."""
+    check_lengths(turns, loaded)
     template = loaded.template.at(time_of(turns))
     return template, [message_of(turn, template) for turn in turns]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from kvchat.errors import ModelUnavailableError, reason_of
+from kvchat.models.piece_cache import PieceCache
 from kvchat.models.reasoning import marks_in
 
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _REPLACEMENT = "\ufffd"
+_STRETCH = 1 << 14  # characters that are encoded at a time to see whether a text is too long
+_SEAM_TOKENS = 64  # more than a cut in the text adds
 
 
 class ChatTokenizer:
@@ -49,7 +52,7 @@ class ChatTokenizer:
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
         self._partings = _partings(self.control, added.values())
         self._full = _anchored(tokenizer)
-        self._encode_part = lru_cache(maxsize=4096)(partial(_encode, self._full))
+        self._encode_part = PieceCache(partial(_encode, self._full))
 
     def encode(self, text: str, *, is_start: bool = False) -> tuple[int, ...]:
         """Ids of `text`, control tokens counting. Unless `is_start`, it is encoded as what stands behind other text.
@@ -85,6 +88,17 @@ class ChatTokenizer:
     def count(self, text: str) -> int:
         """Number of tokens that `text` is, control tokens taken as text."""
         return len(self.encode_as_text(text))
+
+    def is_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether `text` surely has more tokens than that; no more of it is encoded than it takes to know."""
+        if len(text) <= num_tokens:
+            return False
+        counted = 0
+        for start in range(0, len(text), _STRETCH):
+            counted += max(0, len(_encode(self._full, text[start : start + _STRETCH])) - _SEAM_TOKENS)
+            if counted > num_tokens:
+                return True
+        return False
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, without special tokens that are no marks of reasoning."""

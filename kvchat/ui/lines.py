@@ -15,7 +15,7 @@ from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import fullness, is_full, ways_to_room
+from kvchat.ui.cost import check_length, fullness, is_full, ways_to_room
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
 from kvchat.ui.files import with_files
 from kvchat.ui.oneshot import interruptible
@@ -116,7 +116,9 @@ class LineDialogue:
         """A message with what goes along with it."""
         attached, self._attached = self._attached, []
         whole = with_files(text.removeprefix("/") if text.startswith("//") else text)
-        return "\n\n".join((whole, *(attachment.message for attachment in attached)))
+        message = "\n\n".join((whole, *(attachment.message for attachment in attached)))
+        check_length(self.session.backend, message)
+        return message
 
     def _answer(self, events: Iterator[Event]) -> None:
         backend = self.session.backend

@@ -25,9 +25,11 @@ from kvchat.backends.base import (
     Text,
 )
 from kvchat.chat.session import Session, new_id
-from kvchat.errors import EXIT_INTERRUPTED, UsageError
+from kvchat.errors import EXIT_INTERRUPTED, UsageError, reason_of
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clean import CleanStream, for_data, for_messages, sanitize
+from kvchat.ui.cost import check_length
+from kvchat.ui.files import MAX_INPUT_BYTES
 from kvchat.ui.progress import WaitingBar
 from kvchat.ui.render import reuse_text, stats_line, weights_text
 
@@ -63,8 +65,8 @@ def one_message(prompt: str | None, piped: str) -> list[str]:
 
 def messages_of(lines: Iterable[str]) -> Iterator[str]:
     """The user messages of a `--turns` file: one a line, or a JSON string a line; empty lines are skipped."""
-    for raw in lines:
-        line = raw.rstrip("\r\n")
+    for number, raw in enumerate(lines):
+        line = (raw if number else raw.removeprefix("\ufeff")).rstrip("\r\n")
         if not line.strip():
             continue
         try:
@@ -75,16 +77,22 @@ def messages_of(lines: Iterable[str]) -> Iterator[str]:
             yield value
 
 
-def open_turns(name: str, stdin: TextIO) -> TextIO:
+def open_turns(name: str, stdin: TextIO) -> Iterator[str]:
     """The lines of `--turns FILE`, or of stdin for `-`. Raises UsageError."""
     if name == "-":
-        return stdin
+        return _lines(stdin)
     try:
-        return Path(name).expanduser().open(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(
-            f"can't read the turns in {name}: {error.strerror}", "see --turns in kvchat --help"
-        ) from None
+        return _lines(Path(name).expanduser().open(encoding="utf-8", errors="replace"))
+    except (OSError, RuntimeError, ValueError) as error:
+        why, remedy = reason_of(error), "see --turns in kvchat --help"
+        raise UsageError(f"can't read the turns in {name}: {why}", remedy) from None
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    while line := stream.readline(MAX_INPUT_BYTES + 1):
+        if len(line) > MAX_INPUT_BYTES:
+            raise UsageError(f"a line has more than {MAX_INPUT_BYTES} characters", "shorten it")
+        yield line
 
 
 def answer_json(session: Session, answer: Answer, info: ModelInfo, *, tokens: bool = False) -> dict[str, Any]:
@@ -142,6 +150,7 @@ class OneShot:
         return 0
 
     def _ask(self, message: str) -> Answer:
+        check_length(self.session.backend, message)
         printer = self._printer()
         answer = None
         with closing(self.session.send(message)) as events, self._bar:
