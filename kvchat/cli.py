@@ -119,6 +119,8 @@ def _error_of(error: BaseException) -> KvchatError:
         )
     if isinstance(error, OSError) and error.filename:
         return KvchatError(f"can't use {error.filename}: {reason_of(error)}", "see to it; -v shows where")
+    if isinstance(error, OSError) and error.strerror:
+        return KvchatError(f"the system refused something: {error.strerror}", "-v shows what")
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return UsageError(f"{error.object[:40]!a} is no text in UTF-8", "give another name")
     return KvchatError(f"internal error: {type(error).__name__}: {error}", "-v shows where")

@@ -49,6 +49,11 @@ def escaped(text: str, *, behind: str = "") -> str:
     return _replaced(_json_escape, text, behind)
 
 
+def one_line(text: str) -> str:
+    """A name that somebody gave, where each takes a line: what would begin another one is a mark."""
+    return text.replace("\n", "⏎").replace("\t", " ")
+
+
 def marked(text: str) -> str:
     """As many characters, with a mark in the place of each that would be left out."""
     return _HOSTILE.sub(lambda found: _shown(found) or "\ufffd", text)
