@@ -24,7 +24,7 @@ from kvchat.models.sources import imports_folder
 from tests.scripted import ScriptedBackend
 
 NAMES = [
-    "$(touch HIT)", "`touch HIT`", ";touch HIT;", "a;touch HIT", "&touch HIT&", "|touch HIT", "$(touch${IFS}HIT).md", "<(touch HIT)",
+    "$(touch${IFS}HIT).md", "$(touch HIT)", "`touch HIT`", ";touch HIT;", "a;touch HIT", "&touch HIT&", "|touch HIT", "<(touch HIT)",
     ">HIT", "it's $(touch HIT)", "'$(touch HIT)'", '"$(touch HIT)"', '"; touch HIT; "', "'; touch HIT; '", "\\$(touch HIT)", "\\",
     "a b  c", "*", "?[a-z]", "{a,b}", "~root", "!!", "!x", "#x", "$HOME", "${HOME}", "$'x'", "(x)", "x=y", "a:b", "é日本", "=ls", "^x", "%1",
 ]  # fmt: skip
