@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class ChatTokenizer:
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
         ids = _encode(self._plain, text)
-        forged = set(self.control.values())
+        forged = {*self.control.values(), self._plain.token_to_id(_ANCHOR)}
         if forged.isdisjoint(ids):
             return ids
         return tuple(i for letter in text for i in _encode(self._plain, letter) if i not in forged)
@@ -89,16 +89,12 @@ class ChatTokenizer:
         """Number of tokens that `text` is, control tokens taken as text."""
         return len(self.encode_as_text(text))
 
-    def is_longer(self, text: str, num_tokens: int) -> bool:
-        """Whether `text` surely has more tokens than that; no more of it is encoded than it takes to know."""
-        if len(text) <= num_tokens:
-            return False
+    def least_tokens(self, text: str) -> Iterator[int]:
+        """How many tokens `text` has at least, from its beginning on; whoever asks stops when that is enough."""
         counted = 0
         for start in range(0, len(text), _STRETCH):
             counted += max(0, len(_encode(self._full, text[start : start + _STRETCH])) - _SEAM_TOKENS)
-            if counted > num_tokens:
-                return True
-        return False
+            yield counted
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, without special tokens that are no marks of reasoning."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvchat.backends.answering import effective_options
+from kvchat.backends.answering import effective_options, never_begun, was_measured
 from kvchat.backends.base import (
     Answer,
     Done,
@@ -350,3 +350,15 @@ def test_what_is_warmed_and_looked_at_is_what_the_next_message_asks_with(
         other = backend.cache(history, Options(think=not think))
         assert other.rows[0].live < other.rows[0].tokens, "or this test shows nothing"
     backend.close()
+
+
+def test_a_text_that_can_not_fit_is_refused_from_its_beginning_or_cancelled(backend: LocalBackend) -> None:
+    backend.start()
+    long = [user("the quick brown fox " * 100_000)]
+    with pytest.raises(ContextOverflowError, match="the conversation is more than"):
+        answer(backend, long)
+    loaded = backend._worker.wait()
+    assert not was_measured(long, loaded, lambda: True)
+    assert was_measured([user("hello")], loaded, lambda: True)
+    assert never_begun(loaded).finish_reason is FinishReason.CANCELLED
+    assert answer(backend, [user("hello")]).usage.completion_tokens == 12
