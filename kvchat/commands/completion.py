@@ -226,7 +226,7 @@ def fish(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield from (
         "# Completion of kvchat in fish; to use it: kvchat completion fish | source",
         "function __kvchat_names",
-        "    kvchat completion names $argv[1] 2>/dev/null",
+        "    kvchat completion names $argv[1] 2>/dev/null | string match -v -- '~*'  # fish would expand these",
         "end",
         "function __kvchat_at",
         "    set -l route",

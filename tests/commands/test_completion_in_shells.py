@@ -59,6 +59,7 @@ SET_UP = {
 class Shell:
     """A shell in which `kvchat` lists the names it is told and notes what it is asked."""
 
+    name: str
     folder: Path
     child: pexpect.spawn
 
@@ -125,7 +126,7 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         dimensions=(ROWS, COLUMNS),
     )
     child.delaybeforesend = None
-    it = Shell(folder, child)
+    it = Shell(name, folder, child)
     it.settle(1.0)
     child.send(SET_UP[name].format(script=script, work=folder / "work") + "\r")
     child.expect_exact("ready", timeout=START_S)
@@ -143,7 +144,10 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_a_name_arrives_as_it_is_and_nothing_is_evaluated(shell: Shell, flag: str, name: str) -> None:
     asked = shell.completed(f"{flag} ", [name])
     assert not shell.is_hit
-    assert asked == [flag, name]
+    if shell.name == "fish" and name.startswith("~"):
+        assert asked == [flag]  # not offered: fish quotes no tilde
+    else:
+        assert asked == [flag, name]
 
 
 @pytest.mark.parametrize("quote", QUOTED)
