@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
@@ -31,11 +32,16 @@ from kvchat.errors import (
     is_memory_gone,
     reason_of,
 )
+from kvchat.ui.clean import for_data, for_messages
+from kvchat.ui.files import whole_text
+from kvchat.ui.tables import Styled
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
 
 EXIT_BROKEN_PIPE = 128 + 13
+_MESSAGE_LENGTH = 2000
+"""Most characters of an error's line; some quote what they were given."""
 
 
 def _process(config: Config) -> Backend:
@@ -70,29 +76,30 @@ def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None)
 
 
 def _run(argv: Sequence[str], backends: Backends | None) -> int:
-    try:
-        _open_closed_streams()
-        _end_on_signals()
-        with ending_at_once():
-            args, config = _asked(argv, backends or Backends(oneshot=local_backend, dialogue=_process))
-        code = args.run(args, config)
-        sys.stdout.flush()
-    except KvchatError as error:
-        return _fail(error, argv)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except Exception as error:
-        return _fail(_error_of(error), argv)
-    return int(code)
+    _open_closed_streams()
+    _forgive_encodings()
+    with _clean_streams(is_json="--json" in argv):
+        try:
+            _end_on_signals()
+            with ending_at_once():
+                args, config = _asked(argv, backends or Backends(oneshot=local_backend, dialogue=_process))
+            code = args.run(args, config)
+            sys.stdout.flush()
+            return int(code)
+        except (SystemExit, GeneratorExit):
+            raise
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BROKEN_PIPE
+        except BaseException as error:  # all of them: what native code panics with is no Exception
+            return _fail(error if isinstance(error, KvchatError) else _error_of(error), argv)
 
 
 def _asked(argv: Sequence[str], backends: Backends) -> tuple[argparse.Namespace, Config]:
     """What is to be run, and the settings. Raises UsageError."""
     args = _parser(backends).parse_args(argv)
-    _forgive_encodings()
     _check_folder()
     settings = _settings(args)
     args.given = {name for name, value in settings.items() if value is not None}
@@ -111,8 +118,29 @@ def _end(code: int) -> int:
     os._exit(code)
 
 
-def _error_of(error: Exception) -> KvchatError:
+@contextmanager
+def _clean_streams(*, is_json: bool) -> Iterator[None]:
+    """Nothing that anybody prints meanwhile gives a terminal orders, and no thread prints a traceback."""
+    before = sys.stdout, sys.stderr, threading.excepthook
+    sys.stdout = cast(TextIO, for_data(sys.stdout, is_json=is_json))
+    sys.stderr = cast(TextIO, for_messages(sys.stderr, is_json=is_json))
+    threading.excepthook = _warn_of_thread
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr, threading.excepthook = before
+
+
+def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """What a thread died of, in one line where warnings are shown."""
+    message = _one_line(f"internal error: {failed.exc_type.__name__}: {failed.exc_value}")
+    logging.getLogger("kvchat").warning(message)
+
+
+def _error_of(error: BaseException) -> KvchatError:
     """What the user is told of an exception that nothing below has named."""
+    if isinstance(error, RecursionError):
+        return KvchatError("something that was read is nested too deeply", "-v shows where")
     if is_memory_gone(error):
         return OutOfMemoryError("out of memory", "use a smaller model or a smaller --context")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -121,6 +149,8 @@ def _error_of(error: Exception) -> KvchatError:
         )
     if isinstance(error, OSError) and error.filename:
         return KvchatError(f"can't use {error.filename}: {reason_of(error)}", "see to it; -v shows where")
+    if isinstance(error, OSError) and error.strerror:
+        return KvchatError(f"the system refused something: {error.strerror}", "-v shows what")
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return UsageError(f"{error.object[:40]!a} is no text in UTF-8", "give another name")
     return KvchatError(f"internal error: {type(error).__name__}: {error}", "-v shows where")
@@ -135,12 +165,21 @@ def _fail(error: KvchatError, argv: Sequence[str]) -> int:
             "remedy": error.remedy,
             "exit_code": error.exit_code,
         }
-        print(json.dumps({"error": report}, ensure_ascii=False), file=sys.stderr)
+        line = json.dumps({"error": report}, ensure_ascii=False)
     else:
-        print("kvchat: " + " ".join(str(error).split()), file=sys.stderr)
-    if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
-        traceback.print_exc()
+        line = "kvchat: " + _one_line(str(error))
+    with suppress(OSError):  # there may be nobody to tell
+        print(line, file=sys.stderr, flush=True)
+        if os.environ.get("KVCHAT_DEBUG") or "-v" in argv or "--verbose" in argv:
+            traceback.print_exc()
     return error.exit_code
+
+
+def _one_line(message: str) -> str:
+    """A message as one line; of a long one the middle is left out."""
+    line = " ".join(message.split())
+    half = _MESSAGE_LENGTH // 2
+    return line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}"
 
 
 def _open_closed_streams() -> None:
@@ -244,8 +283,10 @@ def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
 
 def _printing(row: Command) -> Callable[[argparse.Namespace, Config], int]:
     def run(args: argparse.Namespace, config: Config) -> int:
+        out = for_data(sys.stdout)
         for line in row.lines(args, config):
-            print(line, flush=True)
+            (out.write_styled if isinstance(line, Styled) else out.write)(line)
+            print(flush=True)
         return 0
 
     return run
@@ -277,8 +318,8 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 def _text_of(name: str) -> str:
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return whole_text(name).strip()
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"can't read the system prompt in {name!r}: {reason_of(error)}", "check the path"
         ) from None

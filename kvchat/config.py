@@ -7,8 +7,10 @@ Each field of a section is one setting: `cache.ram` in config.toml is `[cache] r
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
@@ -30,6 +32,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
 WEIGHTS = ("auto", "native", "int8", "int4")
 THINK = ("auto", "on", "off")
+
+_MAX_BYTES = 256 * 1024
+"""Largest settings file."""
+_MAX_PARTS = 100
+_KEY_RUN = re.compile(r"[\w\-.\"' \t]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,12 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
     """Where config.toml is looked for: `KVCHAT_CONFIG`, or the platform's config folder."""
     environ = os.environ if environ is None else environ
     named = environ.get("KVCHAT_CONFIG")
-    return Path(named).expanduser() if named else _own_folder(platformdirs.user_config_path) / "config.toml"
+    if named:
+        try:
+            return Path(named).expanduser()
+        except RuntimeError:
+            raise UsageError(f"KVCHAT_CONFIG: {named[:40]!r} names no user's home", "give a path") from None
+    return _own_folder(platformdirs.user_config_path) / "config.toml"
 
 
 def setting_key(name: str) -> str:
@@ -248,44 +260,75 @@ def variable_name(section: str, item: Field[Any]) -> str:
 
 def _read_toml(path: Path) -> dict[str, Origin]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _settings_text(path)
         table = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"can't read {path}: it is nested too deeply", "mend or remove it") from None
+    except (OSError, ValueError) as error:  # a number of 5,000 digits is a bare ValueError
         raise UsageError(f"can't read {path}: {reason_of(error)}", "mend or remove it") from error
     layers: dict[str, Origin] = {}
+    lines = _lines_of(text)
     for section, values in table.items():
-        where = f"{path}:{_line_of(text, '', section)}"
+        where = f"{path}:{_line_of(lines, '', section)}"
         if section not in SECTIONS:
             raise _unknown(section, list(SECTIONS), where)
         if not isinstance(values, dict):
             raise UsageError(f"{where}: {section!r} is a section, not a setting", f"write [{section}]")
         known = [item.name for item in fields(SECTIONS[section])]
         for key, value in values.items():
-            where = f"{path}:{_line_of(text, section, key)}"
+            where = f"{path}:{_line_of(lines, section, key)}"
             if key not in known:
                 raise _unknown(key, known, where)
             layers[f"{section}.{key}"] = Origin(value, where)
     return layers
 
 
+def _settings_text(path: Path) -> str:
+    """What a settings file says. Raises OSError and ValueError; a pipe or a device is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        is_nothing = os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) and not is_nothing:
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            raise (
+                IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                if is_folder
+                else OSError("it is no file")
+            )
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES // 1024} KiB")
+    text = data.decode("utf-8-sig")
+    for run in _KEY_RUN.finditer(text):  # a key of 30,000 parts takes tomllib a minute
+        if run[0].count(".") > _MAX_PARTS and text[run.end() : run.end() + 1] in ("=", "]"):
+            raise ValueError("a key in it has too many parts")
+    return text
+
+
 def _unknown(key: str, known: list[str], where: str) -> UsageError:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return UsageError(f"{where}: no setting is called {key!r}", f"did you mean {nearest[0]!r}?")
+    nearest = difflib.get_close_matches(key[:60], known, n=1, cutoff=0.0)
+    return UsageError(f"{where}: no setting is called {key[:60]!r}", f"did you mean {nearest[0]!r}?")
 
 
-def _line_of(text: str, section: str, key: str) -> int:
-    """The line of TOML that gives `section.key`, counted from 1, or its inline table's; 1 when it can't be told."""
+def _lines_of(text: str) -> dict[str, int]:
+    """Where each section and setting of TOML stands first, counted from 1."""
     lines: dict[str, int] = {}
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[+\s*([^\[\]]+?)\s*\]", line):
-            inside = header[1]
+        begun = line.strip()
+        if begun.startswith("["):
+            inside = begun.strip("[ \t").partition("]")[0].strip()
             lines.setdefault(inside, number)
-        elif given := re.match(r"\s*([\w\-.\s\"']+?)\s*=", line):
-            name = re.sub(r"[\s\"']", "", given[1])
+        elif "=" in begun:
+            name = re.sub(r"[\s\"']", "", begun.partition("=")[0])
             lines.setdefault(f"{inside}.{name}" if inside else name, number)
+    return lines
+
+
+def _line_of(lines: Mapping[str, int], section: str, key: str) -> int:
+    """The line that gives `section.key`, or its inline table's; 1 when it can't be told."""
     return lines.get(f"{section}.{key}".lstrip("."), lines.get(section, 1))
 
 

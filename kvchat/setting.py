@@ -12,6 +12,7 @@ from kvchat.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
 _UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30, "t": 10**12, "tb": 10**12, "tib": 2**40}
+_LONGEST = 40
 _TRUTHS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
@@ -24,9 +25,18 @@ def parse_bytes(text: str) -> ByteSize:
     stripped = text.strip().lower().replace("_", "")
     unit = stripped.lstrip("0123456789.")
     number = stripped[: len(stripped) - len(unit)]
-    if unit.strip() not in _UNITS or not number.replace(".", "", 1).isdecimal():
-        raise ValueError(f"{text!r} is not a size such as 512MB or 4GiB")
+    if unit.strip() not in _UNITS or not number.replace(".", "", 1).isdecimal() or len(number) > _LONGEST:
+        raise ValueError(f"{quoted(text)} is not a size such as 512MB or 4GiB")
     return ByteSize(float(number) * _UNITS[unit.strip()])
+
+
+def quoted(value: object) -> str:
+    """A value in a message: as Python writes it, of a long one the beginning."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end, or a number of 5,000 digits
+        return f"this {type(value).__name__}"
+    return text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ def checked(origin: Origin, hint: Any, rules: Mapping[str, Any]) -> object:
         raise UsageError(f"{origin.where}: {error}", "see kvchat --help") from error
     choices = rules.get("choices")
     if choices and value not in choices:
-        raise UsageError(f"{origin.where}: {value!r} is not one of {', '.join(choices)}")
+        raise UsageError(f"{origin.where}: {quoted(value)} is not one of {', '.join(choices)}")
     _check_bounds(origin.where, value, rules.get("min"), rules.get("max"))
     return value
 
@@ -63,7 +73,7 @@ def _check_bounds(where: str, value: object, low: float | None, high: float | No
         return
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise UsageError(f"{where}: {value} must be {bounds}")
+        raise UsageError(f"{where}: {quoted(value)} must be {bounds}")
 
 
 def _convert(value: object, kind: Any) -> object:
@@ -80,23 +90,26 @@ def _convert(value: object, kind: Any) -> object:
 
 def _items(value: object) -> Sequence[object]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{value!r} is neither a text nor a list of texts")
+        raise ValueError(f"{quoted(value)} is neither a text nor a list of texts")
     return value
 
 
 def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-        raise ValueError(f"{value!r} is no text")
-    return str(value)
+        raise ValueError(f"{quoted(value)} is no text")
+    text = str(value)
+    if "\0" in text:
+        raise ValueError(f"{quoted(text)} has a character that is none")
+    return text
 
 
 def _path(value: object) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError(f"{value!r} is no path")
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ValueError(f"{quoted(value)} is no path")
     try:
         return Path(value).expanduser()
     except RuntimeError:
-        raise ValueError(f"{value!r}: there is no home folder") from None
+        raise ValueError(f"{quoted(value)}: there is no home folder") from None
 
 
 def _number(value: object, kind: type[int] | type[float]) -> float:
@@ -106,10 +119,10 @@ def _number(value: object, kind: type[int] | type[float]) -> float:
             return number
     except (ValueError, OverflowError):
         pass
-    raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
+    raise ValueError(f"{quoted(value)} is not {'a whole number' if kind is int else 'a number'}")
 
 
 def _truth(value: object) -> bool:
     if str(value).lower() not in _TRUTHS:
-        raise ValueError(f"{value!r} is neither true nor false")
+        raise ValueError(f"{quoted(value)} is neither true nor false")
     return _TRUTHS[str(value).lower()]

@@ -3,7 +3,7 @@
 `slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
 reasons first; `file PATH` streams what a file contains, the last tenth once there is no PATH.hold; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
 `break N` dies after N words; `expire` dies half a second after it answered; `wait` blocks before its first
-token; `notice` sends a notice; anything else is echoed with the number of messages in the history. An unfinished answer is gone on with, word by word.
+token; `notice TEXT` sends a notice, `refuse TEXT` raises with a text; anything else is echoed with the number of messages in the history. An unfinished answer is gone on with, word by word.
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ class ScriptedBackend:
         verb, _, rest = message.partition(" ")
         if verb in ERRORS:
             raise ERRORS[verb]
+        if verb == "refuse":
+            raise KvchatError(_decoded(rest), _decoded(rest))
         prompt_words = [word for turn in history for word in turn.text.split()]
         cached = self._cached(history)
         try:
@@ -283,7 +285,7 @@ class ScriptedBackend:
         if verb == "think":
             yield from (Text(f"hm {n} ", reasoning=True) for n in range(3))
         if verb == "notice":
-            yield Notice("the engine was started again")
+            yield Notice(_decoded(rest) or "the engine was started again")
         if verb in ("slow", "break"):
             for n in range(int(rest or 5)):
                 self._cancelled.wait(WORD_S)
@@ -300,7 +302,11 @@ class ScriptedBackend:
                     time.sleep(0.01)
                 yield Text(said[start : start + 7])
         elif verb == "say":
-            said = rest.encode("latin-1", "backslashreplace").decode("unicode_escape")
+            said = _decoded(rest)
             yield from (Text(said[start : start + 5]) for start in range(0, len(said), 5))
         else:
             yield from (Text(piece) for piece in (f"[{num_turns}] ", "you said: ", message))
+
+
+def _decoded(text: str) -> str:
+    return text.encode("latin-1", "backslashreplace").decode("unicode_escape")

@@ -240,8 +240,49 @@ def effective_options(defaults: Options, given: Options) -> Options:
     return chosen
 
 
+def was_measured(
+    turns: Sequence[Turn], loaded: Loaded, is_cancelled: Callable[[], bool] = lambda: False
+) -> bool:
+    """Look at texts that may be longer than the context, piece by piece; False if that was cancelled.
+
+    Raises ContextOverflowError for one that alone is too long, before all of it is encoded.
+    """
+    context, tokenizer = loaded.engine.loaded.context, loaded.tokenizer
+    for turn in turns:
+        if turn.tokenizer == tokenizer.id or len(turn.text) <= context:
+            continue
+        for count in tokenizer.least_tokens(turn.text):
+            if is_cancelled():
+                return False
+            if count > context:
+                raise ContextOverflowError(
+                    f"the conversation is more than {count} tokens long, the context of {loaded.info.name} has {context}",
+                    "start anew with /clear, or shorten the message",
+                )
+    return True
+
+
+def never_begun(loaded: Loaded) -> Answer:
+    """What becomes of a question that is cancelled while its length is looked at."""
+    return Answer(
+        text="",
+        reasoning="",
+        prompt=(),
+        completion=(),
+        tokenizer=loaded.tokenizer.id,
+        finish_reason=FinishReason.CANCELLED,
+        usage=base.Usage(0, 0, 0),
+        timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
+        cache=base.CacheReport(0, 0, 0, 0, "it was cancelled before it began"),
+    )
+
+
 def conversation(loaded: Loaded, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
-    """The template at the conversation's time, and its messages; ids that the model does not have count for none."""
+    """The template at the conversation's time, and its messages; ids that the model does not have count for none.
+
+    Raises ContextOverflowError.
+    """
+    was_measured(turns, loaded)
     template, limit = loaded.template.at(time_of(turns)), loaded.engine.loaded.vocab_size
     known = (turn if max(turn.tokens or (0,)) < limit else replace(turn, tokens=None) for turn in turns)
     return template, [message_of(turn, template) for turn in known]

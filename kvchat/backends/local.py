@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 from kvchat.backends import base
-from kvchat.backends.answering import Answering, check_room, conversation
+from kvchat.backends.answering import Answering, check_room, conversation, never_begun, was_measured
 from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Role, Status, Turn
 from kvchat.backends.inspection import CacheView, VerifySample
 from kvchat.backends.loading import Loaded, load
@@ -47,6 +47,9 @@ class LocalBackend:
 
         def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             started = max(submitted, loaded.ready_at)
+            if not was_measured(turns, loaded, is_cancelled):
+                yield base.Done(never_begun(loaded))
+                return
             if loaded.engine.cache is not None:
                 loaded.engine.cache.stats.begin_turn()
             answering = Answering(loaded, turns, options, self.config)

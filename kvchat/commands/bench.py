@@ -16,7 +16,7 @@ from kvchat.bench import codec, decode, exact, lookup, memory, plot, prefill, re
 from kvchat.bench.contender import Setup, parse_names
 from kvchat.bench.measure import Row, use_threads
 from kvchat.config import Config
-from kvchat.ui.tables import Look, table
+from kvchat.ui.tables import Look, Styled, table
 
 _PIPE_COLUMNS = 240
 
@@ -126,17 +126,17 @@ def _shown(
         plot.draw(chart(found), Path(args.plot))
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row]) -> Styled:
     cells = [row.cells() for row in rows]
     is_terminal = sys.stdout.isatty()
     columns = shutil.get_terminal_size().columns if is_terminal else _PIPE_COLUMNS
     look = Look(columns, color=is_terminal and not os.environ.get("NO_COLOR"))
     heading = list(cells[0])
     if is_terminal and sum(len(name) + 2 for name in heading) > columns:
-        return "\n\n".join(_upright(row, look) for row in cells)
+        return Styled("\n\n".join(_upright(row, look) for row in cells))
     return table([list(row.values()) for row in cells], look, heading=heading)
 
 
-def _upright(row: dict[str, str], look: Look) -> str:
+def _upright(row: dict[str, str], look: Look) -> Styled:
     """One row as lines of name and value, where the screen is too narrow for columns."""
     return table([[name, value] for name, value in row.items()], look)

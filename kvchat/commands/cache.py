@@ -25,6 +25,7 @@ from kvchat.cache.maintenance import (
 )
 from kvchat.config import Config
 from kvchat.errors import KvchatError
+from kvchat.ui.clean import one_line
 from kvchat.ui.figures import age_text, percent_text, seconds_text, size_text
 
 _DAY_S = 86400.0
@@ -65,7 +66,7 @@ def _run_text(row: dict[str, Any]) -> str:
     tokens = f"tokens {row['start']}-{row['end']}"
     age = age_text(max(0.0, time.time() - row["used"]))
     kept = _PRIORITIES.get(row["priority"], f"priority {row['priority']}")
-    line = f"{row['model']:<32} {tokens:<20} {size_text(row['bytes']):>9}  {age:>6}  {kept}"
+    line = f"{one_line(row['model']):<32} {tokens:<20} {size_text(row['bytes']):>9}  {age:>6}  {kept}"
     return line.rstrip()
 
 
@@ -98,7 +99,7 @@ def _folder_text(info: FolderInfo) -> str:
     codec = info.meta.codec if info.meta else "?"
     files = f"{info.num_files} file{'' if info.num_files == 1 else 's'}"
     counts = f"{files:>10}  {info.num_tokens:>9} tokens  {size_text(info.num_bytes):>9}"
-    return f"{_name(info):<32} {counts}  {codec}{' (lossy)' if codec == 'int8' else ''}"
+    return f"{one_line(_name(info)):<32} {counts}  {codec}{' (lossy)' if codec == 'int8' else ''}"
 
 
 def all_time_totals(config: Config) -> CacheTotals:

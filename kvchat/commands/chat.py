@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from kvchat.commands.starting import ending_at_once
 from kvchat.config import Config
 from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.ui.files import MAX_INPUT_BYTES
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
@@ -29,7 +30,7 @@ class Backends:
 
 def chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
     """Run the front end that fits, a dialogue in a terminal and one-shot everywhere else; the exit code."""
-    asked = args.prompt is not None or args.turns is not None or args.json
+    asked = args.prompt is not None or args.turns is not None or args.json or args.no_stdin
     if asked or not _is_terminal(sys.stdin) or not _is_terminal(sys.stdout):
         return _oneshot(backends, args, config)
     picks = args.resume == "" and not args.fork
@@ -84,12 +85,14 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
 
     if args.turns is not None and args.prompt is not None:
         raise UsageError("--turns and -p are two ways to ask", "give one of them")
+    if args.no_stdin and args.turns == "-":
+        raise UsageError("--turns - reads stdin, and --no-stdin leaves it alone", "give one of them")
 
     def messages() -> Iterator[str]:
         if args.turns is not None:
             return messages_of(open_turns(args.turns, sys.stdin))
         prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
-        return iter(one_message(prompt, _piped(sys.stdin)))
+        return iter(one_message(prompt, "" if args.no_stdin else _piped(sys.stdin)))
 
     manner = Manner(
         json=args.json,
@@ -132,7 +135,12 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _piped(stdin: TextIO | None) -> str:
-    """All of what is piped in; a terminal pipes nothing."""
+    """All of what is piped in; a terminal pipes nothing. Raises UsageError for more than any model takes."""
     if stdin is None or stdin.closed or stdin.isatty():
         return ""
-    return stdin.buffer.read().decode("utf-8", errors="replace")
+    data = stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise UsageError(
+            f"more than {MAX_INPUT_BYTES // 2**20} MiB are piped in", "pipe the part that matters"
+        )
+    return data.decode("utf-8-sig", errors="replace")

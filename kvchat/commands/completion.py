@@ -1,24 +1,29 @@
-"""`kvchat completion SHELL`: scripts that complete commands, flags, their choices and names. From the tables alone."""
+"""`kvchat completion SHELL`: scripts that complete commands, flags, their choices and names. From the tables alone.
+
+Names come from others (a file in a repository is called as somebody likes), so no script ever lets its shell evaluate
+one: each is read as a line, compared as text, and quoted by the shell itself where it is put into the command line.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvchat.commands.flags import EVERYWHERE, FLAGS, Flag
 from kvchat.config import Config
 
 _FILES = ("FILE", "DIR")
 _NAMED = {"-m": "models", "-t": "prompts", "-r": "sessions"}
-"""Flags whose value is a name that `kvchat GROUP ls` lists, by their first name."""
+"""Flags whose value is a name that `kvchat completion names GROUP` lists, by their first name."""
 _LISTED = ("NAME", "PROMPT", "SESSION")
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A flag: all its names, whether a value follows, and which: `choices`, what `kvchat GROUP ls` lists, or files."""
+    """A flag: all its names, whether a value follows, and which: `choices`, the names of `group`, or files."""
 
     names: tuple[str, ...]
     help: str
@@ -84,15 +89,67 @@ def _valued() -> list[Option]:
     return list(by_name.values())
 
 
+def names(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The names of a group, one a line; none that has a character which a line of a terminal can't show."""
+    for name in _NAMES[args.group](config):
+        if name.isprintable():
+            yield name
+
+
+def _models(config: Config) -> Iterable[str]:
+    from kvchat.models.catalog import Catalog
+
+    return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
+
+
+def _prompts(config: Config) -> Iterable[str]:
+    from kvchat.chat.prompts import Prompts
+
+    return Prompts.around(Path.cwd()).paths()
+
+
+def _sessions(config: Config) -> Iterable[str]:
+    from kvchat.chat.store import FILE_NAME, Store
+
+    path = config.paths.data / FILE_NAME
+    rows = Store(path).sessions() if path.exists() else []
+    return [name for row in rows for name in (row.name, row.id) if name]
+
+
+_NAMES: dict[str, Callable[[Config], Iterable[str]]] = {
+    "models": _models,
+    "prompts": _prompts,
+    "sessions": _sessions,
+}
+
+_BASH_HEAD = """\
+# Completion of kvchat in bash; to use it: source <(kvchat completion bash)
+_kvchat_words() {  # offers those of the arguments that begin with what was typed
+    local word
+    for word; do [[ $word == "$cur"* ]] && COMPREPLY+=("$word"); done
+}
+_kvchat_names() {  # offers the names of a group, quoted; behind an open quote those that need none
+    local name quoted typed=${cur#[\\"\\']}
+    while IFS= read -r name; do
+        printf -v quoted %q "$name"
+        if [[ $cur == *[\\"\\']* ]]; then
+            [[ $name == "$typed"* && $name == "$quoted" ]] && COMPREPLY+=("$name")
+        elif [[ $quoted == "$cur"* || $name == "$cur"* ]]; then
+            COMPREPLY+=("$quoted")
+        fi
+    done < <(kvchat completion names "$1" 2>/dev/null)
+}
+_kvchat_files() { compopt -o default 2>/dev/null; }  # readline's own, where nothing else is offered
+_kvchat() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} route="" i
+    if [[ $cur == "=" ]]; then cur=""; elif [[ $prev == "=" ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
+    COMPREPLY=()"""
+
+
 def bash(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """The script for bash: `source <(kvchat completion bash)`."""
     yield from (
-        "# Completion of kvchat in bash; to use it: source <(kvchat completion bash)",
-        '_kvchat_names() { kvchat "$1" ls 2>/dev/null | while read -r name _; do printf \'%s\\n\' "$name"; done; }',
-        "_kvchat() {",
-        '    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} route="" words="" i',
-        '    if [[ $cur == "=" ]]; then cur=""; elif [[ $prev == "=" ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi',
-        "    COMPREPLY=()",
+        _BASH_HEAD,
         "    for ((i = 1; i < COMP_CWORD; i++)); do",
         '        case "${route:+$route }${COMP_WORDS[i]}" in',
         f'            {_patterns(_routes())}) route="${{route:+$route }}${{COMP_WORDS[i]}}";;',
@@ -105,14 +162,9 @@ def bash(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield from ("    esac", '    case "$route" in')
     for place in places():
         words = [*place.words, *(name for option in place.options for name in option.names)]
-        listed = f" $(_kvchat_names {place.group})" if place.group else ""
-        yield f'        {shlex.quote(place.route)}) words="{" ".join(words)}{listed}";;'
-    yield from (
-        "    esac",
-        '    COMPREPLY=($(compgen -W "$words" -- "$cur"))',
-        "}",
-        "complete -F _kvchat kvchat",
-    )
+        listed = f"_kvchat_names {place.group}; " if place.group else ""
+        yield f"        {shlex.quote(place.route)}) {listed}_kvchat_words {' '.join(words)};;"
+    yield from ("    esac", "}", "complete -F _kvchat kvchat")
 
 
 def _patterns(words: Iterable[str]) -> str:
@@ -120,13 +172,9 @@ def _patterns(words: Iterable[str]) -> str:
 
 
 def _bash_values(option: Option) -> str:
-    parts = []
-    if option.choices or option.group:
-        words = " ".join(option.choices) or f"$(_kvchat_names {option.group})"
-        parts.append(f'$(compgen -W "{words}" -- "$cur")')
-    if option.is_file:
-        parts.append('$(compgen -f -- "$cur")')
-    return f"COMPREPLY=({' '.join(parts)}); " if parts else ""
+    words = f"_kvchat_words {' '.join(option.choices)}; " if option.choices else ""
+    listed = f"_kvchat_names {option.group}; " if option.group else ""
+    return words + listed + ("_kvchat_files; " if option.is_file else "")
 
 
 def zsh(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -134,7 +182,7 @@ def zsh(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield from (
         "#compdef kvchat",
         "# Completion of kvchat in zsh; to use it: source <(kvchat completion zsh)",
-        "_kvchat_names() { local -a names; names=(${(f)\"$(kvchat $1 ls 2>/dev/null | awk '{print $1}')\"}); compadd -a names }",
+        '_kvchat_names() { local -a names; names=(${(f)"$(kvchat completion names $1 2>/dev/null)"}); compadd -a names }',
         "_kvchat() {",
         '    local route="" word prev=$words[CURRENT-1]',
         "    local -a items options",
@@ -178,7 +226,7 @@ def fish(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield from (
         "# Completion of kvchat in fish; to use it: kvchat completion fish | source",
         "function __kvchat_names",
-        "    kvchat $argv[1] ls 2>/dev/null | string replace -r '\\s.*' ''",
+        "    kvchat completion names $argv[1] 2>/dev/null | string match -v -- '~*'  # fish would expand these",
         "end",
         "function __kvchat_at",
         "    set -l route",

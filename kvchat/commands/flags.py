@@ -54,6 +54,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--var", "a variable of that prompt; may be repeated", rest=_VARIABLE),
         Flag("--trust-prompts", "use the prompts in ./prompts too", rest=_SWITCH),
         Flag("--turns", "ask each line of FILE (or - for stdin) in order", rest={"metavar": "FILE"}),
+        Flag("--no-stdin", "leave stdin to others, as in a `while read` loop", rest=_SWITCH),
         Flag("--json", "one JSON object an answer; errors as an object on stderr", rest=_SWITCH),
         Flag("--tokens", "token ids in the JSON", rest=_SWITCH),
         Flag("--no-save", "leave nothing on disk", "chat.save", {"action": "store_const", "const": False}),

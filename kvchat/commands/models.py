@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvchat.config import Config
+from kvchat.ui.clean import one_line
 
 if TYPE_CHECKING:
     from kvchat.models.catalog import Catalog
@@ -28,7 +29,7 @@ def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
             row = {"name": entry.name, "origin": str(entry.origin), "bytes": entry.num_bytes, "path": folder}
             yield json.dumps(row, ensure_ascii=False)
         else:
-            yield f"{entry.name:<40} {_megabytes(entry.num_bytes)}  {folder or 'not fetched yet'}"
+            yield one_line(f"{entry.name:<40} {_megabytes(entry.num_bytes)}  {folder or 'not fetched yet'}")
 
 
 def _megabytes(num_bytes: int) -> str:

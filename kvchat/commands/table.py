@@ -299,6 +299,13 @@ COMMANDS: tuple[Command, ...] = (
         "completion fish", _COMPLETION, "a script for fish", _verb("completion", "fish"), reads_settings=False
     ),
     Command(
+        "completion names",
+        _COMPLETION,
+        "names for these scripts, one a line",
+        _verb("completion", "names"),
+        {"group": {"metavar": "GROUP", "choices": ("models", "prompts", "sessions"), "help": "of what"}},
+    ),
+    Command(
         "doctor",
         "",
         "check this machine, its folders and the model",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import xxhash
@@ -13,11 +13,14 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from kvchat.models.documents import boundary, read_object_if_any, read_text
+from kvchat.models.piece_cache import PieceCache
 from kvchat.models.reasoning import marks_in
 from kvchat.models.tokenizer_file import read_tokenizer
 
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
 _REPLACEMENT = "\ufffd"
+_STRETCH = 1 << 14  # characters that are encoded at a time to see whether a text is too long
+_SEAM_TOKENS = 64  # more than a cut in the text adds
 
 
 class ChatTokenizer:
@@ -48,7 +51,7 @@ class ChatTokenizer:
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
         self._partings = _partings(self.control, added.values())
         self._full = _anchored(tokenizer)
-        self._encode_part = lru_cache(maxsize=4096)(partial(_encode, self._full))
+        self._encode_part = PieceCache(partial(_encode, self._full))
 
     def encode(self, text: str, *, is_start: bool = False) -> tuple[int, ...]:
         """Ids of `text`, control tokens counting. Unless `is_start`, it is encoded as what stands behind other text.
@@ -67,7 +70,7 @@ class ChatTokenizer:
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
         ids = _encode(self._plain, text)
-        forged = set(self.control.values())
+        forged = {*self.control.values(), self._plain.token_to_id(_ANCHOR)}
         if forged.isdisjoint(ids):
             return ids
         return tuple(i for letter in text for i in _encode(self._plain, letter) if i not in forged)
@@ -84,6 +87,13 @@ class ChatTokenizer:
     def count(self, text: str) -> int:
         """Number of tokens that `text` is, control tokens taken as text."""
         return len(self.encode_as_text(text))
+
+    def least_tokens(self, text: str) -> Iterator[int]:
+        """How many tokens `text` has at least, from its beginning on; whoever asks stops when that is enough."""
+        counted = 0
+        for start in range(0, len(text), _STRETCH):
+            counted += max(0, len(_encode(self._full, text[start : start + _STRETCH])) - _SEAM_TOKENS)
+            yield counted
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, without special tokens that are no marks of reasoning."""

@@ -9,7 +9,8 @@ from typing import Protocol
 from prompt_toolkit.utils import get_cwidth
 
 from kvchat.backends.base import Prefilling, Text
-from kvchat.ui.render import dim, progress_row, sanitize
+from kvchat.ui.clean import sanitize
+from kvchat.ui.render import dim, progress_row
 
 TAIL_ROWS = 6
 THOUGHT_ROWS = 3
@@ -71,6 +72,7 @@ class AnswerView:
         self._blocks = blocks
         self._show_thought = show_thought
         self._is_begun = False
+        self._behind = {True: "", False: ""}  # the last character of the reasoning, and of the answer
         self._thought: list[str] = []
         self._thought_since: float | None = None
         self._prefill: tuple[Prefilling, float, float] | None = None
@@ -88,10 +90,15 @@ class AnswerView:
             self._prefill = (event, since, now)
         elif event.reasoning:
             self._thought_since = self._thought_since or now
-            self._thought.append(sanitize(event.text))
+            self._thought.append(self._cleaned(event))
         else:
             self._is_begun = True
-            self._blocks.take(sanitize(event.text))
+            self._blocks.take(self._cleaned(event))
+
+    def _cleaned(self, event: Text) -> str:
+        behind = self._behind[event.reasoning]
+        self._behind[event.reasoning] = event.text[-1:] or behind
+        return sanitize(event.text, behind=behind)
 
     def finished(self, columns: int, *, whole: bool = False) -> str:
         """What may be printed now and has not been handed out before; `whole` at the answer's end."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from kvchat.backends.base import Answer, Role
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
+from kvchat.ui.clean import sanitize
 from kvchat.ui.figures import bar, percent_text, seconds_text, size_text
-from kvchat.ui.render import sanitize
 from kvchat.ui.tables import Cell, Look, Meter, Segments, Styled, joined, table
 
 _TIERS = ("live", "RAM", "disk", "cold")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvchat.backends.base import Phase, Role, Turn
+from kvchat.backends.base import Backend, Phase, Role, Turn
 from kvchat.backends.inspection import CacheView
 from kvchat.chat.session import Session
+from kvchat.errors import ContextOverflowError
 from kvchat.ui.desk import Choice
 from kvchat.ui.figures import percent_text, seconds_text
 
@@ -15,6 +16,10 @@ FULL = 0.85
 
 _KEEP = 2
 _SUMMARY_TOKENS = 200
+_NEVER_TOO_LONG = 1 << 16
+"""A message of so few characters is left to the tokenizer."""
+_CHARACTERS_A_TOKEN = 32
+"""More than any text has on average."""
 
 
 def cost_line(session: Session, history: Sequence[Turn] | None = None) -> str:
@@ -46,6 +51,18 @@ def compaction_cost(session: Session, keep: int) -> str:
     before_text = cost_text(session.backend.cache(asking, session.options, has_rows=False))
     after_text = cost_text(session.backend.cache(after, session.options, has_rows=False), _SUMMARY_TOKENS)
     return f"for the summary {before_text}; behind it about {after_text}"
+
+
+def check_length(backend: Backend, text: str) -> None:
+    """Raises ContextOverflowError for a message that can't fit, before it is saved, sent or encoded."""
+    if len(text) <= _NEVER_TOO_LONG:
+        return
+    info = backend.info()
+    if len(text) > _CHARACTERS_A_TOKEN * info.context:
+        raise ContextOverflowError(
+            f"the message has {len(text)} characters, the context of {info.name} {info.context} tokens",
+            "shorten the message",
+        )
 
 
 def is_full(session: Session, context: int, *, back: int = 1) -> bool:

@@ -10,6 +10,9 @@ from kvchat.errors import UsageError
 MAX_BYTES = 256 * 1024
 """Largest file that is taken; more than any context here holds."""
 
+MAX_INPUT_BYTES = 64 * 2**20
+"""Most that is read of a pipe, or of what else stands for a message; no context holds so much."""
+
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
 _PUNCTUATION = ".,;:!?)]}'\""
 _FENCE = re.compile(r"^`{3,}", re.MULTILINE)
@@ -33,6 +36,15 @@ def file_part(name: str) -> str:
     text = _content(name).rstrip("\n")
     fence = "`" * (1 + max((len(found) for found in _FENCE.findall(text)), default=2))
     return f"{_heading(name)}\n\n{fence}\n{text}\n{fence}"
+
+
+def whole_text(name: str) -> str:
+    """The text of a file that was named, without a byte order mark. Raises OSError, RuntimeError and ValueError."""
+    with Path(name).expanduser().open("rb") as file:
+        data = file.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise ValueError(f"it is larger than {MAX_INPUT_BYTES // 2**20} MiB")
+    return data.decode("utf-8-sig")
 
 
 def _heading(name: str) -> str:

@@ -9,11 +9,12 @@ from typing import Protocol
 
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.clean import sanitize
 from kvchat.ui.completion import completion
 from kvchat.ui.desk import Attachment, Choice, Desk
 from kvchat.ui.editor import edited
+from kvchat.ui.entry import MAX_CHARACTERS
 from kvchat.ui.picker import Picker
-from kvchat.ui.render import sanitize
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
@@ -117,6 +118,11 @@ class Keyboard:
             return
         text = buffer.text.encode("utf-8", "replace").decode().strip()
         if not text:
+            return
+        if len(text) > MAX_CHARACTERS:
+            self._face.show_error(
+                KvchatError(f"{len(text)} characters are more than a message takes", "shorten it")
+            )
             return
         buffer.text = text
         buffer.reset(append_to_history=True)

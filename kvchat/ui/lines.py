@@ -13,13 +13,14 @@ from kvchat.chat.session import Session, is_empty
 from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
+from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import fullness, is_full, ways_to_room
+from kvchat.ui.cost import check_length, fullness, is_full, ways_to_room
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
 from kvchat.ui.files import with_files
 from kvchat.ui.oneshot import interruptible
 from kvchat.ui.recap import recap
-from kvchat.ui.render import error_line, sanitize, stats_line
+from kvchat.ui.render import error_line, stats_line
 from kvchat.ui.tables import Look
 
 
@@ -31,7 +32,7 @@ class LineDialogue:
         self.surroundings = surroundings
         self._attached: list[Attachment] = []
         self._chosen: list[str] = []
-        self._out = stdout
+        self._out = for_messages(stdout)
         self._leaving = False
         self._watch = CacheWatch(session)
 
@@ -46,16 +47,17 @@ class LineDialogue:
 
     def copy(self, text: str) -> None:
         """Put a text on the terminal's clipboard."""
-        self._write(clipboard_sequence(text))
+        raw(self._out).write(clipboard_sequence(text))
+        self._out.flush()
 
     def put_back(self, text: str) -> None:
         """Show it: the input can't be filled."""
-        self._write(sanitize(text) + "\n")
+        self._write(text + "\n")
 
     def offer(self, title: str, choices: Sequence[Choice], at: int = 0) -> None:
         """Let the user choose by number."""
         rows = [f"{number}. {choice.label}" for number, choice in enumerate(choices, 1)]
-        self._write(sanitize("\n".join(rows)) + "\n")
+        self._write("\n".join(rows) + "\n")
         answer = input("number, or nothing: ").strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
             self._chosen.append(choices[int(answer) - 1].command)
@@ -72,7 +74,7 @@ class LineDialogue:
     def run(self, first: Sequence[str] = ()) -> int:
         """Hold the dialogue until the input ends; the exit code. The lines in `first` come before what is typed."""
         if self.session.path:
-            self._write(sanitize(recap(self.session)) + "\n")
+            self._write(recap(self.session) + "\n")
         self._chosen.extend(first)
         while not self._leaving:
             try:
@@ -106,7 +108,7 @@ class LineDialogue:
             command, argument = commands.find(text)
             result = command.run(self, argument)
             shown = result.note if isinstance(result, Asking) else result
-            self._write(sanitize(shown) + "\n" if shown else "")
+            self._write(shown + "\n" if shown else "")
             if isinstance(result, Asking):
                 self._answer(result.events)
         else:
@@ -116,14 +118,16 @@ class LineDialogue:
         """A message with what goes along with it."""
         attached, self._attached = self._attached, []
         whole = with_files(text.removeprefix("/") if text.startswith("//") else text)
-        return "\n\n".join((whole, *(attachment.message for attachment in attached)))
+        message = "\n\n".join((whole, *(attachment.message for attachment in attached)))
+        check_length(self.session.backend, message)
+        return message
 
     def _answer(self, events: Iterator[Event]) -> None:
         backend = self.session.backend
         with interruptible(backend):
             for event in events:
                 if isinstance(event, Text) and not event.reasoning:
-                    self._write(sanitize(event.text))
+                    self._write(event.text)
                 elif isinstance(event, Notice):
                     self._write(error_line(event.message) + "\n")
                 elif isinstance(event, Done):

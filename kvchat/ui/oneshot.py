@@ -25,10 +25,13 @@ from kvchat.backends.base import (
     Text,
 )
 from kvchat.chat.session import Session, new_id
-from kvchat.errors import EXIT_INTERRUPTED, UsageError
+from kvchat.errors import EXIT_INTERRUPTED, UsageError, reason_of
 from kvchat.ui.cache_watch import CacheWatch
+from kvchat.ui.clean import CleanStream, for_data, for_messages, sanitize
+from kvchat.ui.cost import check_length
+from kvchat.ui.files import MAX_INPUT_BYTES
 from kvchat.ui.progress import WaitingBar
-from kvchat.ui.render import reuse_text, sanitize, stats_line, weights_text
+from kvchat.ui.render import reuse_text, stats_line, weights_text
 
 if TYPE_CHECKING:
     from kvchat.ui.markdown import MarkdownBlocks
@@ -62,8 +65,8 @@ def one_message(prompt: str | None, piped: str) -> list[str]:
 
 def messages_of(lines: Iterable[str]) -> Iterator[str]:
     """The user messages of a `--turns` file: one a line, or a JSON string a line; empty lines are skipped."""
-    for raw in lines:
-        line = raw.rstrip("\r\n")
+    for number, raw in enumerate(lines):
+        line = (raw if number else raw.removeprefix("\ufeff")).rstrip("\r\n")
         if not line.strip():
             continue
         try:
@@ -74,16 +77,22 @@ def messages_of(lines: Iterable[str]) -> Iterator[str]:
             yield value
 
 
-def open_turns(name: str, stdin: TextIO) -> TextIO:
+def open_turns(name: str, stdin: TextIO) -> Iterator[str]:
     """The lines of `--turns FILE`, or of stdin for `-`. Raises UsageError."""
     if name == "-":
-        return stdin
+        return _lines(stdin)
     try:
-        return Path(name).expanduser().open(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(
-            f"can't read the turns in {name}: {error.strerror}", "see --turns in kvchat --help"
-        ) from None
+        return _lines(Path(name).expanduser().open(encoding="utf-8", errors="replace"))
+    except (OSError, RuntimeError, ValueError) as error:
+        why, remedy = reason_of(error), "see --turns in kvchat --help"
+        raise UsageError(f"can't read the turns in {name}: {why}", remedy) from None
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    while line := stream.readline(MAX_INPUT_BYTES + 1):
+        if len(line) > MAX_INPUT_BYTES:
+            raise UsageError(f"a line has more than {MAX_INPUT_BYTES} characters", "shorten it")
+        yield line
 
 
 def answer_json(session: Session, answer: Answer, info: ModelInfo, *, tokens: bool = False) -> dict[str, Any]:
@@ -120,8 +129,8 @@ class OneShot:
     def __init__(self, session: Session, manner: Manner, *, stdout: TextIO, stderr: TextIO) -> None:
         self.session = session
         self.manner = manner
-        self._stdout = stdout
-        self._stderr = stderr
+        self._stdout = for_data(stdout, is_json=manner.json)
+        self._stderr = for_messages(stderr, is_json=manner.json)
         self._reasoning = False
         self._has_told = False
         self._watch = CacheWatch(session)
@@ -141,6 +150,7 @@ class OneShot:
         return 0
 
     def _ask(self, message: str) -> Answer:
+        check_length(self.session.backend, message)
         printer = self._printer()
         answer = None
         with closing(self.session.send(message)) as events, self._bar:
@@ -158,7 +168,7 @@ class OneShot:
     def _printer(self) -> _AnswerPrinter:
         is_terminal = self._stdout.isatty()
         if not self.manner.markdown or self.manner.json:
-            return _AnswerPrinter(self._stdout, clean=is_terminal, muted=self.manner.json)
+            return _AnswerPrinter(self._stdout, muted=self.manner.json)
         from kvchat.ui.markdown import MarkdownBlocks
 
         blocks = MarkdownBlocks(color=self.manner.color, styled=is_terminal or self.manner.styled)
@@ -199,8 +209,11 @@ class OneShot:
             self._note(f"{weights_text(info)}\n{reuse_text(info)}\n", dim=True)
 
     def _note(self, text: str, *, dim: bool = False) -> None:
-        text = sanitize(text) if self._stderr.isatty() else text
-        self._stderr.write(f"\x1b[2m{text}\x1b[22m" if dim and self._dim else text)
+        if dim and self._dim:
+            self._stderr.write_styled("\x1b[2m")
+        self._stderr.write(text)
+        if dim and self._dim:
+            self._stderr.write_styled("\x1b[22m")
         self._stderr.flush()
 
 
@@ -224,18 +237,17 @@ def interruptible(backend: Backend) -> Iterator[None]:
 
 
 class _AnswerPrinter:
-    """Writes an answer as it comes and ends it with exactly one newline; `clean` when a terminal reads it."""
+    """Writes an answer as it comes and ends it with exactly one newline."""
 
-    def __init__(self, out: TextIO, *, clean: bool, muted: bool) -> None:
+    def __init__(self, out: CleanStream, *, muted: bool) -> None:
         self._out = out
-        self._clean = clean
         self._muted = muted
         self._held = ""
         self._begun = False
 
     def write(self, text: str) -> None:
         """Write what is new, but hold newlines back: they may be the answer's last."""
-        text = self._held + (sanitize(text) if self._clean else text)
+        text = self._held + text
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         if body and not self._muted:
@@ -253,13 +265,15 @@ class _AnswerPrinter:
 class _MarkdownPrinter(_AnswerPrinter):
     """Writes an answer rendered, each block as soon as it is finished."""
 
-    def __init__(self, out: TextIO, blocks: MarkdownBlocks) -> None:
-        super().__init__(out, clean=True, muted=False)
+    def __init__(self, out: CleanStream, blocks: MarkdownBlocks) -> None:
+        super().__init__(out, muted=False)
         self._blocks = blocks
+        self._behind = ""
 
     def write(self, text: str) -> None:
         """Take what is new, write what is finished."""
-        self._blocks.take(sanitize(text))
+        self._blocks.take(sanitize(text, behind=self._behind))
+        self._behind = text[-1:] or self._behind
         self._print(whole=False)
 
     def end(self, *, complete: bool) -> None:
@@ -271,6 +285,6 @@ class _MarkdownPrinter(_AnswerPrinter):
     def _print(self, *, whole: bool) -> None:
         lines = self._blocks.finished(shutil.get_terminal_size().columns, whole=whole)
         if lines:
-            self._out.write(lines + "\n")
+            self._out.write_styled(lines + "\n")
             self._out.flush()
             self._begun = True

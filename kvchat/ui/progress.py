@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from kvchat.backends.base import Backend, Phase, Prefilling, Status
+from kvchat.ui.clean import CleanStream, raw, sanitize
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,7 +24,7 @@ class WaitingBar:
     Draws from a thread of its own, because the caller waits inside the backend. Does nothing unless `shown`.
     """
 
-    def __init__(self, backend: Backend, stderr: TextIO, *, shown: bool) -> None:
+    def __init__(self, backend: Backend, stderr: TextIO | CleanStream, *, shown: bool) -> None:
         self._backend = backend
         self._stderr = stderr
         self._shown = shown
@@ -67,11 +68,11 @@ class WaitingBar:
         status, prefill = self._backend.status(), self._prefill
         if prefill is not None and status.phase is Phase.PREFILLING:
             status = Status(Phase.PREFILLING, "", prefill.done, prefill.total)
-        label = status.detail or str(status.phase)
+        label = sanitize(status.detail or str(status.phase))
         bar.update(task, description=label, completed=status.done, total=status.total or None)
 
 
-def progress_bar(stderr: TextIO) -> Progress:
+def progress_bar(stderr: TextIO | CleanStream) -> Progress:
     """A bar that leaves no line behind."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -82,7 +83,7 @@ def progress_bar(stderr: TextIO) -> Progress:
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(file=stderr), transient=True)
+    return Progress(*columns, console=Console(file=raw(stderr)), transient=True)
 
 
 @contextmanager
@@ -94,5 +95,5 @@ def stage_bar(stderr: TextIO, *, shown: bool) -> Iterator[Callable[[str, int, in
     with progress_bar(stderr) as bar:
         task = bar.add_task("", total=None)
         yield lambda stage, done, total: bar.update(
-            task, description=stage, completed=done, total=total or None
+            task, description=sanitize(stage), completed=done, total=total or None
         )

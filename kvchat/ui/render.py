@@ -1,25 +1,9 @@
-"""Model text and figures as the terminal shows them: cleaned, as lines. Writes nothing itself."""
+"""Figures and errors as the terminal shows them: as lines. Writes nothing itself."""
 
 from __future__ import annotations
 
 from kvchat.backends.base import Answer, FinishReason, ModelInfo, Status
-
-_KEPT = "\n\t"
-_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_HARMLESS: dict[int, int | None] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in _KEPT}
-_HARMLESS |= {0x7F: 0x2421, ord("\r"): None}
-_HARMLESS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-_HARMLESS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
-_HARMLESS |= dict.fromkeys((*_BIDI, 0x2028, 0x2029), None)
-
-
-def sanitize(text: str) -> str:
-    """Text that can't move a cursor, set a title or reorder a line, whatever a model wrote.
-
-    Control characters become their visible pictures (ESC is shown as U+241B), C1 controls and lone surrogates
-    the replacement character; carriage returns and bidi overrides go. It has no memory, so it works on pieces.
-    """
-    return text.translate(_HARMLESS)
+from kvchat.ui.clean import sanitize as sanitize
 
 
 def stats_line(answer: Answer, context: int) -> str:

@@ -15,22 +15,25 @@ from kvchat.config import Config
 from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
+from kvchat.ui.clean import sanitize
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import fullness, is_full, ways_to_room
 from kvchat.ui.desk import Attachment, Choice, Surroundings
 from kvchat.ui.engine_watch import EngineWatch
+from kvchat.ui.entry import MAX_CHARACTERS
 from kvchat.ui.history import message_history
 from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.live_answer import LiveAnswer
 from kvchat.ui.recap import recap
-from kvchat.ui.render import dim, error_line, phase_text, sanitize, stats_line, toolbar
+from kvchat.ui.render import dim, error_line, phase_text, stats_line, toolbar
 from kvchat.ui.screen import PROMPT, Content, Screen
 from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns
 
 _LEAVE_S = 2.0
 _QUEUED_ROWS = 3
+_ECHOED = 20_000
 
 
 class Repl:
@@ -48,8 +51,9 @@ class Repl:
         self._cache = CacheWatch(session)
         self._screen = Screen(
             Content(self._tail, self._queued, self._toolbar),
-            message_history(config.paths.data / "history", save=config.chat.save),
+            message_history(config.paths.data / "history", save=config.chat.save, complain=self.show_error),
             vi=config.ui.vi,
+            on_large_paste=self._refuse_paste,
         )
         self._keyboard = Keyboard(self, self._screen, self._turns)
         self._screen.listen(key_bindings(self._keyboard))
@@ -98,8 +102,10 @@ class Repl:
 
     def _end(self, code: int) -> None:
         """Leave though the user did not ask for it: what was typed goes into the history."""
-        self._screen.buffer.append_to_history()
-        self._screen.leave(code)
+        try:
+            self._screen.buffer.append_to_history()
+        finally:
+            self._screen.leave(code)
 
     def _look_at_cache(self) -> None:
         """In a thread, for it waits: see what the cache has stored."""
@@ -162,8 +168,10 @@ class Repl:
         self._screen.print_above(dim(sanitize(text)))
 
     def echo(self, text: str) -> None:
-        """Print what was entered above the input."""
-        self._screen.print_above(f"\x1b[1m{PROMPT}\x1b[22m" + sanitize(text).replace("\n", "\n  "))
+        """Print what was entered above the input, of much of it the beginning."""
+        more = len(text) - _ECHOED
+        shown = f"{text[:_ECHOED]}… ({more} more characters)" if more > 0 else text
+        self._screen.print_above(f"\x1b[1m{PROMPT}\x1b[22m" + sanitize(shown).replace("\n", "\n  "))
 
     def show_error(self, error: KvchatError) -> None:
         """Print an error above the input."""
@@ -250,6 +258,9 @@ class Repl:
 
     # What is shown
 
+    def _refuse_paste(self) -> None:
+        self._say_error(f"a paste of more than {MAX_CHARACTERS} characters is not taken", "take what matters")
+
     def _say_error(self, message: str, remedy: str = "") -> None:
         line = self._wrapped(error_line(message, remedy))
         self._screen.print_above(f"\x1b[31m{line}\x1b[39m" if self._color else line)
@@ -275,7 +286,8 @@ class Repl:
 
     def _queued(self, columns: int) -> list[str]:
         waiting = self._turns.waiting
-        shown = [f"queued: {' '.join(sanitize(text).split())}"[: columns - 1] for text in waiting]
+        begun = (" ".join(sanitize(text[: 4 * columns]).split()) for text in waiting)
+        shown = [f"queued: {text}"[: columns - 1] for text in begun]
         if len(shown) > _QUEUED_ROWS:
             shown = [*shown[: _QUEUED_ROWS - 1], f"… and {len(shown) - _QUEUED_ROWS + 1} more"]
         return shown + self._keyboard.rows(columns)

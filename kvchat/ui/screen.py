@@ -20,6 +20,7 @@ from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
+from prompt_toolkit.input.base import Input
 from prompt_toolkit.key_binding import KeyBindingsBase
 from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
@@ -31,6 +32,8 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
 from kvchat.ui.answer import Tail
+from kvchat.ui.clean import raw, sanitize, styled
+from kvchat.ui.entry import AroundCursor, terminal_input
 from kvchat.ui.reflow import Footprint
 
 PROMPT = "> "
@@ -79,7 +82,7 @@ class FramedOutput(Vt100_Output):
 def terminal_output() -> FramedOutput:
     """stdout as a terminal. Never asks where the cursor is: some terminals don't answer."""
     term = os.environ.get("TERM", "")
-    output = FramedOutput(sys.stdout, _terminal_size, term=term or None, enable_cpr=False)
+    output = FramedOutput(raw(sys.stdout), _terminal_size, term=term or None, enable_cpr=False)
     output.rewraps = "TMUX" in os.environ or term.startswith("tmux")
     return output
 
@@ -105,13 +108,14 @@ class Content:
 class _Application(Application[int]):
     """Draws the live part, and knows where it begins when the terminal has rewrapped it."""
 
-    def __init__(self, output: FramedOutput, layout: Layout, *, vi: bool) -> None:
+    def __init__(self, source: Input, output: FramedOutput, layout: Layout, *, vi: bool) -> None:
         self._footprint = Footprint()
         self._columns = 0  # of the terminal when the live part was drawn
         super().__init__(
             layout=layout,
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             style=_STYLE,
+            input=source,
             output=output,
             erase_when_done=True,
             after_render=lambda app: self._footprint.grow(app.renderer),
@@ -142,9 +146,11 @@ class _Application(Application[int]):
 
 
 class Screen:
-    """Shows what `content` says and prints finished text above it."""
+    """Shows what `content` says and prints finished text above it; `on_large_paste` is told of one that is not taken."""
 
-    def __init__(self, content: Content, history: History, *, vi: bool = False) -> None:
+    def __init__(
+        self, content: Content, history: History, *, vi: bool, on_large_paste: Callable[[], None]
+    ) -> None:
         self.output = terminal_output()
         self.buffer = Buffer(multiline=True, history=history)
         self.is_lent = False
@@ -154,7 +160,7 @@ class Screen:
             forward_search_prompt="search forward: ", backward_search_prompt="search: "
         )
         layout = Layout(self._root(), focused_element=self.buffer)
-        self.app = _Application(self.output, layout, vi=vi)
+        self.app = _Application(terminal_input(on_large_paste), self.output, layout, vi=vi)
 
     def listen(self, keys: KeyBindingsBase) -> None:
         """Use these keys, beside those for editing text."""
@@ -169,6 +175,7 @@ class Screen:
         """Print lines above the input for good; `text` may carry SGR colours that we made ourselves."""
         if self.app.is_done:
             return
+        text = styled(text)
         if self.is_lent:
             self._held.append(text)
             return
@@ -238,7 +245,7 @@ class Screen:
         entry = Window(
             BufferControl(
                 self.buffer,
-                input_processors=[TabsProcessor(char1=" ", char2=" ")],
+                input_processors=[AroundCursor(), TabsProcessor(char1=" ", char2=" ")],
                 search_buffer_control=self._search.control,
                 preview_search=True,
             ),
@@ -248,7 +255,7 @@ class Screen:
             get_line_prefix=_line_prefix,
         )
         bar = Window(
-            FormattedTextControl(lambda: [("class:toolbar", self._content.toolbar(self.columns))]),
+            FormattedTextControl(lambda: _lines([self._content.toolbar(self.columns)], "class:toolbar")),
             height=1,
             dont_extend_height=True,
         )
@@ -263,7 +270,7 @@ class Screen:
 
 
 def _lines(lines: list[str], style: str) -> StyleAndTextTuples:
-    return [(style, "\n".join(lines))]
+    return [(style, sanitize("\n".join(lines)))]
 
 
 def _line_prefix(number: int, wrap_count: int) -> StyleAndTextTuples:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from kvchat.ui.clean import sanitize
 from kvchat.ui.figures import bar, parts
-from kvchat.ui.render import sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

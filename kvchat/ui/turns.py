@@ -17,6 +17,7 @@ from kvchat.backends.base import Done, Event, Phase
 from kvchat.chat.session import Session
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.cost import check_length
 from kvchat.ui.desk import Asking, Desk
 from kvchat.ui.files import with_files
 
@@ -155,7 +156,9 @@ class Turns:
             self._session.backend.info()
 
     def _said(self, text: str) -> Iterator[Event]:
-        return self._session.send(with_files(text.removeprefix("/") if text.startswith("//") else text))
+        whole = with_files(text.removeprefix("/") if text.startswith("//") else text)
+        check_length(self._session.backend, whole)
+        return self._session.send(whole)
 
     def _answer(self, text: str, events: Callable[[], Iterator[Event]]) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.backends.answering import effective_options
+from kvchat.backends.answering import effective_options, never_begun, was_measured
 from kvchat.backends.base import (
     Answer,
     Done,
@@ -436,3 +436,15 @@ def test_folders_are_nobody_elses_even_where_the_umask_would_let_all_in(
         path.name: "0o700" for path in made
     }
     assert own / "models" in made and own / "kv" in made
+
+
+def test_a_text_that_can_not_fit_is_refused_from_its_beginning_or_cancelled(backend: LocalBackend) -> None:
+    backend.start()
+    long = [user("the quick brown fox " * 100_000)]
+    with pytest.raises(ContextOverflowError, match="the conversation is more than"):
+        answer(backend, long)
+    loaded = backend._worker.wait()
+    assert not was_measured(long, loaded, lambda: True)
+    assert was_measured([user("hello")], loaded, lambda: True)
+    assert never_begun(loaded).finish_reason is FinishReason.CANCELLED
+    assert answer(backend, [user("hello")]).usage.completion_tokens == 12

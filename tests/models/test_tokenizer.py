@@ -5,6 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from kvchat.models import tokenizer as tokenizer_module
 from kvchat.models.tokenizer import ChatTokenizer
 from tests.tiny import byte_level_tokenizer
 
@@ -109,11 +110,12 @@ def test_a_long_beginning_is_encoded_once_for_all_that_follows() -> None:
     tokenizer = ChatTokenizer(byte_level_tokenizer())
     for number in range(5):
         tokenizer.encode(f"<|im_start|>a long one<|im_end|>\n<|im_start|>{number}", is_start=True)
-    assert tokenizer._encode_part.cache_info().misses == 2 + 5
+    assert tokenizer._encode_part.num_encoded == 2 + 5
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40))
+@example("\uf8fa\uf8fb\uf8fa")
 def test_the_stream_gives_exactly_the_whole_text_and_never_half_a_character(text: str) -> None:
     text = text.encode(errors="replace").decode()
     stream = TOKENIZER.stream()
@@ -141,3 +143,27 @@ def test_text_comes_out_without_waiting_for_a_space() -> None:
 def test_equal_tokenizers_share_an_id_and_different_ones_do_not() -> None:
     again = ChatTokenizer(byte_level_tokenizer())
     assert again.id == TOKENIZER.id != ChatTokenizer(byte_level_tokenizer("<think>")).id
+
+
+def test_a_text_without_end_is_known_to_be_too_long_from_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = ChatTokenizer(byte_level_tokenizer())
+    encode, seen = tokenizer_module._encode, []
+
+    def counted(encoder: Tokenizer, text: str, is_start: bool = False) -> tuple[int, ...]:
+        seen.append(len(text))
+        return encode(encoder, text, is_start)
+
+    monkeypatch.setattr(tokenizer_module, "_encode", counted)
+    counts = tokenizer.least_tokens("the quick brown fox " * 500_000)
+    assert next(count for count in counts if count > 10_000)
+    assert sum(seen) < 100_000
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=80), st.integers(1, 400))
+def test_no_text_that_fits_is_called_too_long(text: str, times: int) -> None:
+    tokenizer = SEVERAL[0][0]
+    num_tokens = len(tokenizer.encode(text * times))
+    assert all(count <= num_tokens for count in tokenizer.least_tokens(text * times))
