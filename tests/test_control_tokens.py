@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from kvchat.backends.base import Answer, Done, Options
 from kvchat.backends.local import LocalBackend
 from kvchat.chat.session import Session
-from kvchat.commands.prompts import settings_of
+from kvchat.commands.prompts import with_prompt
 from kvchat.config import Config
 from kvchat.ui.files import file_part, with_files
 from kvchat.ui.oneshot import messages_of, one_message
@@ -41,7 +42,8 @@ def asked(backend: LocalBackend, *messages: str, system: str | None = None) -> S
 def system_of_prompt(folder: Path, text: str) -> str:
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "prompts" / "mine.md").write_text("---\nvars: {who: }\n---\nYou are {{ who }}.")
-    return str(settings_of("mine", [f"who={text}"])["chat.system"])
+    args = Namespace(template="mine", var=[f"who={text}"], trust_prompts=True, quiet=True, json=False)
+    return str(with_prompt(args, {})["chat.system"])
 
 
 def file_with(folder: Path, text: str) -> str:

@@ -10,7 +10,6 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from kvchat.commands.flags import EVERYWHERE, FLAGS, Flag
 from kvchat.config import Config
@@ -103,9 +102,10 @@ def _models(config: Config) -> Iterable[str]:
 
 
 def _prompts(config: Config) -> Iterable[str]:
-    from kvchat.chat.prompts import Prompts
+    from kvchat.commands.trusting import prompts_around
+    from kvchat.trust import Trust
 
-    return Prompts.around(Path.cwd()).paths()
+    return prompts_around(Trust.from_config(config)).paths()
 
 
 def _sessions(config: Config) -> Iterable[str]:
