@@ -13,6 +13,7 @@ from kvchat.bench.measure import english
 from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
+from kvchat.models.kinds import as_generated
 
 PREFIX_TOKENS = 1024
 NUM_POSITIONS = 128
@@ -93,4 +94,5 @@ def _log_probabilities(loaded: Loaded, cache: PrefixCache, tokens: list[int]) ->
         restored = cache.load(lease, state.planes, 0, PREFIX_TOKENS)
     assert restored.end == PREFIX_TOKENS
     state.advance(tokens[1:PREFIX_TOKENS])
-    return torch.stack([model.forward([token], state).log_softmax(-1) for token in tokens[PREFIX_TOKENS:]])
+    decoded = as_generated(tokens[PREFIX_TOKENS:])
+    return torch.stack([model.forward([token], state).log_softmax(-1) for token in decoded])

@@ -23,12 +23,12 @@ from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
-from kvchat.engine.request import Progress, Request, Token
+from kvchat.engine.request import Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.engine.speculation import Speculation
 from kvchat.errors import KvchatError
 from kvchat.models.kv_state import KVState
-from kvchat.models.loaded import LoadedModel
+from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.template import Message
 
 NUM_PROMPTS = 200
@@ -121,6 +121,7 @@ class _Talker:
         self._disk = disk
         self._numbers = count()
         self.draw = random.Random(7)
+        self.reuse = Reuse(live=0)
 
     def say(self, prompt: Sequence[int], seed: int | None = None, *, steps: int | None = None) -> _Said:
         """The answer to a prompt from whatever is held; with `steps` it is cancelled after so many forwards."""
@@ -134,6 +135,8 @@ class _Talker:
                 done.append(event)
             elif isinstance(event, Token):
                 ids.append(event.id)
+            else:
+                self.reuse = event.reuse
         wanted = (len(prompt), len(prompt) + max(0, len(ids) - 1))
         return _Said(ids, [self.model.heard[at] for at in wanted if at in self.model.heard])
 
@@ -180,13 +183,17 @@ def _again(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
 def _from_ram(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
     talker.stored(prompt)
-    return talker.say(prompt, seed)
+    said = talker.say(prompt, seed)
+    assert talker.reuse.ram or len(prompt) <= PAGE_TOKENS, "nothing came from RAM"
+    return said
 
 
 def _from_disk(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
     talker.stored(prompt, on_disk=True)
-    return talker.say(prompt, seed)
+    said = talker.say(prompt, seed)
+    assert talker.reuse.disk or len(prompt) <= PAGE_TOKENS, "nothing came from the disk"
+    return said
 
 
 def _branch(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:

@@ -11,6 +11,7 @@ import torch
 from kvchat.backends.loading import Loaded, load
 from kvchat.bench.measure import check_room, english
 from kvchat.config import Config
+from kvchat.models.kinds import as_generated
 from kvchat.models.loaded import LoadedModel
 
 NUM_TOKENS = 10_000
@@ -79,7 +80,7 @@ def measure(config: Config, *, num_tokens: int = NUM_TOKENS) -> Iterator[Weights
         truth = _together(exact, given, CHUNK_TOKENS)
         tallies[0].read(truth, _together(rounded, given, CHUNK_TOKENS), following)
         prefilled = _together(coarse.engine.loaded, given, CHUNK_TOKENS)
-        decoded = _together(coarse.engine.loaded, given, 1)
+        decoded = _together(coarse.engine.loaded, as_generated(given), 1)
         tallies[1].read(truth, prefilled, following)
         tallies[2].read(truth, decoded, following)
         tallies[3].read(prefilled, decoded, following)

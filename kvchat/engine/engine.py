@@ -20,7 +20,7 @@ from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Reque
 from kvchat.engine.speculation import Drafts, Speculation
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.device import empty_device_cache
-from kvchat.models.kinds import ids_of
+from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.kv_state import kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
@@ -83,7 +83,7 @@ class Engine:
         """Run three small forwards, so that the first answer does not pay for what is set up lazily, and so that the
         speed of prefilling is known."""
         length = min(64, self.loaded.context - 1)
-        for tokens in ([0] * min(length, 16), [0]):
+        for tokens in ([0] * min(length, 16), self.told(as_generated([0]))):
             self._compute(tokens)
         self.state.keep(0)
         self._compute([0] * length)
