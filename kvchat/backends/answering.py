@@ -210,9 +210,10 @@ def check_room(prompt: Sequence[int], loaded: Loaded) -> None:
             f"the conversation is {len(prompt)} tokens long, the context of {loaded.info.name} has {context}",
             "start anew with /clear, or shorten the message",
         )
-    if max(prompt, default=0) >= loaded.engine.loaded.vocab_size:
+    greatest = max(ids_of(prompt))
+    if greatest >= loaded.engine.loaded.vocab_size:
         raise ModelUnavailableError(
-            f"the tokenizer of {loaded.info.name} has the token {max(prompt)},"
+            f"the tokenizer of {loaded.info.name} has the token {greatest},"
             f" and the model knows {loaded.engine.loaded.vocab_size}",
             "the tokenizer is another model's, so fetch the model again",
         )

@@ -10,6 +10,7 @@ from kvchat.backends.base import Options, Role, Turn
 from kvchat.backends.loading import Loaded
 from kvchat.engine.engine import PINNED_PRIORITY
 from kvchat.engine.request import Progress
+from kvchat.errors import ContextOverflowError
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.template_kind import TemplateKind
 
@@ -29,9 +30,12 @@ def prepare(
     that was said is held; so what comes too late, behind a later message, leaves that one's KV as it is.
     """
     engine = loaded.engine
+    try:
+        template, messages = conversation(loaded, turns)
+    except ContextOverflowError:  # told to whoever asks
+        return
     if loaded.info.reuse == "none" or _is_as_said(loaded, turns, options):
         return
-    template, messages = conversation(loaded, turns)
     ids = engine.told(template.next_prefix(messages, think=options.think))
     held = common_prefix(engine.state.tokens, ids)
     if held == len(ids) or len(ids) >= engine.loaded.context:

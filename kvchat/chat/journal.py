@@ -130,7 +130,7 @@ class Journal:
             return work()
 
     def _attempt(self, work: Callable[[], object]) -> None:
-        """Write; that it can't be done is said once, until it can be done again."""
+        """Write; that it can't be done is said once, until all that was said is stored."""
         try:
             work()
         except KvchatError as error:
@@ -138,4 +138,5 @@ class Journal:
                 self.notices.append(f"what is said is not saved: {error}")
             self._has_failed = True
         else:
-            self._has_failed = False
+            is_behind = self._is_stored and self._stored_tip != self.row.tip
+            self._has_failed = self._has_failed and (bool(self._unsaved) or is_behind)

@@ -306,15 +306,15 @@ class _Scratch:
     """Memory that is used again for every layer: fresh pages would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
-        self._flat: dict[str, torch.Tensor] = {}
+        self._flat: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor, valid until the same name is taken again."""
         size = math.prod(shape)
-        flat = self._flat.get(name)
+        flat = self._flat.get((name, dtype))
         if flat is None or flat.numel() < size:
             with torch.inference_mode(False):
-                flat = self._flat[name] = torch.empty(size, dtype=dtype)
+                flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype)
         return flat[:size].view(*shape)
 
 

@@ -41,7 +41,7 @@ def test_a_model_that_is_here_answers_twice_and_reuses(run: Run, tiny_path: Path
     assert (code, err, json.loads(out)["ok"]) == (0, "", True)
     assert set(rows) == {
         "versions", "processor", "memory", "settings", "models", "cache", "data", "config", "disk",
-        "model", "loading", "template", "policy", "weights", "speed", "reuse",
+        "model", "loading", "template", "policy", "promise", "weights", "speed", "reuse",
     }  # fmt: skip
     policy, _, check = rows["policy"].value.partition("; ")
     assert policy == "what was computed is reused to the token (blocks)"
@@ -98,7 +98,7 @@ def test_an_answer_that_reuses_nothing_has_to_be_mended(make_config: Callable[..
 
 
 def test_a_backend_that_reuses_passes() -> None:
-    assert [finding.remedy for finding in self_test(ScriptedBackend())] == [""] * 6
+    assert [finding.remedy for finding in self_test(ScriptedBackend())] == [""] * 7
 
 
 def test_cpu_features_are_read_from_what_the_system_says(tmp_path: Path) -> None:
