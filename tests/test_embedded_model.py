@@ -13,10 +13,10 @@ from kvchat.backends.base import Answer, Done, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.bench.lookup import TASKS
 from kvchat.config import DEFAULT_MODEL, PathsConfig, load_config
-from kvchat.models.catalog import Catalog
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.loaded import LoadedModel
-from kvchat.models.weights import WeightsMode
+from kvchat.models.sources.catalog import Catalog
+from kvchat.models.weights.mode import WeightsMode
 
 MODELS = Path(os.environ["KVCHAT_MODELS"]) if os.environ.get("KVCHAT_MODELS") else PathsConfig().models
 

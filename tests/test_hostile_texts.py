@@ -16,7 +16,7 @@ from kvchat.backends.base import Event, Notice, Options, Text, Turn
 from kvchat.cli import main
 from kvchat.commands.chat import Backends
 from kvchat.errors import KvchatError
-from kvchat.models.sources import imports_folder
+from kvchat.models.sources.sources import imports_folder
 from tests.hostile import ALL, HOSTILE, found_in
 from tests.scripted import ScriptedBackend
 from tests.tiny import tiny_folder

@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.config import Config, load_config
-from kvchat.models import attention
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.loaded import LoadedModel
-from kvchat.models.stock import describe
+from kvchat.models.stock import attention
+from kvchat.models.stock.network import describe
 
 VOCABULARY = 320
 

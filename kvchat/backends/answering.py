@@ -18,8 +18,8 @@ from kvchat.engine.token_rules import TokenRules
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.numbers import no_numbers
-from kvchat.models.reasoning import ReasoningMarks
-from kvchat.models.template import ChatTemplate, Message
+from kvchat.models.text.reasoning import ReasoningMarks
+from kvchat.models.text.template import ChatTemplate, Message
 
 
 class Answering:

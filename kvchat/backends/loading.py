@@ -18,8 +18,6 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.speculation import Speculation
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models.arithmetic import arithmetic
-from kvchat.models.catalog import Catalog, ModelFiles
-from kvchat.models.contents import Contents
 from kvchat.models.device import is_out_of_memory
 from kvchat.models.documents import boundary
 from kvchat.models.fingerprint import fingerprint
@@ -28,9 +26,11 @@ from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.numbers import check_numbers
 from kvchat.models.probe import checked
-from kvchat.models.template import ChatTemplate
-from kvchat.models.template_kind import kind_of
-from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer, read_template
+from kvchat.models.sources.catalog import Catalog, ModelFiles
+from kvchat.models.sources.contents import Contents
+from kvchat.models.text.template import ChatTemplate
+from kvchat.models.text.template_kind import kind_of
+from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
 from kvchat.trust import Kind, Trust
 
 LONG_MARK = b"long"

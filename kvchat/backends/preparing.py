@@ -12,7 +12,7 @@ from kvchat.engine.engine import PINNED_PRIORITY
 from kvchat.engine.request import Progress
 from kvchat.errors import ContextOverflowError
 from kvchat.models.kv_state import common_prefix
-from kvchat.models.template_kind import TemplateKind
+from kvchat.models.text.template_kind import TemplateKind
 
 CHUNK_S = 0.1
 """About how long one forward may take: a message that is sent meanwhile waits for its end."""

@@ -15,7 +15,7 @@ from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import common_prefix
-from kvchat.models.template import ChatTemplate, Message
+from kvchat.models.text.template import ChatTemplate, Message
 
 
 def cache_view(

@@ -62,8 +62,8 @@ class Stock:
     def __init__(self, config: Config) -> None:
         from transformers import AutoModelForCausalLM, DynamicCache
 
-        from kvchat.models.catalog import Catalog
         from kvchat.models.device import choose_device, choose_dtype
+        from kvchat.models.sources.catalog import Catalog
 
         wanted = config.model
         files = Catalog(config.paths.models, offline=wanted.offline).resolve(

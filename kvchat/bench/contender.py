@@ -157,7 +157,7 @@ def running(names: Sequence[str], setup: Setup) -> Iterator[dict[str, Contender]
 
 
 def _llama(setup: Setup) -> Entry:
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     wanted = setup.config.model
     files = Catalog(setup.config.paths.models, offline=wanted.offline).resolve(

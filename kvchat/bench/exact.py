@@ -29,7 +29,7 @@ from kvchat.engine.speculation import Speculation
 from kvchat.errors import KvchatError
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
-from kvchat.models.template import Message
+from kvchat.models.text.template import Message
 
 NUM_PROMPTS = 200
 NUM_TOKENS = 10

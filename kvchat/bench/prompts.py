@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvchat.bench.measure import english
 from kvchat.config import Config
-from kvchat.models.catalog import Catalog
-from kvchat.models.tokenizer import ChatTokenizer, load_tokenizer
+from kvchat.models.sources.catalog import Catalog
+from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer
 
 
 def token_ids(config: Config, num_tokens: int, *, skip: int = 0) -> list[int]:

@@ -88,7 +88,7 @@ def weighed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def _setup(args: argparse.Namespace, config: Config) -> Setup:
     """What is measured, once the model is here. Raises ModelUnavailableError, which a child could only quote."""
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     Catalog(config.paths.models, offline=config.model.offline).resolve(
         config.model.name, needs_template=False

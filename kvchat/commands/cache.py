@@ -215,7 +215,7 @@ def _verify_lines(report: VerifyReport, sample: VerifySample | None, why_not: st
 
 def _sample(config: Config, num_runs: int) -> tuple[VerifySample | None, str]:
     """What computing a sample again showed, or why that was not done. Fetches nothing and writes no KV."""
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     name = config.model.name
     files = Catalog(config.paths.models, offline=True).find(name)

@@ -96,7 +96,7 @@ def names(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _models(config: Config) -> Iterable[str]:
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
 

@@ -178,7 +178,7 @@ def disk(config: Config) -> Finding:
 
 def model(config: Config, open_backend: Callable[[Config], Backend]) -> Iterator[Finding]:
     """The configured model if it is here: two turns, the second of which has to reuse the first."""
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     name = config.model.name
     try:

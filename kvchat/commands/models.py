@@ -12,11 +12,11 @@ from kvchat.config import Config
 from kvchat.ui.clean import one_line
 
 if TYPE_CHECKING:
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
 
 def _catalog(config: Config) -> Catalog:
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     return Catalog(config.paths.models, offline=config.model.offline)
 
@@ -38,7 +38,7 @@ def _megabytes(num_bytes: int) -> str:
 
 def pulled(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Fetch a model, or import it; its folder. Raises ModelUnavailableError."""
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
     from kvchat.ui.progress import stage_bar
 
     with stage_bar(sys.stderr, shown=sys.stderr.isatty() and not args.quiet) as progress:

@@ -231,7 +231,7 @@ def _json(prompt: Prompt) -> dict[str, Any]:
 
 def _measure(config: Config) -> Measure:
     """Tokens, if the model's tokenizer lies on this disk, else characters."""
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     files = Catalog(config.paths.models, offline=True).find(config.model.name)
     path = files.folder / "tokenizer.json" if files else None

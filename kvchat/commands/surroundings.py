@@ -30,7 +30,7 @@ def surroundings_of(
         trust_model(name, config)
 
     def model_names() -> list[str]:
-        from kvchat.models.catalog import Catalog
+        from kvchat.models.sources.catalog import Catalog
 
         return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
 

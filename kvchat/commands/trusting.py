@@ -14,7 +14,7 @@ from kvchat.trust import Kind, Trust, owner_of
 from kvchat.ui.asking import agrees, can_ask
 
 if TYPE_CHECKING:
-    from kvchat.models.catalog import ModelFiles
+    from kvchat.models.sources.catalog import ModelFiles
 
 
 def prompts_around(trust: Trust) -> Prompts:
@@ -66,6 +66,6 @@ def trust_model(name: str, config: Config) -> None:
 
 def _files(name: str, config: Config) -> ModelFiles | None:
     """A model's files, if they are here."""
-    from kvchat.models.catalog import Catalog
+    from kvchat.models.sources.catalog import Catalog
 
     return Catalog(config.paths.models, offline=True).find(name)

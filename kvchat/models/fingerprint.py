@@ -10,8 +10,8 @@ from typing import Any
 
 import xxhash
 
-from kvchat.models.contents import Contents
 from kvchat.models.documents import read_object
+from kvchat.models.sources.contents import Contents
 
 _IGNORED_CONFIG = frozenset(
     {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}

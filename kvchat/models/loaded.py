@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from kvchat.models.flash import ROWS_MULTIPLE
 from kvchat.models.kinds import is_generated
 from kvchat.models.kv_state import KVState
+from kvchat.models.lean.flash import ROWS_MULTIPLE
 from kvchat.models.reuse import Continuation, ReuseRule
-from kvchat.models.weights import NATIVE, Weights
+from kvchat.models.weights.mode import NATIVE, Weights
 
 if TYPE_CHECKING:
-    from kvchat.models.long_rope import LongRope
+    from kvchat.models.stock.long_rope import LongRope
 
 _RENEWED_TOKENS = 256
 """Tokens of one forward where what was held has to be computed again."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from kvchat.config import ModelConfig
-from kvchat.models import flash
 from kvchat.models.device import (
     Need,
     check_memory,
@@ -21,14 +20,15 @@ from kvchat.models.device import (
 )
 from kvchat.models.documents import read_object
 from kvchat.models.generation import read_generation
-from kvchat.models.lean import LeanNetwork
-from kvchat.models.lean_loader import Checkpoint, is_of, load_integers, load_native
-from kvchat.models.lean_shape import LeanShape, lean_shape
+from kvchat.models.lean import flash
+from kvchat.models.lean.loader import Checkpoint, is_of, load_integers, load_native
+from kvchat.models.lean.network import LeanNetwork
+from kvchat.models.lean.shape import LeanShape, lean_shape
 from kvchat.models.loaded import LoadedModel, id_list
-from kvchat.models.packed import PackedHome
-from kvchat.models.quantize import INTEGER_SHARE, choose_weights
 from kvchat.models.reuse import BLOCKS
-from kvchat.models.weights import Weights, WeightsMode
+from kvchat.models.weights.mode import Weights, WeightsMode
+from kvchat.models.weights.packed import PackedHome
+from kvchat.models.weights.quantize import INTEGER_SHARE, choose_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def load_model(
     lean = _lean(folder) if device.type == "cpu" and not _needs_transformers(settings) else None
     if lean is not None:
         return _load_lean(folder, settings, name=name, origin=origin, free=free, lean=lean)
-    from kvchat.models.stock_loader import (
+    from kvchat.models.stock.loader import (
         Place,
         load_stock,  # transformers alone takes longer to import than a model
     )

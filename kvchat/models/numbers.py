@@ -9,7 +9,7 @@ import torch
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.probe import LENGTHS
-from kvchat.models.weights import WeightsMode
+from kvchat.models.weights.mode import WeightsMode
 
 
 def check_numbers(loaded: LoadedModel) -> None:

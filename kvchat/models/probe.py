@@ -22,7 +22,7 @@ from kvchat.models.kv_state import KVState, kv_layout
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
 from kvchat.models.schedule import Schedule
-from kvchat.models.weights import WeightsMode
+from kvchat.models.weights.mode import WeightsMode
 
 BUDGET_S = 2.0
 """What all of a probe may take."""

@@ -26,7 +26,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError, ModelUnavailableError
-from kvchat.models.template import Message
+from kvchat.models.text.template import Message
 from tests.tiny import CHATML, tiny_config, tiny_folder, transformers_model
 
 THINKS_AT_FIRST = "{{ 'think' if enable_thinking else 'answer at once' }}" + CHATML

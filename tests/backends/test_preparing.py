@@ -31,7 +31,7 @@ from kvchat.chat.session import Session
 from kvchat.cli import main
 from kvchat.config import Config
 from kvchat.models.kv_state import KVState
-from kvchat.models.template import Message
+from kvchat.models.text.template import Message
 from tests.models.chat_templates import (
     KEEPS,
     SAMPLES,

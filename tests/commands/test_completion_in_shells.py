@@ -20,7 +20,7 @@ import pytest
 
 from kvchat.chat.session import Session
 from kvchat.chat.store import FILE_NAME, Store
-from kvchat.models.sources import imports_folder
+from kvchat.models.sources.sources import imports_folder
 from tests.scripted import ScriptedBackend
 
 NAMES = [

@@ -214,7 +214,7 @@ def test_without_a_cache_the_live_snapshots_serve_and_are_bounded(
     said, _ = say(engine, prompt)
     again, finished = say(engine, prompt)
     assert (again, finished.reuse.live) == (said, 29)
-    monkeypatch.setattr("kvchat.models.snapshots.TAKEN_BYTES", 1)
+    monkeypatch.setattr("kvchat.models.stock.snapshots.TAKEN_BYTES", 1)
     say(engine, prompt + said + random_tokens(5, seed=1))
     assert len(engine.state.taken) == 1
 

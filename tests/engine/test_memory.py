@@ -12,7 +12,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finished, Request, Token
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.kinds import ids_of
-from kvchat.models.stock import describe
+from kvchat.models.stock.network import describe
 from tests.families.shrink import random_tokens, tiny_random_model
 from tests.families.sweep import plain_logits
 from tests.tiny import said, tiny_model

@@ -13,7 +13,7 @@ import torch
 from kvchat.cache.match import CacheSettings, Ended
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
-from kvchat.models.arena import Arena
+from kvchat.models.stock.arena import Arena
 from tests.engine.test_engine import run
 from tests.engine.test_holding import from_scratch, is_held_right
 from tests.tiny import random_tokens, tiny_model
@@ -30,7 +30,7 @@ FAMILIES = pytest.mark.parametrize("family", MODELS)
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvchat.models.arena.MARGIN_TOKENS", MARGIN)
+    monkeypatch.setattr("kvchat.models.stock.arena.MARGIN_TOKENS", MARGIN)
     monkeypatch.setattr("kvchat.engine.holding.EXCESS_TOKENS", 16)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from kvchat.config import ModelConfig
-from kvchat.models import attention
-from kvchat.models.lean import LeanNetwork
+from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import load_model
 from kvchat.models.reuse import BLOCKS, SNAPSHOTS, Continuation, ReusePolicy
-from kvchat.models.stock import describe
+from kvchat.models.stock import attention
+from kvchat.models.stock.network import describe
 from tests.families.shrink import WINDOW, random_tokens, tiny_random_model
 from tests.families.sweep import MESSAGE, TOLERANCE, Journey, plain_logits
 from tests.families.zoo import ZOO

@@ -8,9 +8,9 @@ import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kvchat.errors import KvchatError
-from kvchat.models import attention
 from kvchat.models.loaded import LoadedModel
-from kvchat.models.stock import describe
+from kvchat.models.stock import attention
+from kvchat.models.stock.network import describe
 from tests.families.results import Row, record
 from tests.families.shrink import tiny_random_model
 from tests.families.sweep import TOLERANCE, Journey, Plain, plain_logits

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from kvchat.models.template import ChatTemplate, Message
-from kvchat.models.template_kind import TemplateKind
-from kvchat.models.tokenizer import ChatTokenizer
+from kvchat.models.text.template import ChatTemplate, Message
+from kvchat.models.text.template_kind import TemplateKind
+from kvchat.models.text.tokenizer import ChatTokenizer
 from tests.tiny import CORPUS
 
 FOLDER = Path(__file__).with_name("templates")

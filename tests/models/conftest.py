@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.models.catalog import silent
-from kvchat.models.gguf import read_gguf
-from kvchat.models.gguf_import import write_model
+from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.importing import write_model
+from kvchat.models.sources.catalog import silent
 from tests.models.hub_server import HubServer, serving
 from tests.models.tiny_gguf import write_gguf
 

@@ -28,8 +28,8 @@ def serve(bases: list[Path], gguf: Path) -> None:
     from transformers.models.gemma2 import modeling_gemma2  # noqa: F401  # what the cases have in common
 
     import kvchat.backends.local
-    import kvchat.models.gguf_import
-    import kvchat.models.stock_loader  # noqa: F401
+    import kvchat.models.gguf.importing
+    import kvchat.models.stock.loader  # noqa: F401
 
     torch.set_num_threads(1)
     logging.getLogger("gguf").setLevel(logging.ERROR)  # the writer's, of what it was asked to write

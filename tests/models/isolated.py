@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.catalog import Catalog
-from kvchat.models.embedded import EmbeddedModel, NoWheelError
-from kvchat.models.gguf_import import Progress
-from kvchat.models.hub import Hub
+from kvchat.models.gguf.importing import Progress
+from kvchat.models.sources.catalog import Catalog
+from kvchat.models.sources.embedded import EmbeddedModel, NoWheelError
+from kvchat.models.sources.hub import Hub
 
 UNREACHABLE = "http://127.0.0.1:9"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from kvchat.models.template import ChatTemplate
-from kvchat.models.tokenizer import ChatTokenizer
+from kvchat.models.text.template import ChatTemplate
+from kvchat.models.text.tokenizer import ChatTokenizer
 from tests.models.chat_templates import NOON, SAMPLES, byte_tokenizer
 
 _IM = "<|im_start|> <|im_end|>"

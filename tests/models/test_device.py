@@ -21,7 +21,7 @@ from kvchat.models.device import (
     weights_bytes,
 )
 from kvchat.models.loader import load_model
-from kvchat.models.stock import describe
+from kvchat.models.stock.network import describe
 from tests.families.shrink import tiny_random_model
 from tests.families.zoo import ZOO
 from tests.tiny import tiny_folder

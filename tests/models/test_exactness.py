@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvchat.models.flash import ROWS_MULTIPLE, Attention
 from kvchat.models.kinds import as_generated
+from kvchat.models.lean.flash import ROWS_MULTIPLE, Attention
 from kvchat.models.loaded import LoadedModel
-from tests.models.test_lean import KINDS, WIDE, folder_of, loaded_from
+from tests.models.lean.test_network import KINDS, WIDE, folder_of, loaded_from
 from tests.tiny import random_tokens
 
 LENGTH = 450

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models import contents as module
-from kvchat.models.contents import Contents
 from kvchat.models.fingerprint import fingerprint
+from kvchat.models.sources import contents as module
+from kvchat.models.sources.contents import Contents
 from tests.tiny import tiny_folder
 
 REGIME = {"dtype": "float32", "device": "cpu"}

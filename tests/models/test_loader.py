@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.arena import Arena, Recomputed
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.loader import load_model
 from kvchat.models.reuse import ReusePolicy
-from kvchat.models.snapshots import Snapshots
-from kvchat.models.stock import describe
+from kvchat.models.stock.arena import Arena, Recomputed
+from kvchat.models.stock.network import describe
+from kvchat.models.stock.snapshots import Snapshots
 from tests.families import shrink as families
 from tests.families.shrink import tiny_random_model
 from tests.families.sweep import plain_logits
@@ -122,7 +122,7 @@ def test_transformers_writes_nothing_on_the_terminal(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from kvchat.config import ModelConfig\n"
         "from kvchat.errors import KvchatError\n"
-        "from kvchat.models.loader import load_model; from kvchat.models.tokenizer import load_tokenizer\n"
+        "from kvchat.models.loader import load_model; from kvchat.models.text.tokenizer import load_tokenizer\n"
         "for load in (lambda p: load_model(p, ModelConfig()), load_tokenizer):\n"
         "    try: load(Path(sys.argv[1]))\n"
         "    except KvchatError: pass\n"

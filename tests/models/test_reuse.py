@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kvchat.models.reuse import Continuation, ReusePolicy, reuse_rule
-from kvchat.models.stock import describe
+from kvchat.models.stock.network import describe
 from tests.families.shrink import random_tokens, tiny_random_model
 from tests.families.sweep import plain_logits
 from tests.tiny import tiny_model

@@ -1,0 +1,1 @@
+"""GGUF files: read, named as transformers names them, and taken over."""

@@ -1,0 +1,1 @@
+"""A forward of our own for the families that need no transformers."""

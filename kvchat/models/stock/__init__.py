@@ -1,0 +1,1 @@
+"""Every other family, computed by transformers."""

@@ -1,0 +1,170 @@
+"""Files -> a model on transformers' own modules. The only place that reads weights through transformers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kvchat.config import ModelConfig
+from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError, UntrustedCodeError
+from kvchat.models.device import MIN_CONTEXT, check_memory, choose_dtype, is_out_of_memory, memory_need
+from kvchat.models.documents import FETCH_AGAIN, first_line
+from kvchat.models.generation import checked_generation, read_generation
+from kvchat.models.hush import hushed_transformers
+from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.sources.folder import tensor_shapes, weight_files
+from kvchat.models.stock import attention
+from kvchat.models.stock.adapter import apply_adapter, check_adapter
+from kvchat.models.stock.network import describe
+from kvchat.models.weights.integer_linear import use_integers
+from kvchat.models.weights.mode import WeightsMode
+from kvchat.models.weights.packed import PackedHome
+from kvchat.models.weights.quantize import INTEGER_SHARE, choose_weights
+
+_NUMBERS_A_BYTE = 4
+"""Of weights at most: 2 bits each."""
+_MAX_BUFFERS = 1 << 27
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model is loaded to: a device, and how many bytes are free there, if that is known."""
+
+    device: torch.device
+    free: int | None
+
+
+def load_stock(
+    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
+) -> LoadedModel:
+    """The model of a local folder, whatever its family, unless it does not fit where it should go.
+
+    Raises ModelUnavailableError, OutOfMemoryError and UsageError, each with its remedy.
+    """
+    stated = read_generation(folder)
+    with hushed_transformers():
+        loaded = _load(folder, settings, name=name, place=place, home=home)
+    if not stated:  # what older models say in config.json
+        return replace(
+            loaded,
+            generation_defaults=checked_generation(loaded.generation_defaults, folder / "config.json"),
+        )
+    ends = frozenset(id_list(stated.get("eos_token_id"))) or loaded.eos_ids
+    return replace(loaded, generation_defaults=stated, eos_ids=ends)
+
+
+def _load(
+    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
+) -> LoadedModel:
+    device = place.device
+    dtype = choose_dtype(settings.dtype, device)
+    config = _read_config(folder, name, settings.trust_remote_code)
+    adapter = Path(settings.adapter).expanduser() if settings.adapter else None
+    if adapter:
+        check_adapter(adapter)
+    need = memory_need(folder, config, dtype)
+    check_memory(name, need, place.free, device=device, context=settings.context)
+    taken = need.total(settings.context or MIN_CONTEXT) + INTEGER_SHARE * need.weights
+    fits = place.free is None or taken < place.free
+    weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=None, fits=fits)
+    try:
+        model = _read_weights(folder, config, dtype, name=name, trusts_code=settings.trust_remote_code)
+        if adapter:
+            model = apply_adapter(model, adapter)
+        model = model.to(device).eval()
+        if weights.mode is not WeightsMode.NATIVE:
+            sources = sorted(folder.glob("*.safetensors"))
+            use_integers(model, weights.mode, sources=sources, home=None if adapter else home)
+        attention.enable(model)
+        described = describe(model, name=name, context=settings.context)
+    except KvchatError:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"{name} does not fit on {device}", "take a smaller model") from error
+        raise ModelUnavailableError(
+            f"{name} can't be loaded: {_cause(error)}", f"check the files in {folder}"
+        ) from error
+    return replace(described, adapter=adapter, weights=weights)
+
+
+def _read_weights(folder: Path, config: Any, dtype: torch.dtype, *, name: str, trusts_code: bool) -> Any:
+    """The model with all of its weights from the files. Raises ModelUnavailableError, naming a tensor that is not there."""
+    if not (
+        trusts_code and getattr(config, "auto_map", None)
+    ):  # code of its own may not stand a model without memory
+        _check_sizes(folder, config, name)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=trusts_code,
+        ignore_mismatched_sizes=True,  # they are in the report, with their sizes
+        output_loading_info=True,
+    )
+    for tensor, stored, called_for in sorted(report["mismatched_keys"]):
+        what = f"its tensor {tensor} is {list(stored)}, and config.json calls for {list(called_for)}"
+        raise ModelUnavailableError(f"{name} contradicts itself: {what}", FETCH_AGAIN)
+    if report["missing_keys"]:
+        raise _lacks(name, sorted(report["missing_keys"]))
+    return model
+
+
+def _check_sizes(folder: Path, config: Any, name: str) -> None:
+    """Refuse a config that calls for far more numbers than the files can hold, before any memory is taken for them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    stored = tensor_shapes(folder)
+    most = _NUMBERS_A_BYTE * sum(path.stat().st_size for path in weight_files(folder))
+    if sum(parameter.numel() for parameter in model.parameters()) > most:
+        raise _lacks(name, sorted({key for key, _ in model.named_parameters()} - stored.keys()))
+    if sum(buffer.numel() for buffer in model.buffers()) > max(most, _MAX_BUFFERS):
+        raise ModelUnavailableError(f"{name}: its config.json calls for enormous tables", FETCH_AGAIN)
+
+
+def _lacks(name: str, tensors: Sequence[str]) -> ModelUnavailableError:
+    first = tensors[0] if tensors else "most of what its config.json calls for"
+    more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+    return ModelUnavailableError(f"the weights of {name} lack {first}{more}", FETCH_AGAIN)
+
+
+def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers checks configs with errors of many kinds
+        if "trust_remote_code" in str(error):
+            raise _untrusted(name) from error
+        if "not recognize" in str(error):
+            what, remedy = "unknown architecture", "upgrade kvchat, or take another model"
+        else:
+            what, remedy = "its config.json can't be used", "fetch it again, or take another model"
+        raise ModelUnavailableError(f"{name}: {what}: {_cause(error)}", remedy) from error
+    if config.model_type not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        mapped = getattr(config, "auto_map", None) or {}
+        if "AutoModelForCausalLM" in mapped and not trust_remote_code:
+            raise _untrusted(name)
+        if "AutoModelForCausalLM" not in mapped:
+            raise ModelUnavailableError(
+                f"{name}: the architecture {config.model_type!r} is no text generator that transformers knows",
+                "take a causal language model",
+            )
+    return config
+
+
+def _cause(error: Exception) -> str:
+    return first_line(error.__cause__ or error)
+
+
+def _untrusted(name: str) -> UntrustedCodeError:
+    remedy = f"if you trust its authors, give -m {name} --trust-remote-code"
+    return UntrustedCodeError(f"{name} needs code of its own", remedy)

@@ -1,0 +1,296 @@
+"""Turns -> prompt ids: the template's text encoded, and what the model generated put in as the very ids it generated.
+
+The template renders with placeholders where ids are known already (answers, control tokens that a user typed); the
+rendered text is cut at them, its pieces are encoded, and the known ids stand between. So a template that trims an
+answer changes nothing, one that drops its reasoning keeps the rest, and nobody forges a control token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
+
+from kvchat.errors import TemplateRefusedError
+from kvchat.models.kinds import as_generated, ids_of
+from kvchat.models.kv_state import common_prefix
+from kvchat.models.text.reasoning import ReasoningMarks
+from kvchat.models.text.template_draft import (
+    Draft,
+    Message,
+    Rendering,
+    Thought,
+    Trace,
+    placeholder,
+    without_placeholders,
+)
+from kvchat.models.text.template_language import APART_KEYS, TemplateProgram
+from kvchat.models.text.template_traits import THINK_NAMES, Form, Place, Traits, content_as, traits_of
+from kvchat.models.text.tokenizer import ChatTokenizer, joined
+
+__all__ = ["ChatTemplate", "Message"]
+
+_PROBES = ("a", "-")
+"""What a next message may begin with: two texts that share no beginning."""
+
+
+def _unheard(notice: str) -> None:
+    """Nobody listens."""
+
+
+class ChatTemplate:
+    """A model's chat template over its tokenizer. The time that it may print is `now`, or that of its construction.
+
+    `notify` is told, once each, what a user ought to know of the prompts that are built.
+
+    Raises ModelUnavailableError when the template does not parse, leaves out what the user says or asks for too much
+    time or memory, and from `prompt` when it refuses the messages.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        tokenizer: ChatTokenizer,
+        *,
+        now: datetime | None = None,
+        notify: Callable[[str], None] = _unheard,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._now = now or datetime.now()
+        self._program = TemplateProgram(source)
+        self._notify = notify
+        self._said: set[str] = set()
+        self._parted = lru_cache(maxsize=1024)(self._part)
+        self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
+        self.closing_ids = self._find_closing()
+
+    @property
+    def marks(self) -> ReasoningMarks | None:
+        """What stands around the reasoning of its answers."""
+        return self._traits.marks
+
+    @property
+    def asks_for_thought(self) -> bool:
+        """Whether it can be asked for reasoning, or for none."""
+        return self._traits.asks_for_thought
+
+    def at(self, time_s: float | None) -> ChatTemplate:
+        """The same template at another time, in seconds since the epoch; None leaves it."""
+        if time_s is None or not self._program.tells_time:
+            return self
+        other = copy(self)
+        other._now = datetime.fromtimestamp(time_s)
+        return other
+
+    def prompt(
+        self, messages: Sequence[Message], *, think: bool | None = None, answering: bool = True
+    ) -> list[int]:
+        """The ids of a conversation's `tokens`."""
+        return ids_of(self.tokens(messages, think=think, answering=answering))
+
+    def tokens(
+        self, messages: Sequence[Message], *, think: bool | None = None, answering: bool = True
+    ) -> list[int]:
+        """The tokens of a conversation, an answer's whole ids generated, all others given, up to where the model answers; behind an unfinished answer, up to where it goes on.
+
+        For messages without forged control tokens and without generated ids they are the ids of the rendered text.
+        `think` asks for reasoning or for none, of templates that can; None leaves it to the template. Unless
+        `answering` they end with the last message.
+
+        Every message stands in them once and in order. Where one does not and would as a text, all stand there as texts;
+        one that the template itself leaves out is named in a notice.
+        """
+        if answering and messages[-1].role == "assistant":
+            said = self.unfinished(messages)
+            is_given = messages[-1].tokens is None
+            return self.tokens(messages[:-1], think=think) + (said if is_given else as_generated(said))
+        draft, rendering, lost = self._built(messages, think, answering)
+        if lost and any(message.tokens is not None for message in messages):
+            plain = [replace(message, tokens=None) for message in messages]
+            other, as_texts, still_lost = self._built(plain, think, answering)
+            if rendering.is_broken or len(still_lost) < len(lost):
+                self._say(
+                    "the chat template breaks up what was said, so that the past is given to it as plain text"
+                )
+                draft, rendering, lost = other, as_texts, still_lost
+        if lost:
+            self._say(f"the chat template leaves out or changes {len(lost)} of {len(draft.traces)} messages")
+        return self._encode(rendering, draft)
+
+    def unfinished(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of the answer that the conversation ends with; none if it ends with a question."""
+        last = messages[-1]
+        if last.role != "assistant":
+            return []
+        return list(self.tokenizer.encode_as_text(last.text) if last.tokens is None else last.tokens)
+
+    def next_prefix(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
+        """The tokens that the prompt begins with whatever is said next; none if the template refuses that.
+
+        A message of the user's that the conversation ends with is taken for the beginning of a longer one.
+        """
+        begun = messages[-1].text if messages and messages[-1].role == "user" else None
+        said = messages if begun is None else messages[:-1]
+        try:
+            probes = [
+                self.tokens([*said, Message("user", (begun or "") + text)], think=think) for text in _PROBES
+            ]
+        except TemplateRefusedError:
+            return []
+        return probes[0][: common_prefix(*probes)]
+
+    def shared_tokens(self, messages: Sequence[Message], *, think: bool | None = None) -> int:
+        """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
+        system = [message for message in messages[:1] if message.role == "system"]
+        return len(self.next_prefix(system, think=think))
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of an answer that another model gave, as this one would have generated them."""
+        lead = self._traits.lead
+        control = [found.end() for found in self.tokenizer.control_pattern.finditer(lead)]
+        end = max(control, default=0)
+        head = self.tokenizer.encode(lead[:end]) if end else ()
+        return head + self.tokenizer.encode_as_text(lead[end:] + text)
+
+    def opens_reasoning(self, messages: Sequence[Message], *, think: bool | None = None) -> bool:
+        """Whether the prompt itself ends inside a reasoning part, as DeepSeek-R1's does."""
+        if self.marks is None:
+            return False
+        asked = messages[:-1] if messages[-1].role == "assistant" else messages
+        system = [message for message in asked[:1] if message.role == "system"]  # it may ask for none
+        rendered = self._render(self._draft([*system, *asked[-1:]], think)).rstrip()
+        return rendered.endswith(self.marks.start) and not rendered.endswith(self.marks.end)
+
+    # Building a prompt
+
+    def _built(
+        self, messages: Sequence[Message], think: bool | None, answering: bool
+    ) -> tuple[Draft, Rendering, list[int]]:
+        """The messages rendered, with the ids that are known, and those that got lost on the way."""
+        draft = self._draft(messages, think)
+        rendering = self._restored(Rendering.of(self._render(draft, answering=answering)), draft)
+        lead = self._traits.lead
+        for place, number in enumerate(rendering.numbers):
+            if lead and number in draft.answers:
+                rendering.texts[place] = rendering.texts[place].removesuffix(lead)
+        return draft, rendering, rendering.lost(draft.traces)
+
+    def _say(self, notice: str) -> None:
+        if notice not in self._said:
+            self._said.add(notice)
+            self._notify(notice)
+
+    def _draft(self, messages: Sequence[Message], think: bool | None = None) -> Draft:
+        draft = Draft({} if think is None else dict.fromkeys(THINK_NAMES, think))
+        forms = self._traits.forms
+        for message in messages if self._traits.takes_system else _with_folded_system(messages):
+            if message.tokens is None:
+                parts = {"content": self._protected(message, draft)}
+            else:
+                parts = self._generated(message, tuple(message.tokens), draft)
+            parts["content"] = content_as(forms.get(message.role, Form.TEXT), parts["content"])
+            draft.messages.append({"role": message.role} | parts)
+        return draft
+
+    def _protected(self, message: Message, draft: Draft) -> str:
+        """A message's text, or if there is a control token in it a placeholder that stands for its letters."""
+        text, is_ordered = without_placeholders(message.text), message.role != "system"
+        if not self.tokenizer.has_control(text):
+            draft.traces.append(Trace(text.strip(), is_ordered))
+            return text
+        number = draft.hide(self.tokenizer.encode_as_text(text))
+        draft.traces.append(Trace(number, is_ordered))
+        return placeholder(number)
+
+    def _generated(self, message: Message, ids: tuple[int, ...], draft: Draft) -> dict[str, str]:
+        """The parts of an answer with ids: those of its reasoning apart, where it has some."""
+        marks = self.marks
+        if marks is None or not (message.reasoning or self.tokenizer.control.get(marks.end) in ids):
+            number = draft.hide(as_generated(ids))
+            draft.answers.add(number)
+            draft.traces.append(Trace(number))
+            return {"content": placeholder(number)}
+        words, answer, is_opened = self._parted(ids, marks)
+        thought, shown = draft.hide(self.tokenizer.encode_as_text(words)), draft.hide(answer)
+        draft.thoughts.append(Thought(len(draft.messages), thought, shown, ids, is_opened))
+        draft.traces.append(Trace(shown))
+        return self._placed(marks, placeholder(thought), placeholder(shown))
+
+    def _placed(self, marks: ReasoningMarks, thought: str, shown: str) -> dict[str, str]:
+        """An answer's content and its reasoning, where this template looks for it."""
+        if self._traits.place is Place.APART:
+            return {"content": shown} | dict.fromkeys(APART_KEYS, thought)
+        return {"content": f"{marks.start}{thought}{marks.end}{shown}" if self._traits.place else shown}
+
+    def _part(self, ids: tuple[int, ...], marks: ReasoningMarks) -> tuple[str, tuple[int, ...], bool]:
+        """The words of an answer's reasoning, the ids of what follows it, and whether the first mark is among the ids."""
+        cut = self._end_of_reasoning(ids, marks.end)
+        said, answer = self.tokenizer.decode(ids[:cut]).strip(), ids[cut:]
+        while answer and self.tokenizer.is_blank(answer[0]):
+            answer = answer[1:]
+        words = said.removeprefix(marks.start).removesuffix(marks.end).strip()
+        return words, answer, said.startswith(marks.start)
+
+    def _end_of_reasoning(self, ids: tuple[int, ...], mark: str) -> int:
+        single = self.tokenizer.control.get(mark)
+        if single is not None and single in ids:
+            return ids.index(single) + 1
+        stream = self.tokenizer.stream()
+        text = ""
+        for count, token in enumerate(ids, 1):
+            text += stream.push(token)
+            if mark in text:
+                return count
+        return len(ids)
+
+    def _render(self, draft: Draft, *, answering: bool = True) -> str:
+        """The text of the messages, with the generation prompt if `answering`."""
+        names = {**self.tokenizer.names, **draft.options, "add_generation_prompt": answering}
+        rendered = self._program.render(draft.messages, self._now, **names)
+        return rendered + self._traits.header if answering else rendered
+
+    def _restored(self, rendering: Rendering, draft: Draft) -> Rendering:
+        """Where the template kept an answer's reasoning in a frame of its own, the answer's exact ids in place of all."""
+        marks = self.marks
+        if marks is None or not draft.thoughts:
+            return rendering
+        pairs, changed = rendering.neighbours(), {}
+        for thought in draft.thoughts:
+            place = pairs.get((thought.thought, thought.shown))
+            if place is None or not marks.is_frame(rendering.texts[place + 1]):
+                continue
+            before = self._traits.before_ids(rendering.texts[place], is_opened=thought.is_opened)
+            if before is not None:
+                number = draft.hide(as_generated(thought.ids))
+                draft.traces[thought.message] = Trace(number)
+                changed[place] = (before, number)
+        return rendering.joined(changed) if changed else rendering
+
+    def _encode(self, rendering: Rendering, draft: Draft) -> list[int]:
+        parts: list[Sequence[int]] = []
+        for place, text in enumerate(rendering.texts):
+            if text:
+                parts.append(self.tokenizer.encode(text, is_start=place == 0))
+            if place < len(rendering.numbers):
+                parts.append(draft.known[rendering.numbers[place]])
+        return joined(parts)
+
+    def _find_closing(self) -> tuple[int, ...]:
+        """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
+        draft = self._draft([Message("user", "a"), Message("assistant", "b", tokens=())])
+        try:
+            behind = Rendering.of(self._render(draft, answering=False)).texts[-1]
+        except TemplateRefusedError:
+            return ()
+        ids = self.tokenizer.encode(behind.lstrip())[:1]
+        return tuple(i for i in ids if i in self.tokenizer.control.values())
+
+
+def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system text in front of the first message, for templates that know no system role."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    system, first, *rest = messages
+    return [replace(first, text=f"{system.text}\n\n{first.text}"), *rest]

@@ -1,0 +1,1 @@
+"""Weights as decoding reads them: as they are, or integers."""
