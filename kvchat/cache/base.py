@@ -254,15 +254,6 @@ class Committed:
     is_whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TierUse:
-    """How much of a tier's budget is used, in bytes. Of several models together, where these share it."""
-
-    tier: str
-    used_bytes: int
-    budget_bytes: int
-
-
 def default_ram_bytes() -> int:
     """A tenth of the machine's memory, or of the control group's limit where that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -71,13 +71,13 @@ class BadFile:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Every checksum of every file was computed again. `temporary` are left-overs of writers that died."""
+    """Every checksum of every file was computed again. `left_over` is what writers that died, or earlier versions, left behind."""
 
     num_files: int
     num_blocks: int
     num_bytes: int
     bad: tuple[BadFile, ...]
-    temporary: tuple[Path, ...]
+    left_over: tuple[Path, ...]
 
     @property
     def is_clean(self) -> bool:
@@ -87,7 +87,7 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
         bad = [{"path": str(file.path), "reason": file.reason} for file in self.bad]
-        return {**asdict(self), "bad": bad, "temporary": [str(path) for path in self.temporary]}
+        return {**asdict(self), "bad": bad, "left_over": [str(path) for path in self.left_over]}
 
 
 @dataclass(frozen=True, slots=True)

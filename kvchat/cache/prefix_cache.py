@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvchat.cache.base import CacheSettings, Committed, Ended, Loaded, Match, Piece, Span, Tier, TierUse, Warn
+from kvchat.cache.base import CacheSettings, Committed, Ended, Loaded, Match, Piece, Span, Tier, Warn
 from kvchat.cache.block import TOKEN_BYTES, Chain, Chains, KVLayout, chain_root
 from kvchat.cache.disk import open_disk
 from kvchat.cache.encoding import Arena, Encoding
 from kvchat.cache.filling import Filling, Given
-from kvchat.cache.stats import CacheStats, Rate, StatsCounter
+from kvchat.cache.stats import CacheStats, Rate, StatsCounter, TierUse
 from kvchat.cache.writer import Job, Writer
 
 if TYPE_CHECKING:

@@ -72,7 +72,17 @@ class CacheStats:
 def _combined(one: CacheStats, other: CacheStats, sign: int) -> CacheStats:
     """The one and `sign` times the other, number by number."""
     a, b = one.counts(), other.counts()
-    return CacheStats.from_counts({name: a.get(name, 0) + sign * b.get(name, 0) for name in a | b})
+    sums = {name: a.get(name, 0) + sign * b.get(name, 0) for name in a | b}
+    return CacheStats.from_counts({name: number for name, number in sums.items() if number})
+
+
+@dataclass(frozen=True, slots=True)
+class TierUse:
+    """How much of a tier's budget is used, in bytes. Of several models together, where these share it."""
+
+    tier: str
+    used_bytes: int
+    budget_bytes: int
 
 
 class StatsCounter:

@@ -229,7 +229,7 @@ def test_a_snapshot_is_pinned_while_it_is_leased(layout: KVLayout) -> None:
     cache.clear_ram()
     assert cache.match(tokens).num_tokens == 0
     with cache.lease(match) as lease:
-        assert lease.match.num_tokens == 0
+        assert lease.num_tokens == 0
 
 
 @LAYOUTS
