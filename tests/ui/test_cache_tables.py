@@ -89,7 +89,7 @@ def test_the_map_has_a_row_a_message_with_all_its_figures_at_40_columns() -> Non
 
 def test_the_middle_of_a_long_conversation_is_one_row_and_no_token_is_left_out() -> None:
     rows = [ROWS[0], *ROWS[1:] * 300]
-    lines = bare(map_table(rows, Look(60)))
+    lines = bare(map_table(rows, ["ram", "disk"], Look(60)))
     assert len(lines) == 101
     assert lines[0].startswith("system")
     assert lines[1].split()[:2] == ["801", "more"]
@@ -98,7 +98,7 @@ def test_the_middle_of_a_long_conversation_is_one_row_and_no_token_is_left_out()
 
 
 def test_a_token_counts_in_the_fastest_tier_that_holds_it() -> None:
-    assert [segments(row) for row in ROWS] == [
+    assert [segments(row, ["ram", "disk"]) for row in ROWS] == [
         (1000, 0, 0, 0),
         (20, 0, 0, 0),
         (0, 100, 200, 100),
