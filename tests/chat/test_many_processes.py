@@ -79,13 +79,13 @@ class Worker:
             lines.extend(line.rstrip("\n") for line in stream if line.endswith("\n"))  # type: ignore[attr-defined]
 
 
-def run(path: Path, seconds: float) -> None:
+def run(path: Path, seconds: float, longest_s: float = 2.0) -> None:
     chance = random.Random(7)
     names = [[f"session-{n}-{m}" for m in range(NUM_SESSIONS)] for n in range(NUM_PROCESSES)]
     workers = [Worker(path, each) for each in names]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(chance.uniform(0.3, 2.0))
+        time.sleep(chance.uniform(0.2, longest_s))
         worker = chance.choice(workers)
         worker.kill()
         assert worker.errors == []
@@ -114,7 +114,7 @@ def check(path: Path, workers: list[Worker]) -> None:
 
 
 def test_killed_processes_lose_no_turn(tmp_path: Path) -> None:
-    run(tmp_path / "kvchat.db", 6.0)
+    run(tmp_path / "kvchat.db", 4.0, longest_s=1.0)
 
 
 @pytest.mark.slow
