@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvchat.backends.base import Role
+from kvchat.backends.turn import Role
 from kvchat.cache.stats import CacheStats
 
 CacheTotals = CacheStats

@@ -7,8 +7,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvchat.backends.base import Role
+from kvchat.backends.asking import conversation
+from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheView
+from kvchat.backends.loading import Talk
 from kvchat.cache.match import Coverage
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
@@ -19,19 +21,21 @@ from kvchat.models.text.template import ChatTemplate, Message
 
 
 def cache_view(
-    engine: Engine,
-    template: ChatTemplate,
-    messages: Sequence[Message],
+    talk: Talk,
+    turns: Sequence[Turn],
+    options: Options,
+    keeping: Keeping,
     *,
-    think: bool | None = None,
     has_rows: bool = True,
 ) -> CacheView:
     """The cache seen from a conversation; an empty one has no rows, and none are made unless `has_rows`."""
+    engine, state, think = talk.model.engine, talk.sequence.state, options.think
+    template, messages = conversation(talk.model, turns)
     tokens = template.tokens(messages, think=think) if _is_question(messages) else []
     ends = message_ends(template, messages, ids_of(tokens), think=think) if has_rows else []
     ids = engine.told(tokens)
     cache = engine.cache
-    live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
+    live = state.keepable(common_prefix(state.tokens, ids))
     coverage = cache.contains(ids) if cache else Coverage(0, 0)
     pinned = cache.num_kept(ids, PINNED_PRIORITY) if cache else 0
     rows = _rows(engine, messages, ends, (live, coverage.ram, coverage.disk, pinned))
@@ -39,13 +43,13 @@ def cache_view(
     cached = max(live, match.num_tokens if match else 0)
     loading_s = cache.estimate_load_s(match, live) if cache and match else 0.0
     return CacheView(
-        mode="off" if cache is None else cache.mode,
+        mode="off" if cache is None else keeping.mode,
         codec=cache.codec if cache else "raw",
         block_size=cache.block_size if cache else 0,
         ram_used=cache.ram_used_bytes if cache else 0,
         ram_budget=cache.ram_budget_bytes if cache else 0,
         disk_budget=cache.disk_budget_bytes if cache else 0,
-        arena_used=len(engine.state.tokens) * engine.kv_bytes_per_token,
+        arena_used=len(state.tokens) * engine.kv_bytes_per_token,
         rows=rows,
         prompt_tokens=len(ids),
         cached_tokens=cached,

@@ -12,6 +12,12 @@ from itertools import groupby
 
 GENERATED = 1 << 30
 """Added to the id of a generated token; vocabularies are smaller."""
+LONG = 1 << 29
+"""Added to the first token of a conversation whose keys are all others than a shorter one's (LongRoPE): the root of its
+chain, so that the two are never taken for one another. Vocabularies are smaller still."""
+
+
+_ID = LONG - 1
 
 
 def as_generated(ids: Sequence[int]) -> list[int]:
@@ -21,12 +27,17 @@ def as_generated(ids: Sequence[int]) -> list[int]:
 
 def ids_of(tokens: Sequence[int]) -> list[int]:
     """The ids of tokens of either kind."""
-    return [token & ~GENERATED for token in tokens]
+    return [token & _ID for token in tokens]
 
 
 def is_generated(token: int) -> bool:
     """Whether the model said it."""
     return token >= GENERATED
+
+
+def is_long(token: int) -> bool:
+    """Whether it is the first token of a long conversation."""
+    return bool(token & LONG)
 
 
 def run_ends(tokens: Sequence[int]) -> list[int]:
