@@ -8,7 +8,6 @@ sequences that the engine and the cache compare, and equal KV belongs to equal i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 GENERATED = 1 << 30
 """Added to the id of a generated token; vocabularies are smaller."""
@@ -38,11 +37,3 @@ def is_generated(token: int) -> bool:
 def is_long(token: int) -> bool:
     """Whether it is the first token of a long conversation."""
     return bool(token & LONG)
-
-
-def run_ends(tokens: Sequence[int]) -> list[int]:
-    """Where each run of tokens of one kind ends, ascending; the last is the number of tokens."""
-    ends: list[int] = []
-    for _, run in groupby(tokens, is_generated):
-        ends.append((ends[-1] if ends else 0) + sum(1 for _ in run))
-    return ends

@@ -15,8 +15,8 @@ from kvchat.engine.sequence import LiveSequence
 from kvchat.engine.token_rules import TokenRules
 from kvchat.models.loaded import LoadedModel
 from tests.engine.test_holding import FAMILIES as RECURRENT
-from tests.models.stock.test_long_rope import THRESHOLD, long_rope_model
 from tests.families.shrink import random_tokens as few_tokens
+from tests.models.stock.test_long_rope import THRESHOLD, long_rope_model
 from tests.tiny import random_tokens, said, tiny_model
 
 NEVER = lambda: False  # noqa: E731
