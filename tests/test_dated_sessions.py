@@ -19,7 +19,7 @@ def reopened(config: Config, *messages: str, key: str | None = "latest") -> tupl
         for message in messages:
             session.ask(message)
         assert session.last is not None
-        decode = session.backend._worker.wait().tokenizer.decode  # type: ignore[attr-defined]
+        decode = session.backend._worker.wait().model.tokenizer.decode  # type: ignore[attr-defined]
         return session.last, decode(session.last.prompt)
 
 

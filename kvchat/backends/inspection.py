@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvchat.backends.base import Role
+from kvchat.backends.turn import Role
 from kvchat.cache.stats import CacheStats, TierUse
 
 CacheTotals = CacheStats

@@ -61,7 +61,6 @@ def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | No
     """One run compared; None when it is too long or can't be restored whole."""
     loaded, cache, state = engine.loaded, engine.cache, engine.loaded.new_state()
     assert cache is not None
-    state.is_long = engine.state.is_long  # as what its cache holds
     if not 1 < len(tokens) <= min(loaded.context, MAX_TOKENS):
         return None
     if not _restore(loaded, cache, state, tokens):

@@ -7,8 +7,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kvchat.backends.base import Role
+from kvchat.backends.asking import conversation
+from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheView
+from kvchat.backends.loading import Talk
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.errors import ModelUnavailableError
@@ -18,19 +20,21 @@ from kvchat.models.text.template import ChatTemplate, Message
 
 
 def cache_view(
-    engine: Engine,
-    template: ChatTemplate,
-    messages: Sequence[Message],
+    talk: Talk,
+    turns: Sequence[Turn],
+    options: Options,
+    keeping: Keeping,
     *,
-    think: bool | None = None,
     has_rows: bool = True,
 ) -> CacheView:
     """The cache seen from a conversation; an empty one has no rows, and none are made unless `has_rows`."""
+    engine, state, think = talk.model.engine, talk.sequence.state, options.think
+    template, messages = conversation(talk.model, turns)
     tokens = template.tokens(messages, think=think) if _is_question(messages) else []
     ends = message_ends(template, messages, ids_of(tokens), think=think) if has_rows else []
     ids = engine.told(tokens)
     cache = engine.cache
-    live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
+    live = state.keepable(common_prefix(state.tokens, ids))
     held = cache.contains(ids) if cache else {}
     pinned = max(cache.contains(ids, priority=PINNED_PRIORITY).values(), default=0) if cache else 0
     rows = _rows(engine, messages, ends, (live, held, pinned))
@@ -38,11 +42,11 @@ def cache_view(
     cached = max(live, match.num_tokens if match else 0)
     loading_s = match.load_s(live) if match else 0.0
     return CacheView(
-        mode="off" if cache is None else cache.settings.mode,
+        mode="off" if cache is None else keeping.mode,
         codec=cache.settings.codec if cache else "raw",
         block_size=cache.settings.block_size if cache else 0,
         tiers=cache.usage() if cache else (),
-        arena_used=len(engine.state.tokens) * engine.kv_bytes_per_token,
+        arena_used=len(state.tokens) * engine.kv_bytes_per_token,
         rows=rows,
         prompt_tokens=len(ids),
         cached_tokens=cached,

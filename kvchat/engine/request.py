@@ -24,7 +24,8 @@ class Request:
     """One prompt, of tokens of either kind. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
 
     The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
-    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed.
+    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed; unless it
+    `stores` nothing of it is given to the cache.
     """
 
     prompt: Sequence[int]
@@ -33,6 +34,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     shared: int = 0
     reuse: bool = True
+    stores: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def said(backend: LocalBackend, *history: Turn, notices: list[str] | None = None
 def opened(config: Config) -> closing[LocalBackend]:
     """A backend to which going on always seems faster than computing anew."""
     backend = LocalBackend(config)
-    pace: Any = backend._worker.wait().engine.pace
+    pace: Any = backend._worker.wait().model.engine.pace
     pace.measure = lambda num_tokens, seconds: None
     pace.prefill_s_per_token = pace.step_s = 1.0
     return closing(backend)

@@ -12,8 +12,8 @@ import torch
 
 from kvchat.cache.base import CacheSettings, Ended
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.engine import Engine
 from kvchat.models.stock.arena import Arena
+from tests.engine.talk import Talk
 from tests.engine.test_engine import run
 from tests.engine.test_holding import from_scratch, is_held_right
 from tests.tiny import random_tokens, tiny_model
@@ -34,8 +34,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvchat.engine.holding.EXCESS_TOKENS", 16)
 
 
-def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Engine:
-    engine = Engine(LOADED[family], chunk_tokens=16)
+def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Talk:
+    engine = Talk(LOADED[family], chunk_tokens=16)
     engine.warm_up()
     engine.pace.measure = lambda num_tokens, seconds: None  # type: ignore[method-assign]
     engine.pace.prefill_s_per_token = 1.0
@@ -45,14 +45,14 @@ def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Engine
     return engine
 
 
-def say(engine: Engine, prompt: list[int], **options: Any) -> tuple[list[int], Any]:
+def say(engine: Talk, prompt: list[int], **options: Any) -> tuple[list[int], Any]:
     generated, finished = run(engine, prompt, 6, **options)
     engine.store()
     assert finished.prefilled + finished.reuse.num_tokens == len(prompt)
     return generated, finished
 
 
-def spoil(engine: Engine) -> None:
+def spoil(engine: Talk) -> None:
     """Make sure that nothing is read of what is not held any more."""
     assert isinstance(engine.state, Arena)
     for layer in engine.state.layers:
