@@ -83,7 +83,12 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
     wanted = trusting_settings(config, files.folder)
-    model = load_model(files.folder, wanted, name=files.name, origin=Origins(files.gguf, config.paths.models))
+    origin = Origins(
+        files.gguf,
+        config.paths.models,
+        lambda stage, done, total: show(Status(Phase.LOADING, stage, done, total)),
+    )
+    model = load_model(files.folder, wanted, name=files.name, origin=origin)
     template = _template(files, wanted, warn)
     model = _with_end_of(model, template.tokenizer)
     if undone := not_done(model.generation_defaults, model.context):
@@ -129,7 +134,7 @@ class _Trial:
         with _able_to_run(model):
             self.engine = Engine(model, draft=self._config.model.draft)
             self.sequence = self.engine.new_sequence()
-        self.mark = _fingerprint(self._config, model, self._files.folder)
+        self.mark = _fingerprint(self._config, model, self._files)
 
     def _checked(self) -> Verdict:
         def measured() -> Callable[[int], float]:
@@ -188,14 +193,15 @@ def _find_files(config: Config, show: Show) -> ModelFiles:
     return catalog.resolve(wanted.name, needs_template=wanted.chat_template is None)
 
 
-def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
+def _fingerprint(config: Config, model: LoadedModel, files: ModelFiles) -> bytes:
     regime: dict[str, object] = {
         "dtype": _dtype(model),
         "device": model.device.type,
         "weights": model.weights.regime,
         "arithmetic": arithmetic(model.page) if model.is_exact else "",
     }
-    return fingerprint(folder, regime, contents=Contents(config.paths.models), adapter=model.adapter)
+    contents = Contents(config.paths.models)
+    return fingerprint(files.folder, regime, contents=contents, adapter=model.adapter, gguf=files.gguf)
 
 
 def _dtype(model: LoadedModel) -> str:

@@ -1,6 +1,6 @@
-"""A GGUF file -> a folder of safetensors, config and tokenizer that transformers loads; knows no other folder.
+"""What stands beside a GGUF: its config, tokenizer, template and generation defaults, as transformers names them.
 
-The values are those of transformers' own dequantisation, bit by bit, taken without its detours.
+Its weights stay where they are (see checkpoint.py).
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, redirect_stderr
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,25 +20,21 @@ from kvchat.models.gguf.families import (
     FAMILIES,
     MAX_CONTEXT,
     ModelShape,
-    Target,
     expected_tensors,
     matched_tensors,
     model_config,
 )
-from kvchat.models.gguf.file import GgufFile, GgufTensor, tensor_values
+from kvchat.models.gguf.file import GgufFile
 from kvchat.models.gguf.tokenizer import build_tokenizer, end_ids, special_id, tokenizer_settings
 from kvchat.models.hush import hushed_transformers
+from kvchat.models.progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Progress = Callable[[str, int, int], None]
-"""`progress(stage, done, total)`, from time to time; `total` 0 means unknown."""
+    pass
 
 
 def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
-    """Fill `folder` with everything that `AutoModelForCausalLM.from_pretrained(folder)` wants.
+    """Fill `folder` with the small files of a model whose weights stay in the GGUF.
 
     Raises ModelUnavailableError for an architecture, a tensor or a tokenizer that can't be carried over.
     """
@@ -55,11 +49,9 @@ def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
     else:
         with _understood(gguf):
             shape = ModelShape.of(gguf)
-            targets = matched_tensors(gguf, expected_tensors(gguf, family, shape))
+            matched_tensors(gguf, expected_tensors(gguf, family, shape))
             config = model_config(gguf, family, shape)
-        _check_space(folder, targets)
         _write_json(folder / "config.json", config)
-        _write_weights(gguf, targets, folder / "model.safetensors", progress)
     _write_tokenizer(gguf, folder)
 
 
@@ -91,62 +83,6 @@ def _generation_config(gguf: GgufFile) -> dict[str, Any]:
         if token_id is not None:
             config[f"{role}_token_id"] = token_id
     return config if ends else {key: value for key, value in config.items() if key != "eos_token_id"}
-
-
-def _write_weights(
-    gguf: GgufFile, targets: list[tuple[GgufTensor, Target]], path: Path, progress: Progress
-) -> None:
-    """Write model.safetensors tensor by tensor, so that a large model never stands in memory as a whole."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor, target in targets:
-        kind, width = _stored(tensor)
-        start, end = end, end + prod(target.shape) * width
-        header[target.name] = {"dtype": kind, "shape": target.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for values in _converted(gguf, targets, progress):
-            file.write(values.data.cast("B"))
-
-
-def _check_space(folder: Path, targets: list[tuple[GgufTensor, Target]]) -> None:
-    needed = sum(prod(target.shape) * _stored(tensor)[1] for tensor, target in targets)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        remedy = "free some space or set KVCHAT_MODELS to another folder"
-        raise ModelUnavailableError(
-            f"the import needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} are free", remedy
-        )
-
-
-def _stored(tensor: GgufTensor) -> tuple[str, int]:
-    """The safetensors type that holds a tensor's values exactly, and its bytes a value."""
-    return (tensor.type.name, 2) if tensor.type.name in ("F16", "BF16") else ("F32", 4)
-
-
-def _converted(
-    gguf: GgufFile, targets: list[tuple[GgufTensor, Target]], progress: Progress
-) -> Iterator[NDArray[Any]]:
-    import numpy as np
-
-    data = np.memmap(gguf.path, dtype=np.uint8, mode="r")
-    total, done = sum(tensor.num_bytes for tensor, _ in targets), 0
-    for tensor, target in targets:
-        progress("importing", done, total)
-        values = tensor_values(data, tensor)
-        yield np.ascontiguousarray(_grouped(values, target.interleaved_heads))
-        done += tensor.num_bytes
-    progress("importing", total, total)
-
-
-def _grouped(values: NDArray[np.generic], heads: int) -> NDArray[Any]:
-    """Undo llama.cpp's order of Q and K rows: rotated pairs lie side by side there, in two halves here."""
-    if not heads:
-        return values
-    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def _write_through_transformers(gguf: GgufFile, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,22 +12,32 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from kvchat.config import ModelConfig
 from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError, UntrustedCodeError
-from kvchat.models.device import MIN_CONTEXT, check_memory, choose_dtype, is_out_of_memory, memory_need
+from kvchat.models.device import (
+    MIN_CONTEXT,
+    Need,
+    check_memory,
+    choose_dtype,
+    is_out_of_memory,
+    kv_bytes_per_token,
+    memory_need,
+)
 from kvchat.models.documents import FETCH_AGAIN, first_line
 from kvchat.models.generation import checked_generation, read_generation
+from kvchat.models.gguf.checkpoint import GgufCheckpoint
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.sources.folder import tensor_shapes, weight_files
 from kvchat.models.stock import attention
 from kvchat.models.stock.adapter import apply_adapter, check_adapter
 from kvchat.models.stock.network import describe
+from kvchat.models.weights.choice import INTEGER_SHARE, choose_weights, why_no_integers
 from kvchat.models.weights.integer_linear import use_integers
 from kvchat.models.weights.mode import WeightsMode
 from kvchat.models.weights.packed import PackedHome
-from kvchat.models.weights.quantize import INTEGER_SHARE, choose_weights
 
 _NUMBERS_A_BYTE = 4
 """Of weights at most: 2 bits each."""
@@ -42,7 +53,13 @@ class Place:
 
 
 def load_stock(
-    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
+    folder: Path,
+    settings: ModelConfig,
+    *,
+    name: str,
+    place: Place,
+    home: PackedHome | None,
+    gguf: Path | None = None,
 ) -> LoadedModel:
     """The model of a local folder, whatever its family, unless it does not fit where it should go.
 
@@ -50,7 +67,7 @@ def load_stock(
     """
     stated = read_generation(folder)
     with hushed_transformers():
-        loaded = _load(folder, settings, name=name, place=place, home=home)
+        loaded = _load(folder, settings, name=name, place=place, home=home, gguf=gguf)
     if not stated:  # what older models say in config.json
         return replace(
             loaded,
@@ -61,7 +78,13 @@ def load_stock(
 
 
 def _load(
-    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
+    folder: Path,
+    settings: ModelConfig,
+    *,
+    name: str,
+    place: Place,
+    home: PackedHome | None,
+    gguf: Path | None = None,
 ) -> LoadedModel:
     device = place.device
     dtype = choose_dtype(settings.dtype, device)
@@ -69,18 +92,27 @@ def _load(
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
     if adapter:
         check_adapter(adapter)
-    need = memory_need(folder, config, dtype)
+    stored = _gguf_checkpoint(folder, gguf)
+    need = (
+        Need(_num_bytes(stored, dtype), kv_bytes_per_token(config, dtype))
+        if stored
+        else memory_need(folder, config, dtype)
+    )
     check_memory(name, need, place.free, device=device, context=settings.context)
     taken = need.total(settings.context or MIN_CONTEXT) + INTEGER_SHARE * need.weights
     fits = place.free is None or taken < place.free
-    weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=None, fits=fits)
+    obstacle = why_no_integers(device, dtype) or _why_no_second_form(dtype, fits=fits)
+    weights = choose_weights(settings.weights, obstacle=obstacle, is_own=False)
     try:
-        model = _read_weights(folder, config, dtype, name=name, trusts_code=settings.trust_remote_code)
+        if stored:
+            model = _filled(config, stored, dtype, name=name)
+        else:
+            model = _read_weights(folder, config, dtype, name=name, trusts_code=settings.trust_remote_code)
         if adapter:
             model = apply_adapter(model, adapter)
         model = model.to(device).eval()
         if weights.mode is not WeightsMode.NATIVE:
-            sources = sorted(folder.glob("*.safetensors"))
+            sources = stored.paths if stored else sorted(folder.glob("*.safetensors"))
             use_integers(model, weights.mode, sources=sources, home=None if adapter else home)
         attention.enable(model)
         described = describe(model, name=name, context=settings.context)
@@ -93,6 +125,36 @@ def _load(
             f"{name} can't be loaded: {_cause(error)}", f"check the files in {folder}"
         ) from error
     return replace(described, adapter=adapter, weights=weights)
+
+
+def _gguf_checkpoint(folder: Path, gguf: Path | None) -> GgufCheckpoint | None:
+    """The tensors of the GGUF that a folder without weights was made for."""
+    return GgufCheckpoint.open(gguf) if gguf and not any(folder.glob("*.safetensors")) else None
+
+
+def _num_bytes(stored: GgufCheckpoint, dtype: torch.dtype) -> int:
+    return sum(math.prod(stored.shape(name)) for name in stored.names) * dtype.itemsize
+
+
+def _filled(config: Any, stored: GgufCheckpoint, dtype: torch.dtype, *, name: str) -> Any:
+    """The model with all of its weights from a GGUF, one tensor after the other."""
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    parameters = dict(model.named_parameters())
+    if lacking := parameters.keys() - stored.names:
+        raise _lacks(name, sorted(lacking))
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(stored.get(key))
+    return model
+
+
+def _why_no_second_form(dtype: torch.dtype, *, fits: bool) -> str:
+    """Why transformers' modules can't have integers beside their weights."""
+    if dtype != torch.bfloat16:
+        return "this family's modules have integers beside bfloat16 only"
+    return "" if fits else "the integers would not fit beside the weights"
 
 
 def _read_weights(folder: Path, config: Any, dtype: torch.dtype, *, name: str, trusts_code: bool) -> Any:
