@@ -15,6 +15,7 @@ from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.wording import Wording
 from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import NoNumbersError
+from kvchat.engine.sequence import unheard
 from kvchat.engine.speculation import Drafts
 from kvchat.models.kinds import as_generated
 from kvchat.models.numbers import no_numbers
@@ -38,6 +39,7 @@ class Answering:
         talk, question, wording = self._talk, self._question, self._wording
         idle, talk.idle = talk.idle, Idle()
         request = question.request(talk.model, reuse=keeping.mode != "off", stores=talk.model.stores(keeping))
+        talk.sequence.on_progress = lambda event: show(Status(Phase.PREFILLING, "", event.done, event.total))
         try:
             with closing(self._engine_events(request, is_cancelled)) as engine_events:
                 for event in engine_events:
@@ -53,6 +55,7 @@ class Answering:
             yield from wording.rest()
             yield base.Done(self._answer(finished, idle))
         finally:
+            talk.sequence.on_progress = unheard
             talk.last = Asked(question.turns, (*question.ids, *wording.ids))
 
     def _engine_events(

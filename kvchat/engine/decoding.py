@@ -12,6 +12,7 @@ from kvchat.engine.request import Finish, Request, Token
 from kvchat.engine.sampling import Sampler
 from kvchat.engine.sequence import LiveSequence
 from kvchat.models.kinds import as_generated, ids_of
+from kvchat.models.pauses import Interrupted
 
 
 class Decoding:
@@ -60,18 +61,21 @@ class Decoding:
                         self.reason = Finish.STOP
                         return
                 if self.num_generated < self._limit:
-                    chosen = self._next(chosen)
+                    chosen = self._next(chosen, is_cancelled)
                 elif self._limit < self._room:
-                    self._forwards.forward(self._told(chosen[-1:]), self._state)
+                    self._forwards.forward(self._told(chosen[-1:]), self._state, is_cancelled)
+        except Interrupted:
+            self.reason = Finish.CANCELLED if self.num_generated < self._limit else self.reason
         finally:
             self._cut(len(self._request.prompt) + self.num_generated)
 
-    def _next(self, said: Sequence[int]) -> list[int]:
+    def _next(self, said: Sequence[int], is_cancelled: Callable[[], bool]) -> list[int]:
         """What follows `said`, the tokens of the last step: one token, and behind it as many as were guessed right."""
         guesses = self._guesses(said)
         held = len(self._state.tokens)
         started = time.perf_counter()
-        rows = self._forwards.logits(self._told([said[-1], *guesses]), self._state, 1 + len(guesses))
+        tokens = self._told([said[-1], *guesses])
+        rows = self._forwards.logits(tokens, self._state, len(tokens), is_cancelled)
         chosen = [self._sampler.choose(rows[0])]
         seconds = time.perf_counter() - started  # a GPU has done its work once a token is chosen
         for row, guess in zip(rows[1:], guesses, strict=True):

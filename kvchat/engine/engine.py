@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -26,11 +27,16 @@ from kvchat.models.device import empty_device_cache
 from kvchat.models.kinds import as_generated
 from kvchat.models.kv_state import KVState, kv_layout
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.pauses import Interrupted
 from kvchat.models.reuse import Continuation, ReusePolicy
 from kvchat.models.schedule import Schedule
 
 CHUNK_TOKENS = 256
-"""Tokens of one prefill forward: what a cancellation waits for, and what it keeps."""
+"""Tokens of one prefill forward at most."""
+CHUNK_S, MIN_CHUNK_TOKENS = 8.0, 64
+"""About how long one may take, for a cancellation keeps whole ones alone; and how short that may make it."""
+DEAF_S, MIN_DEAF_TOKENS = 0.25, 16
+"""The same where none can end between two layers, and a cancellation has to wait."""
 SNAPSHOT_TOKENS = 512
 """In a long prefill a snapshot is taken every so many tokens."""
 SHARED_PRIORITY = 1
@@ -192,16 +198,22 @@ class Engine:
         """Bring the state to the prompt; returns what was reused and the last token's logits, None when cancelled."""
         prompt, state = list(request.prompt), sequence.state
         points = self._snapshot_points(request)
-        schedule = Schedule(prompt, self.loaded, chunk_tokens, points)
+        schedule = Schedule(prompt, self.loaded, self._fitting(chunk_tokens, state), points)
         reuse = self._take_up(sequence, prompt, schedule) if request.reuse else Reuse(live=state.keep(0))
         total = len(prompt) - reuse.num_tokens
         yield Progress(0, total, reuse)
         logits: torch.Tensor | None = None
         while (start := len(state.tokens)) < len(prompt):
-            if is_cancelled():
-                return reuse, None
             end = schedule.end(start)
-            logits = self._compute(sequence, prompt[start:end])
+            inside = partial(
+                self._show_inside, sequence, Progress(start - reuse.num_tokens, total, reuse), end - start
+            )
+            try:
+                if is_cancelled():
+                    raise Interrupted
+                logits = self._compute(sequence, prompt[start:end], is_cancelled, inside)
+            except Interrupted:
+                return reuse, None
             if end in points:
                 state.take()
             if self._holding.is_due(state):
@@ -210,6 +222,12 @@ class Engine:
             yield Progress(len(state.tokens) - reuse.num_tokens, total, reuse)
         assert logits is not None, "at least one token is computed"
         return reuse, logits
+
+    def _fitting(self, chunk_tokens: int, state: KVState) -> int:
+        """How many tokens one forward is to compute, at most `chunk_tokens`. The bits of exact models don't depend on it."""
+        is_deaf = self.loaded.may_lose(state) or not self.loaded.network.num_layers
+        seconds, least = (DEAF_S, MIN_DEAF_TOKENS) if is_deaf else (CHUNK_S, MIN_CHUNK_TOKENS)
+        return min(chunk_tokens, max(least, self.pace.fitting(seconds, chunk_tokens)))
 
     def _store_shared(self, sequence: LiveSequence, request: Request) -> None:
         shared = min(request.shared, len(request.prompt))
@@ -231,9 +249,20 @@ class Engine:
         )
         self.cache.stats.add(asked)
 
-    def _compute(self, sequence: LiveSequence, tokens: list[int]) -> torch.Tensor:
+    def _show_inside(self, sequence: LiveSequence, begun: Progress, num_tokens: int, num_layers: int) -> None:
+        """Between two layers of a forward that takes its time: as if so large a share of its tokens were done."""
+        share = (num_layers - 1) / self.loaded.network.num_layers
+        sequence.on_progress(replace(begun, done=begun.done + int(share * num_tokens)))
+
+    def _compute(
+        self,
+        sequence: LiveSequence,
+        tokens: list[int],
+        is_cancelled: Callable[[], bool] = _never,
+        tell: Callable[[int], None] = lambda num_layers: None,
+    ) -> torch.Tensor:
         started = time.perf_counter()
-        logits = self._forwards.forward(tokens, sequence.state)
+        logits = self._forwards.forward(tokens, sequence.state, is_cancelled, tell)
         self.pace.measure(len(tokens), time.perf_counter() - started)
         return logits
 

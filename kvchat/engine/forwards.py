@@ -13,6 +13,13 @@ from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
 
 T = TypeVar("T")
+IsCancelled = Callable[[], bool] | None
+Tell = Callable[[int], None]
+"""Is told how many layers of a forward have begun."""
+
+
+def _unheard(num_layers: int) -> None:
+    """Nobody listens."""
 
 
 class Forwards:
@@ -25,21 +32,40 @@ class Forwards:
         self.loaded = loaded
         self._make_room = make_room
 
-    def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
-        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32."""
-        return self.logits(tokens, state, 1)[0]
+    def forward(
+        self, tokens: Sequence[int], state: KVState, is_cancelled: IsCancelled = None, tell: Tell = _unheard
+    ) -> torch.Tensor:
+        """Compute `tokens` behind what `state` holds; returns the last position's logits, [vocab] in float32.
 
-    def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
+        It ends between two layers, with Interrupted, once it is cancelled, unless what is held would go with it.
+        """
+        return self.logits(tokens, state, 1, is_cancelled, tell)[0]
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        state: KVState,
+        num_logits: int,
+        is_cancelled: IsCancelled = None,
+        tell: Tell = _unheard,
+    ) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
+        if not self.is_interruptible(state):
+            is_cancelled = None
         held = list(state.tokens) if self.loaded.may_lose(state) else None
 
         def compute() -> torch.Tensor:
             if held and len(state.tokens) < len(held):  # a failed forward took it along
                 state.keep(0)
                 self.loaded.forward(held, state)
-            return self.loaded.logits(tokens, state, num_logits)
+            with self.loaded.network.pauses.asking(is_cancelled, tell):
+                return self.loaded.logits(tokens, state, num_logits)
 
         return self.with_room(compute, state)
+
+    def is_interruptible(self, state: KVState) -> bool:
+        """Whether a forward can end between two layers and take nothing along that was held before it."""
+        return not (state.tokens and self.loaded.may_lose(state))
 
     def with_room(self, action: Callable[[], T], state: KVState) -> T:
         """What `action` returns, which uses `state`, tried once more where memory runs out. Raises OutOfMemoryError after that."""

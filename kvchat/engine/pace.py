@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from typing import Protocol
 
@@ -47,6 +48,11 @@ class Pace:
     def forward_s(self, num_tokens: int) -> float:
         """About what one forward over so many tokens takes, in seconds."""
         return max(self.step_s, self.prefill_s_per_token * num_tokens)
+
+    def fitting(self, seconds: float, most: int) -> int:
+        """Of how many tokens a forward takes no longer than `seconds`, as a power of two; `most` until that is known."""
+        token_s = self.prefill_s_per_token
+        return 2 ** int(math.log2(max(1.0, seconds / token_s))) if token_s * most > seconds else most
 
     def saved_s(self, num_tokens: int) -> float:
         """What not computing so many tokens of a prompt saves at least, in seconds; 0 until that is known."""

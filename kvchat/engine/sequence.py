@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from kvchat.engine.request import Progress
 from kvchat.engine.speculation import Drafts, Speculation
 from kvchat.models.kv_state import KVState
+
+
+def unheard(progress: Progress) -> None:
+    """Nobody listens."""
 
 
 class LiveSequence:
@@ -13,11 +20,13 @@ class LiveSequence:
     the engine holds. A sampler belongs to one answer, and lives as long as its decoding.
     """
 
-    __slots__ = ("speculation", "state")
+    __slots__ = ("on_progress", "speculation", "state")
 
     def __init__(self, state: KVState, speculation: Speculation | None = None) -> None:
         self.state = state
         self.speculation = speculation
+        self.on_progress: Callable[[Progress], None] = unheard
+        """Is told between the layers of a prefill's forwards how far it came; `generate` yields the same behind each."""
 
     @property
     def drafts(self) -> Drafts:

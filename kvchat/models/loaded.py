@@ -12,6 +12,7 @@ import torch
 from kvchat.models.kinds import LONG, ids_of, is_generated, is_long
 from kvchat.models.kv_state import KVState
 from kvchat.models.lean.flash import ROWS_MULTIPLE
+from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import Continuation, ReuseRule
 from kvchat.models.weights.mode import NATIVE, Weights
 
@@ -42,6 +43,14 @@ class Network(Protocol):
     @property
     def generated_at_once(self) -> int:
         """How many generated tokens one forward may take, so that each is computed as if it came alone."""
+
+    @property
+    def pauses(self) -> Pauses:
+        """Its forwards' moments between two layers."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many of these moments a forward has; 0 where it has none."""
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """Empty KV for one conversation of up to `capacity` tokens, kept as `rule` allows."""

@@ -120,7 +120,9 @@ def test_a_cancel_inside_a_draft_leaves_what_was_said_and_no_more(loaded: Loaded
             said.append(event.id)
     assert isinstance(event, Finished)
     assert (said, event.reason) == (free[:count], Finish.CANCELLED)
-    assert engine.state.tokens == PROMPT + said
+    held = engine.state.tokens
+    assert held == (PROMPT + said)[: len(held)]
+    assert len(held) >= len(PROMPT + said) - 1, "the last token's own forward may have been ended"
 
 
 @pytest.mark.parametrize("count", range(1, 12))

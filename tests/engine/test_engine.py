@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvchat.engine.request import Finish, Finished, Progress, Request, Token
+from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Token
 from kvchat.engine.sampling import SamplingParams
 from tests.engine.talk import Talk
 from tests.tiny import random_tokens, said, stock_logits, tiny_model
@@ -125,8 +125,9 @@ def test_the_context_ends_an_answer_as_a_length_limit_does() -> None:
 def test_a_cancelled_prefill_keeps_its_chunks_and_resumes_behind_them() -> None:
     engine = Talk(tiny_model(), chunk_tokens=16)
     prompt = random_tokens(100)
-    calls = iter([False, False, True])
-    events = list(engine.generate(Request(prompt, max_tokens=4), lambda: next(calls)))
+    events: list[EngineEvent] = []
+    for event in engine.generate(Request(prompt, max_tokens=4), lambda: len(events) > 2):
+        events.append(event)
     assert isinstance(events[-1], Finished)
     assert (events[-1].reason, events[-1].prefilled) == (Finish.CANCELLED, 32)
     generated, finished = run(engine, prompt)

@@ -12,7 +12,7 @@ import torch
 
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.request import Finished, Request, Token
+from kvchat.engine.request import EngineEvent, Finished, Request, Token
 from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
@@ -83,13 +83,11 @@ class Journey:
 
     def say(self, name: str, prompt: list[int], *, given_up_after: int | None = None) -> list[int]:
         """Answer `prompt` and keep everything, as after a turn; the conversation with its answer."""
-        steps = iter(range(10_000))
+        events: list[EngineEvent] = []
         request = Request(prompt, max_tokens=ANSWER)
-        events = list(
-            self.engine.generate(
-                request, lambda: given_up_after is not None and next(steps) >= given_up_after
-            )
-        )
+        is_given_up = lambda: given_up_after is not None and len(events) > given_up_after  # noqa: E731
+        for event in self.engine.generate(request, is_given_up):
+            events.append(event)
         assert isinstance(events[-1], Finished)
         self.reused[name] = events[-1]
         self.engine.store()

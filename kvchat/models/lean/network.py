@@ -19,6 +19,7 @@ from kvchat.models.kinds import ids_of, is_generated
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean.flash import KEYS_AT_ONCE, MIN_KEYS_OF_GIVEN, ROWS_MULTIPLE, Attention, Manner
 from kvchat.models.lean.shape import LeanShape
+from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights.mode import WeightsMode
 from kvchat.models.weights.projection import MAX_ROWS, Product, Projection
@@ -195,6 +196,7 @@ class LeanNetwork:
         self.weights = weights
         self._keeps_rows_apart = all(projection.matrices for projection in self._projections())
         self._is_narrow = self._keeps_rows_apart and weights.embedding.dtype != torch.float32
+        self.pauses = Pauses()
         self._rotations = _Rotations(shape, weights.embedding.dtype)
         self._split = (shape.heads, 2 * shape.kv_heads)
         self._halves = (shape.feed_forward, shape.feed_forward)
@@ -237,6 +239,7 @@ class LeanNetwork:
         place = _Place(attention.manner(attention.reach), cos, sin, is_one=len(tokens) == 1)
         views = state.views(start, start + len(tokens), attention.reach, is_flat=attention.is_flat)
         for step, (written, keys, values) in zip(self._steps[is_given], views, strict=True):
+            self.pauses.pause()
             heads = self._heads(step, stream, place)
             query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)
@@ -247,6 +250,11 @@ class LeanNetwork:
             stream = torch.addcmul(stream, added if place.is_one else added.unsqueeze(1), signs)
         norm = self.weights.norm.wide if is_wide else self.weights.norm.narrow
         return self.weights.head.scores(norm(stream[real - num_logits : real]), exact=is_wide)
+
+    @property
+    def num_layers(self) -> int:
+        """Of the decoder."""
+        return len(self.weights.layers)
 
     @property
     def generated_at_once(self) -> int:

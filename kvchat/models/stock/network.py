@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel, id_list
+from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import BLOCKS, Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
 from kvchat.models.stock.arena import Arena, Recomputed
 from kvchat.models.stock.long_rope import LongRope, is_stated, original_context
@@ -38,6 +39,8 @@ class StockNetwork:
     cache_argument: str
     takes_positions: bool
     takes_logits_to_keep: bool
+    pauses: Pauses = field(default_factory=Pauses)
+    num_layers: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -123,7 +126,8 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
     if rule.continuation is Continuation.RESTART:
         model.config.use_cache = False  # nobody would use it again
     is_exact = rule == BLOCKS and model.device.type == "cpu" and long_rope is None
-    defaults = model.generation_config
+    defaults, pauses = model.generation_config, Pauses()
+    num_layers = _pause_between_layers(model, pauses)
     return LoadedModel(
         name=name,
         architecture=str(model.config.model_type),
@@ -132,6 +136,8 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
             cache_argument=cache_argument(model) or "",
             takes_positions="position_ids" in accepted and model.config.model_type not in _COUNT_FROM_PADDING,
             takes_logits_to_keep="logits_to_keep" in accepted,
+            pauses=pauses,
+            num_layers=num_layers,
         ),
         device=model.device,
         dtype=model.dtype,
@@ -146,6 +152,16 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
         is_exact=is_exact,
         page=PAGE_TOKENS if is_exact else 1,
     )
+
+
+def _pause_between_layers(model: Any, pauses: Pauses) -> int:
+    """Let each decoder layer begin with a pause; how many there are, 0 where a model's modules don't show its layers."""
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    layers = next((found for found in lists if len(found) == count), ())
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda *_: pauses.pause())
+    return len(layers)
 
 
 def _reads_ahead(model: Any) -> bool:

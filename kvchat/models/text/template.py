@@ -317,10 +317,9 @@ class ChatTemplate:
 
 def _num_same(parts: Sequence[object], others: Sequence[object]) -> int:
     """With how many equal ones both begin."""
+    pairs = enumerate(zip(parts, others, strict=False))
     most = min(len(parts), len(others))
-    if parts[:most] == others[:most]:
-        return most
-    return next(number for number in range(most) if parts[number] != others[number])
+    return next((at for at, (one, other) in pairs if one is not other and one != other), most)
 
 
 def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:
