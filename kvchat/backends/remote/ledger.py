@@ -96,7 +96,7 @@ class Ledger:
         )
         return max((sent.ids for sent in fitting), key=len, default=())
 
-    def view(self, turns: Sequence[Turn], ids: tuple[int, ...], *, mode: str, has_rows: bool) -> CacheView:
+    def view(self, turns: Sequence[Turn], ids: tuple[int, ...], *, has_rows: bool) -> CacheView:
         """What the server would find of a conversation, by what it was sent before. `ids` may be unknown."""
         counts = [self._estimate(turn.text) for turn in turns]
         prompt_tokens = len(ids) if ids else sum(counts)
@@ -104,7 +104,7 @@ class Ledger:
         held = min(held, prompt_tokens) if self._reports else 0
         rows = _rows(turns, counts, held, self.prefill_s_per_token) if has_rows else ()
         return CacheView(
-            mode=mode,
+            mode="server",
             codec="raw",
             block_size=0,
             ram_used=0,

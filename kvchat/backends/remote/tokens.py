@@ -87,11 +87,9 @@ class Tokens:
         return Message(turn.role.value, turn.text, turn.reasoning, tokens)
 
 
-def load_tokens(server: Server, config: Config, notify: Callable[[str], None]) -> Tokens | None:
-    """The tokenizer that a remote's settings name; None where they name none. Raises ModelUnavailableError."""
-    name = server.target.remote.tokenizer
-    if name is None:
-        return None
+def load_tokens(server: Server, config: Config, notify: Callable[[str], None]) -> Tokens:
+    """The tokenizer that a remote's settings name. Raises ModelUnavailableError."""
+    name = server.target.remote.tokenizer or FROM_SERVER
     with TemporaryDirectory(prefix="kvchat-") as scratch:
         folder = _folder(server, name, config, Path(scratch))
         if not (folder / "tokenizer.json").is_file():  # what else there is takes transformers, and so torch

@@ -211,7 +211,7 @@ def test_no_usage_is_no_fault() -> None:
 def test_a_busy_server_is_asked_again_and_that_is_said(
     status: int, wait: str | None, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("kvchat.backends.remote.backend._BREATH_S", 0.05)
+    monkeypatch.setattr("kvchat.backends.remote.asking._BREATH_S", 0.05)
     replies = iter(
         [as_json({"error": "busy"}, status, **({"Retry_After": wait} if wait else {})), whole("chat")]
     )
@@ -284,7 +284,7 @@ def test_a_cancel_closes_the_stream_and_keeps_what_came() -> None:
 
 
 def test_a_cancel_before_the_first_word_takes_the_question_back() -> None:
-    with asked("chat", lambda request: Reply([], end="hang")) as (server, backend):
+    with asked("chat", lambda request: Reply([], end="hang")) as (_, backend):
         backend.info()
         events = backend.answer(QUESTION, Options())
         threading.Timer(0.1, backend.cancel).start()
