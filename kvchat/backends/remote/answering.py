@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from kvchat.backends import base
 from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn
-from kvchat.backends.remote.dialects import Chunk, Counts, Dialect
+from kvchat.backends.remote.chunks import Chunk, Counts
+from kvchat.backends.remote.dialects import Dialect
 from kvchat.backends.remote.ledger import Asked, Ledger, Sent
 from kvchat.backends.remote.reading import IdsReading, TextReading
 from kvchat.backends.remote.refusals import BrokenError, is_too_long
@@ -88,7 +89,7 @@ class Answering:
         num_completion = len(completion) or counts.completion or self.num_texts
         num_prompt = len(prompt_ids) or counts.prompt or 0
         cached = None if counts.cached is None else min(counts.cached, num_prompt)
-        asked = Asked(self.turns, num_prompt, prompt_ids or self.server_prompt)
+        asked = Asked(self.turns, num_prompt, prompt_ids or self._ids_of_text())
         answer = Answer(
             text=reading.text,
             reasoning=reading.reasoning.strip(),
@@ -163,13 +164,17 @@ class Answering:
     def retokenised(self) -> int:
         """How many tokens of what was said before the server encoded otherwise, from the first such on; 0 if ids were sent
         or it does not tell its ids."""
-        if self.prompt is not None or not self.server_prompt:
-            return 0
-        before = self.setting.ledger.held_before(self.turns)
-        size = min(len(before), len(self.server_prompt))
-        differs = (at for at in range(size) if before[at] != self.server_prompt[at])
+        now = () if self.prompt is not None else self._ids_of_text()
+        before = self.setting.ledger.held_before(self.turns) if now else ()
+        differs = (at for at in range(min(len(before), len(now))) if before[at] != now[at])
         first = next(differs, None)
         return 0 if first is None else len(before) - first
+
+    def _ids_of_text(self) -> tuple[int, ...]:
+        """The ids that the server made of the text: as it says, or as this tokenizer, which agrees with it, does."""
+        if not self.server_prompt and self.setting.tokens is not None and self.reading.ids:
+            self.server_prompt = self.setting.tokens.retokenised(self.turns, self.think)
+        return self.server_prompt
 
     def _keep(self, answer: Answer, asked: Asked, cached: int | None) -> None:
         """Note in the ledger what the server holds by now."""

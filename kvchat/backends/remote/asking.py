@@ -76,6 +76,7 @@ class Asking:
             prompt.ids if prompt else (),
             tokens.closing_ids if tokens else (),
             server.target.remote.cache_salt,
+            wants_ids=prompt is None and tokens is not None,
         )
         dialect = dialect_for(server, sends_ids=prompt is not None)
         setting = Setting(server.target.where, dialect, connected.ledger, tokens)

@@ -6,11 +6,24 @@ A message that was sent once is sent the same for ever: its JSON depends on that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvchat.backends.base import Options, Role, Turn
-from kvchat.backends.remote.refusals import message_of
+from kvchat.backends.remote.chunks import (
+    Chunk,
+    Counts,
+    count_of,
+    error_of,
+    first_of,
+    ids_of,
+    logprob_ids_of,
+    object_of,
+    progress_of,
+    text_of,
+    timings_of,
+    usage_of,
+)
 from kvchat.backends.remote.server import Kind, Server
 from kvchat.errors import UsageError
 
@@ -29,7 +42,10 @@ _CHAT_FINISH = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: the turns, or the `ids` that they are; `closing_ids` end an answer, `salt` parts caches."""
+    """What is asked: the turns, or the `ids` that they are; `closing_ids` end an answer, `salt` parts caches.
+
+    With `wants_ids` text is sent, and the ids of the answer are asked for, to see what encoding it anew changes.
+    """
 
     server: Server
     turns: tuple[Turn, ...]
@@ -37,6 +53,7 @@ class Question:
     ids: tuple[int, ...] = ()
     closing_ids: tuple[int, ...] = ()
     salt: str | None = None
+    wants_ids: bool = False
 
     @property
     def is_going_on(self) -> bool:
@@ -49,42 +66,6 @@ class Question:
         room = self.server.model.context - len(self.ids) if self.ids and self.server.model.context else None
         wanted = self.options.max_tokens
         return room if wanted is None else wanted if room is None else min(wanted, room)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a server reports: tokens and milliseconds; None for what it does not."""
-
-    prompt: int | None = None
-    completion: int | None = None
-    cached: int | None = None
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
-
-    def updated(self, newer: Counts) -> Counts:
-        """These, with what a later event says."""
-        names = ("prompt", "completion", "cached", "prompt_ms", "predicted_ms")
-        return Counts(
-            *(getattr(self, name) if (value := getattr(newer, name)) is None else value for name in names)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One event of an answer. `ids` None: it has none; `progress` is (done, total, cached) of the prompt's tokens.
-
-    With `is_total`, `ids` are all that were generated so far. `error` is what went wrong in the server's words.
-    """
-
-    text: str = ""
-    reasoning: str = ""
-    ids: tuple[int, ...] | None = None
-    is_total: bool = False
-    prompt_ids: tuple[int, ...] | None = None
-    finish: str | None = None
-    counts: Counts = field(default_factory=Counts)
-    progress: tuple[int, int, int] | None = None
-    error: str | None = None
 
 
 class Dialect(Protocol):
@@ -118,6 +99,8 @@ class Chat:
         if question.is_going_on:
             body |= _going_on(question)
         body |= sampling_json(question) | dict(features.extra or {})
+        if question.wants_ids and server.kind is Kind.LLAMA:
+            body |= {"logprobs": True, "top_logprobs": 1}  # which come with the ids
         if question.max_tokens is not None:
             is_theirs = server.target.remote.url.startswith("https://api.openai.com")
             body["max_completion_tokens" if is_theirs else "max_tokens"] = question.max_tokens
@@ -126,19 +109,19 @@ class Chat:
         return body
 
     def read(self, event: Mapping[str, Any]) -> Chunk:
-        choice = _first(event.get("choices"))
-        said = _object(choice.get("delta")) or _object(choice.get("message"))
+        choice = first_of(event.get("choices"))
+        said = object_of(choice.get("delta")) or object_of(choice.get("message"))
         thought = said.get("reasoning_content") or said.get("reasoning") or said.get("thinking")
         finish = choice.get("finish_reason")
         return Chunk(
-            text=_text(said.get("content")) or _text(choice.get("text")),
-            reasoning=_text(thought),
-            ids=_ids(choice.get("token_ids")),
-            prompt_ids=_ids(event.get("prompt_token_ids")) or _ids(choice.get("prompt_token_ids")),
+            text=text_of(said.get("content")) or text_of(choice.get("text")),
+            reasoning=text_of(thought),
+            ids=ids_of(choice.get("token_ids")) or logprob_ids_of(choice.get("logprobs")),
+            prompt_ids=ids_of(event.get("prompt_token_ids")) or ids_of(choice.get("prompt_token_ids")),
             finish=_CHAT_FINISH.get(finish, "stop") if isinstance(finish, str) else None,
-            counts=_usage(event).updated(_timings(event.get("timings"))),
-            progress=_progress(event),
-            error=_error(event),
+            counts=usage_of(event).updated(timings_of(event.get("timings"))),
+            progress=progress_of(event),
+            error=error_of(event),
         )
 
 
@@ -176,20 +159,22 @@ class LlamaCompletion:
         return body | sampling_json(question, has_stop=False) | dict(question.server.features.extra or {})
 
     def read(self, event: Mapping[str, Any]) -> Chunk:
-        progress = _progress(event)
+        progress = progress_of(event)
         finish = None
         if event.get("stop") is True:
             finish = "length" if event.get("stop_type") == "limit" else "stop"
         counts = Counts(
-            prompt=_count(event.get("tokens_evaluated")), completion=_count(event.get("tokens_predicted"))
+            prompt=count_of(event.get("tokens_evaluated")), completion=count_of(event.get("tokens_predicted"))
         )
         return Chunk(
-            text=_text(event.get("content")),
-            ids=() if progress else _ids(event.get("tokens")),  # of progress they are no tokens of the answer
+            text=text_of(event.get("content")),
+            ids=()
+            if progress
+            else ids_of(event.get("tokens")),  # of progress they are no tokens of the answer
             finish=finish,
-            counts=counts.updated(_timings(event.get("timings"))),
+            counts=counts.updated(timings_of(event.get("timings"))),
             progress=progress,
-            error=_error(event),
+            error=error_of(event),
         )
 
 
@@ -210,18 +195,18 @@ class SglangGenerate:
         return body | ({"extra_key": salt} if salt else {})
 
     def read(self, event: Mapping[str, Any]) -> Chunk:
-        about = _object(event.get("meta_info"))
+        about = object_of(event.get("meta_info"))
         finish = about.get("finish_reason")
         kind = finish.get("type") if isinstance(finish, dict) else finish
-        ids, num_generated = _ids(event.get("output_ids")), _count(about.get("completion_tokens"))
+        ids, num_generated = ids_of(event.get("output_ids")), count_of(about.get("completion_tokens"))
         return Chunk(
             ids=ids,
             is_total=ids is not None and len(ids) == num_generated,
             finish=None if kind is None else "length" if kind == "length" else "stop",
             counts=Counts(
-                _count(about.get("prompt_tokens")), num_generated, _count(about.get("cached_tokens"))
+                count_of(about.get("prompt_tokens")), num_generated, count_of(about.get("cached_tokens"))
             ),
-            error=_error(event) or (_text(_object(finish).get("message")) if kind == "abort" else None),
+            error=error_of(event) or (text_of(object_of(finish).get("message")) if kind == "abort" else None),
         )
 
 
@@ -251,19 +236,22 @@ class Anthropic:
         return body
 
     def read(self, event: Mapping[str, Any]) -> Chunk:
-        delta = _object(event.get("delta"))
-        usage = _object(event.get("usage")) or _object(_object(event.get("message")).get("usage"))
-        read, written = _count(usage.get("cache_read_input_tokens")), usage.get("cache_creation_input_tokens")
-        fresh = _count(usage.get("input_tokens"))
-        prompt = None if fresh is None else fresh + (read or 0) + (_count(written) or 0)
+        delta = object_of(event.get("delta"))
+        usage = object_of(event.get("usage")) or object_of(object_of(event.get("message")).get("usage"))
+        read, written = (
+            count_of(usage.get("cache_read_input_tokens")),
+            usage.get("cache_creation_input_tokens"),
+        )
+        fresh = count_of(usage.get("input_tokens"))
+        prompt = None if fresh is None else fresh + (read or 0) + (count_of(written) or 0)
         reason = delta.get("stop_reason")
         return Chunk(
-            text=_text(delta.get("text"))
-            or _text(event.get("content")),  # the latter where it does not stream
-            reasoning=_text(delta.get("thinking")),
+            text=text_of(delta.get("text"))
+            or text_of(event.get("content")),  # the latter where it does not stream
+            reasoning=text_of(delta.get("thinking")),
             finish=None if reason is None else "length" if reason == "max_tokens" else "stop",
-            counts=Counts(prompt, _count(usage.get("output_tokens")), read),
-            error=_error(event),
+            counts=Counts(prompt, count_of(usage.get("output_tokens")), read),
+            error=error_of(event),
         )
 
 
@@ -335,67 +323,3 @@ def _blocks(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         else:
             messages.append({"role": str(turn.role), "content": [block]})
     return messages or [{"role": "user", "content": [{"type": "text", "text": "."}]}]
-
-
-def _usage(event: Mapping[str, Any]) -> Counts:
-    usage = _object(event.get("usage"))
-    details = _object(usage.get("prompt_tokens_details"))
-    cached = (details.get("cached_tokens"), usage.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"))
-    found = (
-        count
-        for value in (*cached, usage.get("cache_read_input_tokens"))
-        if (count := _count(value)) is not None
-    )
-    return Counts(
-        _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), next(found, None)
-    )
-
-
-def _timings(value: object) -> Counts:
-    """llama-server's own clock; its `cache_n` and `prompt_n` are the prompt's tokens."""
-    timings = _object(value)
-    cached, new = _count(timings.get("cache_n")), _count(timings.get("prompt_n"))
-    prompt = None if cached is None or new is None else cached + new
-    times = (_time(timings.get("prompt_ms")), _time(timings.get("predicted_ms")))
-    return Counts(prompt, _count(timings.get("predicted_n")), cached, *times)
-
-
-def _progress(event: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    said = _object(event.get("prompt_progress"))
-    total, cached, done = (_count(said.get(name)) for name in ("total", "cache", "processed"))
-    return None if total is None or cached is None or done is None else (done, total, cached)
-
-
-def _error(event: Mapping[str, Any]) -> str | None:
-    found = event.get("error")
-    if not found and event.get("type") != "error" and event.get("object") != "error":
-        return None
-    return message_of(dict(event)) or "it does not say why"
-
-
-def _first(value: object) -> Mapping[str, Any]:
-    return _object(value[0]) if isinstance(value, list) and value else {}
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str:
-    """A text; of a list of parts, theirs."""
-    if isinstance(value, list):
-        return "".join(_text(_object(part).get("text")) for part in value)
-    return value if isinstance(value, str) else ""
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 53 else None
-
-
-def _time(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else None  # type: ignore[operator, arg-type]
-
-
-def _ids(value: object) -> tuple[int, ...] | None:
-    is_ids = isinstance(value, list) and all(type(one) is int and 0 <= one < 1 << 30 for one in value)
-    return tuple(value) if is_ids else None  # type: ignore[arg-type]

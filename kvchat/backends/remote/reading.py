@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from kvchat.backends import base
 from kvchat.backends.base import Event
-from kvchat.backends.remote.dialects import Chunk
+from kvchat.backends.remote.chunks import Chunk
 from kvchat.backends.remote.tokens import Prompt, Tokens
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
 from kvchat.models.text.reasoning import REASONING_MARKS, ReasoningMarks

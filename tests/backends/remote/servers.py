@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -131,3 +132,19 @@ def serving(answer: Callable[[Request], Reply]) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+@contextmanager
+def llama_server(model: Path, *, context: int = 4096) -> Iterator[str]:
+    """The URL of llama.cpp's own server with a GGUF file, which ends with the process."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.hostnames, params.port = ["127.0.0.1"], 0
+    params.n_ctx, params.n_parallel, params.use_jinja, params.warmup = context, 1, True, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.verbosity = 0
+    server = xllamacpp.Server(params)
+    yield server.listening_address
+    del server
