@@ -29,7 +29,7 @@ SYSTEM = "You are the clerk of a small railway station. " + " ".join(
 GREEDY = Options(temperature=0.0, max_tokens=3)
 WAYS: dict[str, dict[str, str]] = {
     "text": {},
-    "ids": {"tokenizer": "smollm2-135m", "send": "ids"},
+    "ids": {"tokenizer": "server", "send": "ids"},
     "anthropic": {"server": "anthropic", "model": "m"},
 }
 
@@ -148,7 +148,7 @@ def _evaluated(url: str, ids: tuple[int, ...]) -> int:
 def test_with_text_what_encoding_anew_changes_is_counted_and_shown(
     connect: Callable[..., RemoteBackend], config: Config
 ) -> None:
-    by_text = {"tokenizer": "smollm2-135m", "send": "text"}
+    by_text = {"tokenizer": "server", "send": "text"}
     with session_over(connect(**by_text), config) as session:
         session.options = Options(max_tokens=16, temperature=5.0, top_k=5000, seed=3)  # no tokenizer cuts so
         last_of(session.send("Say something."))
