@@ -221,7 +221,7 @@ def test_why_it_was_not_reused_further_is_said_by_what_was_sent_before() -> None
         assert why(backend, long) == "first use"
         assert why(backend, long, "one", long) == "new text"
         assert "evicted, or another replica answered" in why(backend, long, "one", long)
-        assert why(backend, "other " + long) == "message 1 is not what was sent before"
+        assert why(backend, "other " + long, "one", long) == "message 1 is not what was sent before"
         view = backend.cache([Turn(Role.USER, long), Turn(Role.ASSISTANT, "one"), Turn(Role.USER, long)])
         assert view.cached_tokens > 300 and view.mode == "server" and len(view.rows) == 3
 
