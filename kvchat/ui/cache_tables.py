@@ -24,6 +24,8 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
     """The conversation as a map, a row a message; then the budgets, and what the cache did."""
     if view.mode == "off":
         head = "the cache is off; every prompt is computed whole"
+    elif view.mode == "server":
+        head = "the server's cache, by what it was sent and has reported"
     else:
         head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
     legend = "  ".join(f"{sign} {name}" for sign, name in zip(_SIGNS, _TIERS, strict=True))
@@ -226,4 +228,5 @@ def memory_text(view: CacheView) -> str:
         "cache": view.ram_used,
         "process": view.process_bytes,
     }
-    return "memory: " + ", ".join(f"{name} {size_text(size)}" for name, size in known.items() if size)
+    sizes = [f"{name} {size_text(size)}" for name, size in known.items() if size]
+    return f"memory: {', '.join(sizes)}" if sizes else ""

@@ -14,8 +14,10 @@ from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
 
 NOT_REPORTED = "not reported"
 """The reason where a server says nothing of its cache."""
-SLACK_TOKENS = 17
-"""A server that keeps whole blocks may lack so many of the tokens that it held: a block of 16, and the last."""
+BLOCK_TOKENS = 16
+"""vLLM's block; a server that keeps whole blocks lacks the rest of the last one."""
+SLACK_TOKENS = BLOCK_TOKENS + 1
+"""So many of the tokens that it was sent a server may lack and have evicted nothing: the last of all is never stored."""
 
 _KEPT = 32
 _CONTEXT_TOKENS = 8
@@ -144,8 +146,8 @@ class Ledger:
     def _reason(self, asked: Asked, cached: int, last: Sent | None, held: int, retokenised: int) -> str:
         if retokenised:
             return f"encoding the text anew changed {retokenised} tokens of what was said"
-        if cached >= asked.prompt_tokens - SLACK_TOKENS:
-            return "all of it was held"
+        if cached >= (asked.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS:
+            return "all of it was held, but for what is always computed"
         if last is None:
             return "first use" if not cached else "new text"
         if cached + SLACK_TOKENS < held:

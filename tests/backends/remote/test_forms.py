@@ -241,7 +241,7 @@ def test_vllm_in_text_counts_what_encoding_anew_changed_by_the_servers_own_ids()
         return as_events(first, {"choices": [], "usage": usage}, DONE)
 
     with asked("vllm", reply) as (_, backend):
-        assert why(backend, "a") == "all of it was held"
+        assert why(backend, "a").startswith("all of it was held")
         assert why(backend, "a", "one", "b") == "encoding the text anew changed 2 tokens of what was said"
 
 
