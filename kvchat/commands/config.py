@@ -50,12 +50,7 @@ _EXAMPLES: dict[str, object] = {
 
 _REMOTE = (
     "",
-    "# Models that other machines serve, by a name of yours: -m work:MODEL. See kvchat help remotes.",
-    "# [remote.work]",
-    '# url = "http://localhost:8000/v1"',
-    '# model = "org/name"',
-    '# api_key_env = "WORK_API_KEY"',
-    '# tokenizer = "server"',
+    "# Models that other machines serve have sections of their own, [remote.NAME]: see kvchat help remotes.",
 )
 _HIDDEN = ("headers", "cache_salt", "api_key_cmd")
 """Settings of remotes whose values may be secret."""
