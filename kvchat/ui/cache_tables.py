@@ -98,7 +98,9 @@ def segments(row: CacheRow, tiers: Sequence[str]) -> tuple[int, ...]:
 
 
 def budgets_text(view: CacheView, look: Look) -> str:
-    """How much of each budget is used; the arena lies beside them."""
+    """How much of each budget is used; the arena lies beside them. A server's are its own affair."""
+    if view.mode == "server":
+        return ""
     rows: list[list[Cell]] = []
     for use in view.tiers:
         share = use.used_bytes / use.budget_bytes if use.budget_bytes else 0.0

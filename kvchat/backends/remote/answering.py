@@ -206,7 +206,7 @@ def never_begun() -> Answer:
         finish_reason=FinishReason.CANCELLED,
         usage=base.Usage(0, 0, 0),
         timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
-        cache=base.CacheReport(0, 0, 0, 0, "it was cancelled before it began"),
+        cache=base.CacheReport(0, {}, 0, "it was cancelled before it began"),
     )
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 
 from kvchat.backends.base import CacheReport, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
+from kvchat.cache.stats import TierUse
 
+TIER = "server"
+"""What a server's cache is called among the tiers."""
 NOT_REPORTED = "not reported"
 """The reason where a server says nothing of its cache."""
 BLOCK_TOKENS = 16
@@ -85,7 +88,7 @@ class Ledger:
             self.prefill_s_per_token = speed if not known else known + _SMOOTHING * (speed - known)
         self.turn = CacheTotals(
             asked_tokens=prompt_tokens,
-            live_tokens=cached or 0,
+            tier_tokens={TIER: cached or 0},
             saved_s=(cached or 0) * self.prefill_s_per_token,
         )
         self.totals = self.totals + self.turn
@@ -109,9 +112,7 @@ class Ledger:
             mode="server",
             codec="raw",
             block_size=0,
-            ram_used=0,
-            ram_budget=0,
-            disk_budget=0,
+            tiers=(TierUse(TIER, 0, 0),),
             arena_used=0,
             rows=rows,
             prompt_tokens=prompt_tokens,
@@ -162,7 +163,7 @@ class Ledger:
 
 def server_report(cached: int, reason: str, *, saved_s: float = 0.0, is_reported: bool = True) -> CacheReport:
     """What a server says of its cache in the form that all reports have: its cache counts as one tier."""
-    return CacheReport(cached, 0, 0, cached, reason, saved_s=saved_s, is_reported=is_reported)
+    return CacheReport(0, {TIER: cached}, cached, reason, saved_s=saved_s, is_reported=is_reported)
 
 
 def _rows(
@@ -171,8 +172,8 @@ def _rows(
     rows: list[CacheRow] = []
     start = 0
     for turn, tokens in zip(turns, counts, strict=True):
-        live = min(max(held - start, 0), tokens)
-        rows.append(CacheRow(turn.role, turn.text[:80], tokens, live, 0, 0, 0, live * s_per_token))
+        there = min(max(held - start, 0), tokens)
+        rows.append(CacheRow(turn.role, turn.text[:80], tokens, 0, {TIER: there}, 0, there * s_per_token))
         start += tokens
     return tuple(rows)
 

@@ -8,7 +8,7 @@ from kvchat.backends import base
 from kvchat.backends.base import Event
 from kvchat.backends.remote.chunks import Chunk
 from kvchat.backends.remote.tokens import Prompt, Tokens
-from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
+from kvchat.backends.text import Passage, ReasoningSplitter, StopScanner
 from kvchat.models.text.reasoning import REASONING_MARKS, ReasoningMarks
 
 _PLAIN_FIRST = sorted(REASONING_MARKS, key=lambda marks: bool(marks.lead or marks.tail))
@@ -63,7 +63,7 @@ class TextReading:
             self._splitter = _splitter(chosen or _THINK)
         yield from self._pieces(self._splitter.feed(text))
 
-    def _pieces(self, pieces: Sequence[Piece]) -> Iterator[Event]:
+    def _pieces(self, pieces: Sequence[Passage]) -> Iterator[Event]:
         for piece in pieces:
             if piece.recalls:
                 yield base.Notice("what came so far was reasoning: the model ended it and had not begun it")
