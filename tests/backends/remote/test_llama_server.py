@@ -147,7 +147,9 @@ def test_with_text_what_encoding_anew_changes_is_counted_and_shown(
 ) -> None:
     by_text = {"tokenizer": "server", "send": "text"}
     with session_over(connect(**by_text), config) as session:
-        session.options = Options(max_tokens=16, temperature=5.0, top_k=5000, seed=3)  # no tokenizer cuts so
+        session.options = Options(
+            max_tokens=16, temperature=5.0, top_k=5000, top_p=1.0, min_p=0.0, seed=3
+        )  # no tokenizer cuts so
         last_of(session.send("Say something."))
         session.options = GREEDY
         answer = last_of(session.send("And now?"))
