@@ -17,11 +17,11 @@ from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from kvchat.commands.chat import Backends, chat
 from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
-from kvchat.commands.starting import ending_at_once, local_backend
+from kvchat.commands.starting import dialogue_backend, ending_at_once, oneshot_backend
 from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
 from kvchat.errors import (
@@ -32,22 +32,14 @@ from kvchat.errors import (
     is_memory_gone,
     reason_of,
 )
+from kvchat.remotes import ad_hoc_name
 from kvchat.ui.clean import for_data, for_messages
 from kvchat.ui.files import whole_text
 from kvchat.ui.tables import Styled
 
-if TYPE_CHECKING:
-    from kvchat.backends.base import Backend
-
 EXIT_BROKEN_PIPE = 128 + 13
 _MESSAGE_LENGTH = 2000
 """Most characters of an error's line; some quote what they were given."""
-
-
-def _process(config: Config) -> Backend:
-    from kvchat.backends.process import ProcessBackend
-
-    return ProcessBackend(config)
 
 
 _EPILOG = """\
@@ -82,7 +74,7 @@ def _run(argv: Sequence[str], backends: Backends | None) -> int:
         try:
             _end_on_signals()
             with ending_at_once():
-                args, config = _asked(argv, backends or Backends(oneshot=local_backend, dialogue=_process))
+                args, config = _asked(argv, backends or Backends(oneshot_backend, dialogue_backend))
             code = args.run(args, config)
             sys.stdout.flush()
             return int(code)
@@ -303,6 +295,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     """What the flags set, as `load_config` takes it; a saved prompt stands below them. Raises UsageError."""
     given = {name: value for name, value in vars(args).items() if "." in name and value is not None}
     system = given.get("chat.system")
+    if getattr(args, "url", None):
+        model = given.get("model.name")
+        given["model.name"] = ad_hoc_name(args.url, model if isinstance(model, str) else None)
     if isinstance(system, str) and system.startswith("@"):
         given["chat.system"] = _text_of(system[1:])
     if args.template is None:

@@ -21,6 +21,7 @@ from typing import Any, get_type_hints
 import platformdirs
 
 from kvchat.errors import UsageError, reason_of
+from kvchat.remotes import RemoteConfig, check_remote
 from kvchat.setting import ByteSize as ByteSize
 from kvchat.setting import Origin, checked
 from kvchat.setting import parse_bytes as parse_bytes
@@ -155,10 +156,11 @@ class Config:
     chat: ChatConfig = field(default_factory=ChatConfig)
     ui: UiConfig = field(default_factory=UiConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    remotes: Mapping[str, RemoteConfig] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """A JSON-ready form; `Config.from_json` reads it back."""
-        sections = asdict(self)
+        """A JSON-ready form without the remotes, of which an engine knows nothing; `Config.from_json` reads it back."""
+        sections = {name: asdict(getattr(self, name)) for name in SECTIONS}
         return {
             section: {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
             for section, values in sections.items()
@@ -179,6 +181,8 @@ SECTIONS: dict[str, type[Any]] = {
     "ui": UiConfig,
     "paths": PathsConfig,
 }
+REMOTE = "remote"
+"""The section of config.toml whose tables are remotes, by name."""
 
 
 def config_file(environ: Mapping[str, str] | None = None) -> Path:
@@ -281,13 +285,21 @@ def _read_toml(path: Path) -> dict[str, Origin]:
         raise UsageError(f"can't read {path}: {reason_of(error)}", "mend or remove it") from error
     layers: dict[str, Origin] = {}
     lines = _lines_of(text)
-    for section, values in table.items():
+    remotes = table.pop(REMOTE, {})
+    tables = list(table.items())
+    if isinstance(remotes, dict):
+        tables += [(f"{REMOTE}.{name}", values) for name, values in remotes.items()]
+    else:
+        tables.append((REMOTE, remotes))
+    for section, values in tables:
         where = f"{path}:{_line_of(lines, '', section)}"
-        if section not in SECTIONS:
-            raise _unknown(section, list(SECTIONS), where)
-        if not isinstance(values, dict):
-            raise UsageError(f"{where}: {section!r} is a section, not a setting", f"write [{section}]")
-        known = [item.name for item in fields(SECTIONS[section])]
+        kind = RemoteConfig if section.startswith(f"{REMOTE}.") else SECTIONS.get(section)
+        if kind is None and section != REMOTE:
+            raise _unknown(section, [*SECTIONS, REMOTE], where)
+        if not isinstance(values, dict) or kind is None:
+            remedy = f"write [{section}.NAME]" if section == REMOTE else f"write [{section}]"
+            raise UsageError(f"{where}: {section!r} is a section, not a setting", remedy)
+        known = [item.name for item in fields(kind)]
         for key, value in values.items():
             where = f"{path}:{_line_of(lines, section, key)}"
             if key not in known:
@@ -344,13 +356,27 @@ def _line_of(lines: Mapping[str, int], section: str, key: str) -> int:
 
 
 def _build(layers: Mapping[str, Origin]) -> Config:
-    sections: dict[str, Any] = {}
-    for section, cls in SECTIONS.items():
-        hints = get_type_hints(cls)
-        given: dict[str, Any] = {}
-        for item in fields(cls):
-            origin = layers.get(f"{section}.{item.name}")
-            if origin is not None:
-                given[item.name] = checked(origin, hints[item.name], item.metadata)
-        sections[section] = cls(**given)
-    return Config(**sections)
+    sections = {section: _section(cls, section, layers) for section, cls in SECTIONS.items()}
+    return Config(**sections, remotes=_remotes(layers))
+
+
+def _section(cls: type[Any], section: str, layers: Mapping[str, Origin]) -> Any:
+    hints = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for item in fields(cls):
+        origin = layers.get(f"{section}.{item.name}")
+        if origin is not None:
+            given[item.name] = checked(origin, hints[item.name], item.metadata)
+    return cls(**given)
+
+
+def _remotes(layers: Mapping[str, Origin]) -> dict[str, RemoteConfig]:
+    """The remotes by name. Raises UsageError for one that can't be used, naming where it stands."""
+    places: dict[str, str] = {}
+    for key, origin in layers.items():
+        if key.startswith(f"{REMOTE}."):
+            places.setdefault(key.removeprefix(f"{REMOTE}.").rpartition(".")[0], origin.where)
+    remotes = {name: _section(RemoteConfig, f"{REMOTE}.{name}", layers) for name in places}
+    for name, remote in remotes.items():
+        check_remote(name, remote, places[name])
+    return remotes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from kvchat.errors import UsageError
 
@@ -58,7 +58,7 @@ def checked(origin: Origin, hint: Any, rules: Mapping[str, Any]) -> object:
     if (value is None or value == rules.get("none")) and type(None) in get_args(hint):
         return None
     try:
-        value = _convert(value, hint if hint == tuple[str, ...] else kinds[0])
+        value = _convert(value, hint if get_origin(hint) in (tuple, Mapping) else kinds[0])
     except (ValueError, TypeError) as error:
         raise UsageError(f"{origin.where}: {error}", "see kvchat --help") from error
     choices = rules.get("choices")
@@ -79,6 +79,8 @@ def _check_bounds(where: str, value: object, low: float | None, high: float | No
 def _convert(value: object, kind: Any) -> object:
     if kind == tuple[str, ...]:
         return tuple(_text(item) for item in ([value] if isinstance(value, str) else _items(value)))
+    if get_origin(kind) is Mapping:
+        return {name: _text(item) for name, item in _table(value).items()}
     if kind is bool:
         return value if isinstance(value, bool) else _truth(value)
     if kind is ByteSize:
@@ -91,6 +93,12 @@ def _convert(value: object, kind: Any) -> object:
 def _items(value: object) -> Sequence[object]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{quoted(value)} is neither a text nor a list of texts")
+    return value
+
+
+def _table(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{quoted(value)} is no table of names and texts")
     return value
 
 

@@ -128,7 +128,8 @@ class CacheReport:
 
     `diverged_at` is the position of the first token that was not reused; `reason` says why in a few words, `was` and
     `now` are the texts around that position in what was computed before and in this prompt. `saved_s` is the time
-    that computing the reused tokens would have taken, less what fetching them took.
+    that computing the reused tokens would have taken, less what fetching them took. Of a server that does not say
+    what it reused nothing `is_reported`.
     """
 
     live: int
@@ -139,6 +140,7 @@ class CacheReport:
     now: str = ""
     saved_s: float = 0.0
     codec: str = "raw"
+    is_reported: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,11 +157,11 @@ class Totals:
 
     def plus(self, answer: Answer) -> Totals:
         """The totals with one more answer."""
-        usage = answer.usage
+        usage, is_known = answer.usage, answer.cache.is_reported
         return Totals(
             self.answers + 1,
             self.cached_tokens + usage.cached_tokens,
-            self.prefilled_tokens + usage.prompt_tokens - usage.cached_tokens,
+            self.prefilled_tokens + (usage.prompt_tokens - usage.cached_tokens if is_known else 0),
             self.completion_tokens + usage.completion_tokens,
             self.idle_tokens + answer.timings.idle_n,
         )

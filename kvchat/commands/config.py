@@ -7,12 +7,12 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from kvchat.commands.flags import FLAG_NAMES, FLAGS
-from kvchat.config import SECTIONS, Config, config_file, editor, load_config, origins, variable_name
+from kvchat.config import REMOTE, SECTIONS, Config, config_file, editor, load_config, origins, variable_name
 from kvchat.errors import UsageError
 from kvchat.setting import ByteSize
 
@@ -48,6 +48,14 @@ _EXAMPLES: dict[str, object] = {
 """What to write for settings whose default is to have no value."""
 
 
+_REMOTE = (
+    "",
+    "# Models that other machines serve have sections of their own, [remote.NAME]: see kvchat help remotes.",
+)
+_HIDDEN = ("headers", "cache_salt", "api_key_cmd")
+"""Settings of remotes whose values may be secret."""
+
+
 def config_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Where config.toml is looked for."""
     path = config_file()
@@ -58,6 +66,7 @@ def config_show(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Every setting with its value and where it comes from."""
     given = origins(given_flags(args), flag_names=FLAG_NAMES)
     flat = {f"{name}.{key}": value for name, row in config.to_json().items() for key, value in row.items()}
+    flat |= _of_remotes(config)
     where = {key: given[key].where if key in given else "default" for key in flat}
     if args.json:
         rows = {key: {"value": value, "from": where[key]} for key, value in flat.items()}
@@ -68,6 +77,19 @@ def config_show(args: argparse.Namespace, config: Config) -> Iterator[str]:
     widest = min(_WIDEST, max(len(text) for text in shown.values()))
     for key, text in shown.items():
         yield f"{key:<{width}}  {text:<{widest}}  {where[key]}"
+
+
+def _of_remotes(config: Config) -> dict[str, object]:
+    """What is set of the remotes; of what may be secret only that it is set."""
+    rows: dict[str, object] = {}
+    for name, remote in config.remotes.items():
+        for item in fields(remote):
+            value = getattr(remote, item.name)
+            if value != item.default and value:
+                is_plain = item.name not in _HIDDEN
+                shown = value if is_plain else list(value) if item.name == "headers" else "(hidden)"
+                rows[f"{REMOTE}.{name}.{item.name}"] = str(shown) if isinstance(shown, Path) else shown
+    return rows
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, object]:
@@ -118,7 +140,7 @@ def template() -> str:
         "# Settings of kvchat. Remove the # in front of a setting to change it.",
         "# The environment's variables go before this file, and flags before both.",
     ]
-    for section, values in asdict(Config()).items():
+    for section, values in Config().to_json().items():
         lines += ["", f"[{section}]"]
         for item in fields(SECTIONS[section]):
             key = f"{section}.{item.name}"
@@ -127,6 +149,7 @@ def template() -> str:
             lines.append(f"# {about[key]}{rest}; {variable_name(section, item)}")
             example = _EXAMPLES.get(key, item.metadata.get("none", values[item.name]))
             lines.append(f"# {item.name} = {_toml(example)}")
+    lines += _REMOTE
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""`kvchat doctor`: what this machine, its folders and the model are like, and what has to be mended. Never uses the network."""
+"""`kvchat doctor`: what this machine, its folders and the model are like, and what has to be mended. Uses the network only for
+a model that a remote serves."""
 
 from __future__ import annotations
 
@@ -179,8 +180,18 @@ def disk(config: Config) -> Finding:
 def model(config: Config, open_backend: Callable[[Config], Backend]) -> Iterator[Finding]:
     """The configured model if it is here: two turns, the second of which has to reuse the first."""
     from kvchat.models.sources.catalog import Catalog
+    from kvchat.remotes import target_of
 
     name = config.model.name
+    try:
+        target = target_of(name, config.remotes)
+    except UsageError as error:
+        yield Finding("model", error.message, error.remedy or "try another model with -m")
+        return
+    if target is not None:
+        yield Finding("model", f"{name}, at {target.remote.url}")
+        yield from _tested(open_backend(replace(config, chat=replace(config.chat, save=False, system=None))))
+        return
     try:
         folder = Catalog(config.paths.models, offline=True).path(name)
     except ModelUnavailableError as error:
@@ -188,7 +199,11 @@ def model(config: Config, open_backend: Callable[[Config], Backend]) -> Iterator
         return
     yield Finding("model", f"{name} in {folder}")
     nowhere = replace(config.chat, save=False, system=None)
-    backend = open_backend(replace(config, model=replace(config.model, offline=True), chat=nowhere))
+    yield from _tested(open_backend(replace(config, model=replace(config.model, offline=True), chat=nowhere)))
+
+
+def _tested(backend: Backend) -> Iterator[Finding]:
+    """The self-test's findings; the backend is closed behind it."""
     try:
         yield from self_test(backend)
     except KvchatError as error:
@@ -200,9 +215,12 @@ def model(config: Config, open_backend: Callable[[Config], Backend]) -> Iterator
 def self_test(backend: Backend) -> Iterator[Finding]:
     """Answer two short messages. Raises KvchatError where the backend does."""
     info = backend.info()
-    yield Finding(
-        "loading", f"{info.load_ms / 1e3:.1f} s, {info.dtype} on {info.device}, context {info.context}"
-    )
+    context = f"context {info.context or 'not reported'}"
+    if info.reuse == "server":
+        ids = "token ids are sent" if info.tokenizer else "text is sent"
+        yield Finding("server", f"{info.name}, {info.device}, {context}; {ids}")
+    else:
+        yield Finding("loading", f"{info.load_ms / 1e3:.1f} s, {info.dtype} on {info.device}, {context}")
     if info.adapter:
         yield Finding("adapter", info.adapter)
     yield Finding("template", template_text(info.template))
@@ -218,6 +236,9 @@ def self_test(backend: Backend) -> Iterator[Finding]:
     yield Finding("speed", f"{speed:.1f} tokens/s, first text after {again.timings.ttft_ms / 1e3:.2f} s")
     usage = again.usage
     value = f"the second answer reused {usage.cached_tokens} of {usage.prompt_tokens} tokens"
+    if not again.cache.is_reported:
+        yield Finding("reuse", again.cache.reason)
+        return
     is_reused = usage.cached_tokens >= MIN_REUSED * usage.prompt_tokens
     remedy = "" if is_reused or info.reuse == "none" else f"see why with /cache why: {again.cache.reason}"
     yield Finding(
@@ -237,6 +258,6 @@ def _answer(backend: Backend, history: list[Turn]) -> Answer:
 
 
 def _local(config: Config) -> Backend:
-    from kvchat.commands.starting import local_backend
+    from kvchat.commands.starting import oneshot_backend
 
-    return local_backend(config)
+    return oneshot_backend(config)

@@ -62,10 +62,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "the model": (
         Flag(
             "-m --model",
-            "smollm2-135m, a folder, a .gguf file or a hub id",
+            "smollm2-135m, a folder, a .gguf file, a hub id, or REMOTE:MODEL",
             "model.name",
             {"metavar": "NAME"},
         ),
+        Flag("--url", "a server that has the model: vLLM, SGLang, llama-server …", rest={"metavar": "URL"}),
         Flag("--adapter", "a LoRA adapter's folder, as peft saves it", "model.adapter", {"metavar": "DIR"}),
         Flag("--dtype", "of the weights", "model.dtype", {"choices": DTYPES}),
         Flag("--weights", "what decoding reads", "model.weights", {"choices": WEIGHTS}),

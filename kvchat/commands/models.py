@@ -1,4 +1,4 @@
-"""`kvchat models ...`: the models on this disk, fetched and deleted. Loads no torch."""
+"""`kvchat models ...`: the models on this disk, fetched and deleted, and those that remotes serve. Loads no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,27 @@ def _catalog(config: Config) -> Catalog:
 
 
 def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """One line a model on this disk; the default one also before it is fetched."""
+    """One line a model on this disk, the default one also before it is fetched; then those that remotes serve.
+
+    With the name of a remote, or a URL, its models alone. Raises KvchatError where that can't be asked.
+    """
+    if args.remote is None:
+        yield from _local(args, config)
+    if config.model.offline:
+        return
+    from kvchat.commands.remotes import remote_models
+
+    for model in remote_models(config.remotes, args.remote):
+        if args.json:
+            row = {"name": model.name, "origin": "remote", "context": model.context or None, "url": model.url}
+            yield json.dumps(row | ({"error": model.error} if model.error else {}), ensure_ascii=False)
+        else:
+            context = f"{model.context} tokens" if model.context else ""
+            where = model.error or f"{model.kind} at {model.url}"
+            yield one_line(f"{model.name:<40} {context:>11}  {where}")
+
+
+def _local(args: argparse.Namespace, config: Config) -> Iterator[str]:
     for entry in _catalog(config).entries():
         folder = str(entry.folder) if entry.folder else None
         if args.json:

@@ -170,12 +170,12 @@ def linted(args: argparse.Namespace, config: Config) -> Iterator[str]:
 def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Compute and store a prompt's KV ahead of use."""
     from kvchat.backends.base import Prefilling, Role, Turn
-    from kvchat.commands.starting import local_backend
+    from kvchat.commands.starting import oneshot_backend
 
     prompt = _prompts(args, config).prompt(args.name)
     text = prompt.render(_values(args.values), datetime.now())
     model = {"model.name": prompt.model or config.model.name, "model.offline": config.model.offline}
-    backend = local_backend(load_config(model) if prompt.model else config)
+    backend = oneshot_backend(load_config(model) if prompt.model else config)
     try:
         total = cached = 0
         for event in backend.warm((Turn(Role.SYSTEM, text, pinned=prompt.pin),)):

@@ -10,9 +10,40 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from kvchat.config import Config
+from kvchat.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvchat.backends.base import Backend
     from kvchat.backends.local import LocalBackend
+
+
+def remote_backend(config: Config) -> Backend | None:
+    """The backend of a model that a remote serves; None for a local one. Raises UsageError."""
+    from kvchat.remotes import target_of
+
+    target = target_of(config.model.name, config.remotes)
+    if target is None:
+        return None
+    if config.model.offline:
+        raise UsageError(f"{target.where} is reached over the network", "leave --offline out")
+    from kvchat.backends.remote.backend import RemoteBackend
+
+    return RemoteBackend(config, target)
+
+
+def oneshot_backend(config: Config) -> Backend:
+    """What answers in this process: a remote, or a local model. Raises UsageError."""
+    return remote_backend(config) or local_backend(config)
+
+
+def dialogue_backend(config: Config) -> Backend:
+    """What answers a dialogue: a remote, or a local model in a process of its own. Raises UsageError."""
+    remote = remote_backend(config)
+    if remote is not None:
+        return remote
+    from kvchat.backends.process import ProcessBackend
+
+    return ProcessBackend(config)
 
 
 def local_backend(config: Config) -> LocalBackend:

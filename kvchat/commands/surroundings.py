@@ -32,7 +32,8 @@ def surroundings_of(
     def model_names() -> list[str]:
         from kvchat.models.sources.catalog import Catalog
 
-        return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
+        local = [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
+        return local + [f"{name}:{remote.model or ''}" for name, remote in config.remotes.items()]
 
     def stored_tips() -> Mapping[tuple[str, str], int]:
         from kvchat.cache.maintenance import stored_tips

@@ -81,6 +81,13 @@ _HOW = ("-m", "--dtype", "--device", "--weights")
 
 _MODELS = "models on this disk"
 _NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}
+_REMOTE: dict[str, dict[str, Any]] = {
+    "remote": {
+        "metavar": "REMOTE",
+        "nargs": "?",
+        "help": "a remote of config.toml, or a URL: its models alone",
+    }
+}
 
 
 _bench = partial(_verb, "bench")
@@ -145,7 +152,7 @@ _SOME_PROMPTS: dict[str, dict[str, Any]] = {
 }
 
 COMMANDS: tuple[Command, ...] = (
-    Command("models ls", _MODELS, "list the models on this disk", _models("listed")),
+    Command("models ls", _MODELS, "list the models on this disk and of remotes", _models("listed"), _REMOTE),
     Command("models pull", _MODELS, "fetch a model ahead of use", _models("pulled"), _NAME),
     Command("models rm", _MODELS, "delete a model's files", _models("removed"), _NAME),
     Command("models path", _MODELS, "print the folder of a model", _models("placed"), _NAME),

@@ -25,6 +25,8 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
     """The conversation as a map, a row a message; then the budgets, and what the cache did."""
     if view.mode == "off":
         head = "the cache is off; every prompt is computed whole"
+    elif view.mode == "server":
+        head = "the server's cache, by what it was sent and has reported"
     else:
         head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
     tiers = [use.tier for use in view.tiers]
@@ -96,7 +98,9 @@ def segments(row: CacheRow, tiers: Sequence[str]) -> tuple[int, ...]:
 
 
 def budgets_text(view: CacheView, look: Look) -> str:
-    """How much of each budget is used; the arena lies beside them."""
+    """How much of each budget is used; the arena lies beside them. A server's are its own affair."""
+    if view.mode == "server":
+        return ""
     rows: list[list[Cell]] = []
     for use in view.tiers:
         share = use.used_bytes / use.budget_bytes if use.budget_bytes else 0.0
@@ -231,4 +235,5 @@ def memory_text(view: CacheView) -> str:
         "cache": next((use.used_bytes for use in view.tiers if use.tier == "ram"), 0),
         "process": view.process_bytes,
     }
-    return "memory: " + ", ".join(f"{name} {size_text(size)}" for name, size in known.items() if size)
+    sizes = [f"{name} {size_text(size)}" for name, size in known.items() if size]
+    return f"memory: {', '.join(sizes)}" if sizes else ""

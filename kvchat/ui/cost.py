@@ -58,7 +58,7 @@ def check_length(backend: Backend, text: str) -> None:
     if len(text) <= _NEVER_TOO_LONG:
         return
     info = backend.info()
-    if len(text) > _CHARACTERS_A_TOKEN * info.context:
+    if info.context and len(text) > _CHARACTERS_A_TOKEN * info.context:
         raise ContextOverflowError(
             f"the message has {len(text)} characters, the context of {info.name} {info.context} tokens",
             "shorten the message",

@@ -13,18 +13,19 @@ def stats_line(answer: Answer, context: int) -> str:
     `cached 1842/1910 (96%) · prefill 68 in 0.21s · ttft 0.24s · 212 tok 31.4/s · ctx 2122/8192`
     """
     usage, timings = answer.usage, answer.timings
-    if not usage.prompt_tokens:  # the engine died and took its figures along
-        return "stopped"
+    if not usage.prompt_tokens:  # the engine died and took its figures along, or a server never gave them
+        return "stopped" if answer.finish_reason is FinishReason.CANCELLED else "usage not reported"
     percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
     tiers = "+".join(tier_text(name) for name, count in answer.cache.tiers.items() if count)
     guesses = f" ({timings.draft_n_accepted} guessed)" if timings.draft_n_accepted else ""
+    held = f"{usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})"
     parts = [
-        f"cached {usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})",
+        f"cached {held}" if answer.cache.is_reported else "cached: not reported",
         *([f"prepared {timings.idle_n} while idle"] if timings.idle_n else []),
         f"prefill {timings.prompt_n} in {timings.prompt_ms / 1e3:.2f}s",
         f"ttft {timings.ttft_ms / 1e3:.2f}s",
         f"{usage.completion_tokens} tok {timings.decode_tokens_per_s:.1f}/s{guesses}",
-        f"ctx {usage.total_tokens}/{context}",
+        f"ctx {usage.total_tokens}" + (f"/{context}" if context else ""),
     ]
     if answer.finish_reason is FinishReason.CANCELLED:
         parts.append("stopped")
@@ -51,6 +52,7 @@ def weights_text(info: ModelInfo) -> str:
         "native": f"decoding reads the weights as they are, in {info.dtype} (native)",
         "int8": "decoding reads integers of 8 bits (int8)",
         "int4": "decoding reads integers of 4 bits (int4)",
+        "server": f"the weights are with {info.device}",
     }
     return about[info.weights] + (f": {info.weights_why}" if info.weights_why else "")
 
@@ -61,6 +63,7 @@ def template_text(kind: str) -> str:
         "append-safe": "keeps the past to the token",
         "reasoning-stripping": "drops the reasoning of past answers",
         "rewriting": "rewrites the past",
+        "server": "is the server's",
     }
     return f"{about[kind]} ({kind})"
 
@@ -71,6 +74,7 @@ def reuse_text(info: ModelInfo) -> str:
         "blocks": "what was computed is reused to the token (blocks)",
         "snapshots": "what was computed is reused from the points where it was kept (snapshots)",
         "none": "nothing that was computed can be reused (none)",
+        "server": "what was computed is reused as the server sees fit (server)",
     }
     ways = {
         "chunk": "",
@@ -83,6 +87,8 @@ def reuse_text(info: ModelInfo) -> str:
 
 def promise_text(info: ModelInfo) -> str:
     """What is promised of answers with and without the cache."""
+    if info.reuse == "server":
+        return "whether its cache changes an answer is up to the server"
     if info.is_exact:
         return "the same answers with and without the cache, to the bit"
     return "the same answers with and without the cache but for rounding: a near tie may go the other way"

@@ -81,6 +81,21 @@ class Hub:
         check_folder(Path(folder))
         return Path(folder)
 
+    def fetch_tokenizer(self, name: HubName) -> Path:
+        """Bring a model's tokenizer and chat template here, and no weights. Raises ModelUnavailableError."""
+        from huggingface_hub import snapshot_download
+
+        wanted = [*TOKENIZER_FILES, "merges.txt", "*token*.json", "chat_template.*"]
+        with _explained(name):
+            folder = snapshot_download(
+                name.repo,
+                revision=name.revision,
+                cache_dir=self._folder,
+                endpoint=self._endpoint,
+                allow_patterns=wanted,
+            )
+        return Path(folder)
+
     def names(self) -> list[str]:
         """The repositories that were fetched into our folder."""
         folders = sorted(self._folder.glob("models--*--*"))

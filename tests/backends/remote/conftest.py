@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvchat.models.sources.embedded import SMOLLM2
+from tests.backends.remote.servers import llama_server
+from tests.test_embedded_model import MODELS
+
+
+@pytest.fixture(scope="session")
+def llama_url() -> Iterator[str]:
+    """llama-server with the embedded model, started once."""
+    with llama_server(MODELS / SMOLLM2.name / SMOLLM2.gguf_name) as url:
+        yield url
