@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -224,13 +223,6 @@ def test_bos_is_added_once_where_the_file_asks_for_it(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(read_gguf(tmp_path / "tiny.gguf"))
     assert tokenizer.encode("hello").ids[0] == 1
     assert 1 not in tokenizer.encode("hello", add_special_tokens=False).ids
-
-
-def test_an_unknown_pre_tokenizer_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre="from-the-future")
-    with caplog.at_level(logging.WARNING):
-        build_tokenizer(read_gguf(tmp_path / "tiny.gguf"))
-    assert "from-the-future" in caplog.text
 
 
 def test_another_tensor_type_is_refused_by_its_name(tmp_path: Path) -> None:
