@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kvchat.config import ModelConfig
+from kvchat.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from kvchat.models.device import (
     Need,
     check_memory,
@@ -21,7 +22,7 @@ from kvchat.models.device import (
 from kvchat.models.documents import read_object
 from kvchat.models.generation import read_generation
 from kvchat.models.lean import flash
-from kvchat.models.lean.loader import Checkpoint, is_of, load_integers, load_native
+from kvchat.models.lean.loader import is_of, load_integers, load_native
 from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.lean.shape import LeanShape, lean_shape
 from kvchat.models.loaded import LoadedModel, id_list
@@ -121,7 +122,7 @@ def _lean(folder: Path) -> _Lean | None:
     try:
         config = read_object(folder / "config.json")
         shape = lean_shape(config) if flash.HAS_CPU_FLASH else None
-        found = _Lean(config, shape, Checkpoint(folder)) if shape else None
+        found = _Lean(config, shape, SafetensorsCheckpoint(folder)) if shape else None
     except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
         return None
     return found if found and is_of(found.shape, found.checkpoint) else None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from kvchat.models.checkpoint import Checkpoint
 from kvchat.models.gguf.matrices import GgufMatrices
 from kvchat.models.lean.network import LeanLayer, LeanNetwork, LeanWeights, Norm
 from kvchat.models.lean.shape import LeanShape
@@ -24,39 +23,6 @@ from kvchat.models.weights.quantize import (
 
 _HEAD = "lm_head"
 _EMBEDDING = "model.embed_tokens.weight"
-_IGNORED = ("rotary_emb.inv_freq",)
-
-
-@dataclass(slots=True)
-class Checkpoint:
-    """The tensors of a folder's safetensors by name, read one at a time from the mapped files."""
-
-    folder: Path
-    _files: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for path in self.paths:
-            file: Any = safe_open(path, framework="pt")
-            self._files |= dict.fromkeys(file.keys(), file)
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files, in order."""
-        return sorted(self.folder.glob("*.safetensors"))
-
-    @property
-    def names(self) -> set[str]:
-        """Of all tensors."""
-        return {name for name in self._files if not name.endswith(_IGNORED)}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; its values are not read."""
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def get(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored."""
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor
 
 
 def is_of(shape: LeanShape, checkpoint: Checkpoint) -> bool:

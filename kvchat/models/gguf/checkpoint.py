@@ -1,0 +1,122 @@
+"""A GGUF's tensors by the names that transformers gives them, in its order of rows, read from the file as it lies there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvchat.errors import ModelUnavailableError
+from kvchat.models.documents import shown
+from kvchat.models.gguf.families import (
+    ELSEWHERE,
+    FAMILIES,
+    ModelShape,
+    Target,
+    expected_tensors,
+    matched_tensors,
+)
+from kvchat.models.gguf.file import GgufTensor, read_gguf, tensor_values
+from kvchat.models.gguf.integers import tensor_integers
+from kvchat.models.weights.quantize import Integers
+
+_PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
+_Bytes = NDArray[np.uint8]
+
+
+class GgufCheckpoint:
+    """A `Checkpoint` of the tensors of one file, each made what its target says.
+
+    Whole tensors are read into memory of their own, so that pages of the file are not held beside what is made of them;
+    only `rows` come from the mapped file.
+    """
+
+    def __init__(self, path: Path, matched: Sequence[tuple[GgufTensor, Target]]) -> None:
+        self._path = path
+        self._tensors = {target.name: (tensor, target) for tensor, target in matched}
+        self._data: _Bytes = np.memmap(path, dtype=np.uint8, mode="r")
+
+    @classmethod
+    def open(cls, path: Path) -> GgufCheckpoint:
+        """The tensors of a file. Raises ModelUnavailableError for one that can't be read, whose family is unknown, or
+        whose tensors are not those of its family."""
+        gguf = read_gguf(path)
+        family = FAMILIES.get(gguf.architecture)
+        if family is None:
+            what = f"is of the unknown architecture {shown(gguf.architecture)}"
+            raise ModelUnavailableError(f"{path} {what}", ELSEWHERE)
+        return cls(path, matched_tensors(gguf, expected_tensors(gguf, family, ModelShape.of(gguf))))
+
+    @property
+    def paths(self) -> list[Path]:
+        """See Checkpoint."""
+        return [self._path]
+
+    @property
+    def names(self) -> set[str]:
+        """See Checkpoint."""
+        return set(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See Checkpoint."""
+        return self._tensors[name][1].shape
+
+    def get(self, name: str) -> torch.Tensor:
+        """See Checkpoint. What is quantised comes as the float32 that it stands for."""
+        tensor, target = self._tensors[name]
+        raw = np.fromfile(self._path, np.uint8, tensor.num_bytes, offset=tensor.start)
+        values = _values(raw, replace(tensor, start=0))
+        return values[_row_order(target)] if target.interleaved_heads else values
+
+    def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """See Checkpoint."""
+        tensor, target = self._tensors[name]
+        wanted = _row_order(target)[indices] if target.interleaved_heads else indices
+        end = tensor.start + tensor.num_bytes
+        raw = self._data[tensor.start : end].reshape(tensor.shape[0], -1)[wanted.numpy()]
+        return _values(raw.reshape(-1), _some_rows(tensor, len(wanted)))
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether the file holds a tensor in fewer bits than it was trained in."""
+        return self._tensors[name][0].type.name not in _PLAIN_TYPES
+
+    def num_bytes(self, name: str) -> int:
+        """What a tensor takes in the file."""
+        return self._tensors[name][0].num_bytes
+
+    def integers(self, name: str, start: int, end: int) -> Integers | None:
+        """The integers of a matrix's rows from `start` to `end`; None where the file has none that a kernel takes."""
+        tensor, target = self._tensors[name]
+        if target.interleaved_heads:
+            raw = np.fromfile(self._path, np.uint8, tensor.num_bytes, offset=tensor.start)
+            raw = raw.reshape(tensor.shape[0], -1)[_row_order(target)[start:end].numpy()]
+        else:
+            row_bytes = tensor.num_bytes // tensor.shape[0]
+            offset = tensor.start + start * row_bytes
+            raw = np.fromfile(self._path, np.uint8, (end - start) * row_bytes, offset=offset)
+        return tensor_integers(raw.reshape(-1), _some_rows(tensor, end - start))
+
+
+def _some_rows(tensor: GgufTensor, count: int) -> GgufTensor:
+    """So many of a tensor's rows, as if they were a file."""
+    shape = (count, *tensor.shape[1:])
+    num_bytes = math.prod(shape) // tensor.type.block_size * tensor.type.block_bytes
+    return replace(tensor, shape=shape, start=0, num_bytes=num_bytes)
+
+
+def _values(raw: _Bytes, tensor: GgufTensor) -> torch.Tensor:
+    values: NDArray[Any] = tensor_values(raw, tensor)
+    if tensor.type.name == "BF16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def _row_order(target: Target) -> torch.Tensor:
+    """llama.cpp lays the rows of rotated pairs side by side, transformers in two halves."""
+    return torch.arange(target.shape[0]).view(target.interleaved_heads, -1, 2).transpose(1, 2).reshape(-1)
