@@ -12,13 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from kvchat.models.gguf.keys import Keys, windows
-from kvchat.models.gguf.rope import rope_parameters
 from kvchat.models.gguf.rules import (
     Rule,
-    convolution,
     experts,
     latent_keys_and_values,
-    logarithm,
     minus_one,
     paired_rows,
     turned_experts,
@@ -78,10 +75,6 @@ class Architecture:
     epsilon: tuple[str, str] = (_RMS, "rms_norm_eps")
     layers: str = "model.layers"
     rotates: bool = True
-
-
-def _no_settings(keys: Keys, config: Settings) -> Settings:
-    return {}
 
 
 def _biases(keys: Keys, config: Settings) -> Settings:
@@ -260,8 +253,8 @@ def _deepseek(keys: Keys, config: Settings) -> Settings:
         keys.expect("rope.scaling.type", "none")  # its attention scale depends on it, which is not done here
     latent, size = keys.whole("attention.kv_lora_rank"), keys.whole("attention.key_length_mla")
     keys.value("attention.value_length")
-    is_v3 = keys.has_tensor("blk.1.exp_probs_b.bias") or keys.value("expert_gating_func") == 2
-    keys.expect("expert_gating_func", *((2,) if is_v3 else (0, 1)))
+    is_v3 = keys.value("expert_gating_func", 1) == 2  # sigmoid, with a bias for each expert
+    keys.expect("expert_gating_func", 0, 1, 2)
     return {
         "model_type": "deepseek_v3" if is_v3 else "deepseek_v2",
         "rope_parameters": rope,
@@ -330,6 +323,7 @@ _PLUS_ONE_NORMS = {
     "attn_norm.weight": Rule("input_layernorm.weight", minus_one),
     "ffn_norm.weight": Rule("post_attention_layernorm.weight", minus_one),
 }
+
 
 STOCK: Mapping[str, Architecture] = MappingProxyType(
     {

@@ -5,29 +5,26 @@ The values are those of transformers' own dequantisation, bit by bit, taken with
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, redirect_stderr
+from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import boundary, shown
+from kvchat.models.documents import boundary
 from kvchat.models.gguf.families import (
-    ELSEWHERE,
-    FAMILIES,
-    MAX_CONTEXT,
     ModelShape,
     Target,
     expected_tensors,
+    family_of,
     matched_tensors,
     model_config,
 )
 from kvchat.models.gguf.file import GgufFile, GgufTensor, tensor_values
+from kvchat.models.gguf.keys import ELSEWHERE
 from kvchat.models.gguf.tokenizer import build_tokenizer, end_ids, special_id, tokenizer_settings
 from kvchat.models.hush import hushed_transformers
 
@@ -48,10 +45,10 @@ def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
         raise ModelUnavailableError(
             f"{gguf.path} is one of several parts", "join them with llama-gguf-split --merge"
         )
-    family = FAMILIES.get(gguf.architecture)
+    family = family_of(gguf)
     if family is None:
         progress("importing", 0, 0)
-        _write_through_transformers(gguf, folder)
+        _write_stock(gguf, folder, progress)
     else:
         with _understood(gguf):
             shape = ModelShape.of(gguf)
@@ -97,22 +94,32 @@ def _write_weights(
     gguf: GgufFile, targets: list[tuple[GgufTensor, Target]], path: Path, progress: Progress
 ) -> None:
     """Write model.safetensors tensor by tensor, so that a large model never stands in memory as a whole."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor, target in targets:
-        kind, width = _stored(tensor)
-        start, end = end, end + prod(target.shape) * width
-        header[target.name] = {"dtype": kind, "shape": target.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    stored = {target.name: _stored(tensor) for tensor, target in targets}
+    shapes = {target.name: target.shape for _, target in targets}
+    header = _header({name: (kind, shapes[name], width) for name, (kind, width) in stored.items()})
     with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         for values in _converted(gguf, targets, progress):
             file.write(values.data.cast("B"))
 
 
+def _header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+    """What a safetensors file begins with, for tensors by name: their type, their shape, bytes a value."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (kind, shape, width) in tensors.items():
+        start, end = end, end + prod(shape) * width
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def _check_space(folder: Path, targets: list[tuple[GgufTensor, Target]]) -> None:
-    needed = sum(prod(target.shape) * _stored(tensor)[1] for tensor, target in targets)
+    _check_room(folder, sum(prod(target.shape) * _stored(tensor)[1] for tensor, target in targets))
+
+
+def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         remedy = "free some space or set KVCHAT_MODELS to another folder"
@@ -149,55 +156,18 @@ def _grouped(values: NDArray[np.generic], heads: int) -> NDArray[Any]:
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _write_through_transformers(gguf: GgufFile, folder: Path) -> None:
-    """The slow way, for architectures that transformers can read and our table can't."""
+def _write_stock(gguf: GgufFile, folder: Path, progress: Progress) -> None:
+    """The files of a family that runs on transformers' own modules."""
     with hushed_transformers():
-        _check_transformers_reads(gguf)
-        _check_numbers(gguf)
-        from transformers import AutoModelForCausalLM
+        from kvchat.models.stock.from_gguf import StockGguf
 
-        with boundary(f"transformers can't read {gguf.path}", ELSEWHERE), redirect_stderr(io.StringIO()):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                gguf.path.parent, gguf_file=gguf.path.name, dtype="float32", output_loading_info=True
-            )
-            if report["missing_keys"]:
-                raise ValueError(f"it lacks {sorted(report['missing_keys'])[0]}")
-            if (
-                getattr(model, "hf_quantizer", None) is not None
-            ):  # it is dequantised now, as plain as any other
-                del model.hf_quantizer, model.config.quantization_config
-            model.save_pretrained(folder)
-
-
-def _check_numbers(gguf: GgufFile) -> None:
-    """Refuse counts and sizes that no tensor of the file bears out, before anything is made of them."""
-    largest = max((size for tensor in gguf.tensors.values() for size in tensor.shape), default=0)
-    for key, value in gguf.metadata.items():
-        if (
-            not key.startswith(f"{gguf.architecture}.")
-            or isinstance(value, bool)
-            or not isinstance(value, int)
-        ):
-            continue
-        most = MAX_CONTEXT if "context" in key else max(1 << 16, largest)
-        if not -1 <= value <= (len(gguf.tensors) if key.endswith(".block_count") else most):
-            raise ModelUnavailableError(
-                f"{gguf.path} can't have {value} as {key[:60]}", "fetch the file again"
-            )
-
-
-def _check_transformers_reads(gguf: GgufFile) -> None:
-    """Refuse what transformers does not know, and what it would read wrongly without a word."""
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
-
-    name = gguf.architecture
-    known = {key.replace("_", "").replace("-", "") for key in GGUF_CONFIG_MAPPING} - {"general", "tokenizer"}
-    if name not in GGUF_CONFIG_ARCHS and name.replace("_", "").replace("-", "") not in known:
-        raise ModelUnavailableError(f"{gguf.path} is of the unknown architecture {shown(name)}", ELSEWHERE)
-    factors = next((tensor for tensor in gguf.tensors if tensor.startswith("rope_f")), None)
-    if factors is not None:
-        raise ModelUnavailableError(f"{gguf.path} ({name}) scales its positions by {factors}", ELSEWHERE)
-    if importlib.util.find_spec("accelerate") is None:
-        remedy = f"pip install accelerate, or {ELSEWHERE}"
-        raise ModelUnavailableError(f"importing a GGUF of the architecture {name!r} needs accelerate", remedy)
+        with _understood(gguf):
+            model = StockGguf.of(gguf)
+        kind, width = {"float16": ("F16", 2), "bfloat16": ("BF16", 2)}.get(model.dtype, ("F32", 4))
+        _check_room(folder, sum(prod(shape) for shape in model.shapes.values()) * width)
+        _write_json(folder / "config.json", model.config)
+        with (folder / "model.safetensors").open("xb") as file:
+            file.write(_header({name: (kind, shape, width) for name, shape in model.shapes.items()}))
+            for done, values in enumerate(model.arrays()):
+                progress("importing", done, len(model.shapes))
+                file.write(values.data.cast("B"))

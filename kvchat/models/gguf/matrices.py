@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kvchat.models.gguf.families import FAMILIES, ModelShape, expected_tensors, matched_tensors
+from kvchat.models.gguf.families import ModelShape, expected_tensors, family_of, matched_tensors
 from kvchat.models.gguf.file import read_gguf
 from kvchat.models.gguf.integers import tensor_integers
 from kvchat.models.weights.quantize import Integers
@@ -20,7 +20,7 @@ class GgufMatrices:
 
     def __init__(self, path: Path) -> None:
         gguf = read_gguf(path)
-        family = FAMILIES.get(gguf.architecture)
+        family = family_of(gguf)
         matched = matched_tensors(gguf, expected_tensors(gguf, family, ModelShape.of(gguf))) if family else []
         self._tensors = {target.name: (tensor, target) for tensor, target in matched}
         self._data = np.memmap(path, dtype=np.uint8, mode="r")

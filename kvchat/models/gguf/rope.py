@@ -104,7 +104,7 @@ def _originals(factors: NDArray[Any], wavelengths: NDArray[Any], factor: float) 
     between = (factors > 1.001) & (factors < factor * 0.999)
     smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
     told = wavelengths[between] * (3.0 * smooth + 1.0)
-    return [_LLAMA3_ORIGINAL, *(int(round(float(value))) for value in told)]
+    return [_LLAMA3_ORIGINAL, *(round(float(value)) for value in told)]
 
 
 def _values(keys: Keys, name: str) -> NDArray[np.float64]:

@@ -111,6 +111,6 @@ def falcon_heads(parts: list[torch.Tensor], config: Config) -> torch.Tensor:
     (part,) = parts
     groups, heads = config["num_kv_heads"], config["num_attention_heads"]
     size = part.shape[0] // (heads + 2 * groups)
-    queries, keys, values = part.split([heads * size, groups * size, groups * size])
+    queries, keys, values = torch.split(part, [heads * size, groups * size, groups * size])
     by_group = [item.reshape(groups, -1, size, *part.shape[1:]) for item in (queries, keys, values)]
     return torch.cat(by_group, dim=1).reshape(part.shape)

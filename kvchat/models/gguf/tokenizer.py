@@ -28,23 +28,11 @@ _REFUSED: Mapping[str, str] = {
 }
 """Kinds of vocabularies that llama.cpp knows and kvchat does not, by `tokenizer.ggml.model`."""
 _END_OF_TURN = frozenset(
-    ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<turn|>")
-    + (
-        "<|END_OF_TURN_TOKEN|>",
-        "<|end_of_role|>",
-        "<|return|>",
-        "<|call|>",
-        "<|calls|>",
-        "<|flush|>",
-        "<EOT>",
-    )
-    + (
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "</s>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-        "[EOS]",
-        "[EOT]",
+    (
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<turn|>"),
+        *("<|END_OF_TURN_TOKEN|>", "<|end_of_role|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        *("[EOS]", "[EOT]", "<EOT>"),
     )
 )
 _HARMONY = frozenset(("<|return|>", "<|call|>"))

@@ -12,6 +12,7 @@ from kvchat.models.documents import shown
 from kvchat.models.gguf.architectures import STOCK, Architecture
 from kvchat.models.gguf.file import GgufFile, GgufTensor
 from kvchat.models.gguf.keys import ELSEWHERE, Keys
+from kvchat.models.gguf.older_architectures import OLDER
 from kvchat.models.gguf.rope import rope_parameters
 from kvchat.models.gguf.rules import Make, Rule
 from kvchat.models.gguf.tokenizer import special_id, vocabulary_size
@@ -42,7 +43,7 @@ def architecture_of(gguf: GgufFile) -> Architecture | None:
     """The row of a file's architecture; None where there is none."""
     has_experts = bool(gguf.metadata.get(f"{gguf.architecture}.expert_count"))
     name = "llama-experts" if gguf.architecture == "llama" and has_experts else gguf.architecture
-    return STOCK.get(name)
+    return STOCK.get(name) or OLDER.get(name)
 
 
 def understand(gguf: GgufFile) -> Understood:
@@ -86,7 +87,7 @@ def _sizes(keys: Keys) -> dict[str, Any]:
         "intermediate_size": keys.whole("feed_forward_length", 0),
         "num_hidden_layers": keys.whole("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.whole("attention.head_count_kv", heads),
+        "num_key_value_heads": _kv_heads(keys, heads),
         "head_dim": keys.whole("attention.key_length", by_heads),
         "vocab_size": embedding.shape[0] if embedding else 0,
         "max_position_embeddings": keys.whole("context_length"),
@@ -103,6 +104,12 @@ def _sizes(keys: Keys) -> dict[str, Any]:
             f"{gguf.path} contradicts itself about the model's sizes", "fetch it again"
         )
     return sizes
+
+
+def _kv_heads(keys: Keys, heads: int) -> int:
+    """How many heads K and V have, where they are the same in all layers; families where they are not look again."""
+    by_layer = keys.layers("attention.head_count_kv")
+    return max(by_layer) if by_layer else keys.whole("attention.head_count_kv", heads)
 
 
 def stored_dtype(gguf: GgufFile) -> str:

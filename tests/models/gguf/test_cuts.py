@@ -126,7 +126,7 @@ def test_an_answer_of_harmony_does_not_end_where_a_message_ends(tmp_path: Path) 
     metadata = letters("gpt-4o")
     tokens = ["<|end|>", "<|return|>", "<|call|>"]
     metadata["tokenizer.ggml.tokens"] = metadata["tokenizer.ggml.tokens"][:-3] + tokens
-    metadata["tokenizer.ggml.token_type"] = metadata["tokenizer.ggml.token_type"][:-3] + [3, 3, 3]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"][:-3], 3, 3, 3]
     metadata["tokenizer.ggml.eos_token_id"] = len(metadata["tokenizer.ggml.tokens"]) - 2
     gguf = read_gguf(write_vocabulary(tmp_path / "harmony.gguf", metadata))
     ends = {metadata["tokenizer.ggml.tokens"][index] for index in end_ids(gguf)}
