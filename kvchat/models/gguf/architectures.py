@@ -66,7 +66,8 @@ def shared_rules(module: str) -> dict[str, Rule]:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One row. `settings` adds to the sizes that all have what this family's config says beside them."""
+    """One row. `settings` adds to the sizes that all have what this family's config says beside them; `unsaid` are those
+    that its config works out itself."""
 
     model_type: str
     settings: Callable[[Keys, Settings], Settings] = lambda keys, config: {}
@@ -75,6 +76,7 @@ class Architecture:
     epsilon: tuple[str, str] = (_RMS, "rms_norm_eps")
     layers: str = "model.layers"
     rotates: bool = True
+    unsaid: tuple[str, ...] = ()
 
 
 def _biases(keys: Keys, config: Settings) -> Settings:

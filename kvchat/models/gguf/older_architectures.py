@@ -126,7 +126,7 @@ def _granite_hybrid(keys: Keys, config: Settings) -> Settings:
         "layer_types": ["attention" if count else "mamba" for count in heads],
         "num_local_experts": 0,
         "shared_intermediate_size": keys.whole("expert_shared_feed_forward_length"),
-        "mamba_expand": keys.whole("ssm.inner_size") / config["hidden_size"],
+        "mamba_expand": keys.whole("ssm.inner_size") // config["hidden_size"],
         "attention_multiplier": keys.number("attention.scale"),
         "embedding_multiplier": keys.number("embedding_scale", 1.0),
         "residual_multiplier": keys.number("residual_scale", 1.0),
@@ -210,6 +210,13 @@ _GRANITE_HYBRID = {
     "ffn_down": Rule("shared_mlp.output_linear"),
 }
 
+
+def _falcon_row(norms: Mapping[str, Rule]) -> Architecture:
+    block = {**_OLD_BLOCK, **norms, "attn_qkv": Rule("self_attention.query_key_value", falcon_heads)}
+    epsilon = (_NORM, "layer_norm_epsilon")
+    return Architecture("falcon", _falcon, block, _OLD_TOP, epsilon, "transformer.h", unsaid=("head_dim",))
+
+
 OLDER: Mapping[str, Architecture] = MappingProxyType(
     {
         "gpt2": Architecture(
@@ -240,14 +247,8 @@ OLDER: Mapping[str, Architecture] = MappingProxyType(
             "transformer.h",
             rotates=False,
         ),
-        "falcon": Architecture(
-            "falcon",
-            _falcon,
-            {**_OLD_BLOCK, "attn_qkv": Rule("self_attention.query_key_value", falcon_heads)},
-            _OLD_TOP,
-            (_NORM, "layer_norm_epsilon"),
-            "transformer.h",
-        ),
+        "falcon": _falcon_row({"attn_norm": Rule("input_layernorm")}),
+        "falcon-two-norms": _falcon_row({"attn_norm": Rule("ln_mlp"), "attn_norm_2": Rule("ln_attn")}),
         "mamba": Architecture(
             "mamba",
             _mamba,

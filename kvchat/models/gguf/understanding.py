@@ -41,8 +41,11 @@ class Understood:
 
 def architecture_of(gguf: GgufFile) -> Architecture | None:
     """The row of a file's architecture; None where there is none."""
-    has_experts = bool(gguf.metadata.get(f"{gguf.architecture}.expert_count"))
-    name = "llama-experts" if gguf.architecture == "llama" and has_experts else gguf.architecture
+    name = gguf.architecture
+    if name == "llama" and gguf.metadata.get("llama.expert_count"):
+        name = "llama-experts"
+    if name == "falcon" and "blk.0.attn_norm_2.weight" in gguf.tensors:
+        name = "falcon-two-norms"
     return STOCK.get(name) or OLDER.get(name)
 
 
@@ -73,7 +76,8 @@ def _config(keys: Keys, architecture: Architecture) -> dict[str, Any]:
             config["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"]
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         config[f"{role}_token_id"] = special_id(keys.gguf, key)
-    return config | architecture.settings(keys, config)
+    whole = config | architecture.settings(keys, config)
+    return {key: item for key, item in whole.items() if key not in architecture.unsaid}
 
 
 def _sizes(keys: Keys) -> dict[str, Any]:
