@@ -72,7 +72,12 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     files = _find_files(config, show)
     show(Status(Phase.LOADING, f"loading {files.name}"))
     wanted = trusting_settings(config, files.folder)
-    model = load_model(files.folder, wanted, name=files.name, origin=Origins(files.gguf, config.paths.models))
+    origin = Origins(
+        files.gguf,
+        config.paths.models,
+        lambda stage, done, total: show(Status(Phase.LOADING, stage, done, total)),
+    )
+    model = load_model(files.folder, wanted, name=files.name, origin=origin)
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
         raise ModelUnavailableError(
@@ -88,14 +93,14 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
     speculation = Speculation.from_setting(wanted.draft)
     with _able_to_run(model):
         engine = _touched(model, speculation)
-    mark = _fingerprint(config, model, files.folder)
+    mark = _fingerprint(config, model, files)
     show(Status(Phase.LOADING, "checking what can be reused"))
     with _able_to_run(model):
         verdict = checked(model, mark, config.paths.models, engine.measured)
         if verdict.is_exact is False and model.page == 1:
             # in pages, whose products never change their sizes
             model = replace(model, page=PAGE_TOKENS)
-            mark = _fingerprint(config, model, files.folder)
+            mark = _fingerprint(config, model, files)
             engine = _touched(model, speculation)
             verdict = checked(model, mark, config.paths.models, engine.measured)
     if not verdict.is_as_declared:
@@ -103,7 +108,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         warn(f"{files.name}: {verdict}")
     if verdict.is_exact is False or not verdict.is_as_declared:
         model = replace(model, rule=verdict.rule, is_exact=False, page=1)
-        mark = _fingerprint(config, model, files.folder)
+        mark = _fingerprint(config, model, files)
         engine = _touched(model, speculation)
     engine.cache = _open_cache(config, engine, mark, warn)
     engine.pace.keep_in(engine.cache)
@@ -161,14 +166,15 @@ def _touched(model: LoadedModel, speculation: Speculation | None) -> Engine:
     return engine
 
 
-def _fingerprint(config: Config, model: LoadedModel, folder: Path) -> bytes:
+def _fingerprint(config: Config, model: LoadedModel, files: ModelFiles) -> bytes:
     regime: dict[str, object] = {
         "dtype": _dtype(model),
         "device": model.device.type,
         "weights": model.weights.regime,
         "arithmetic": arithmetic(model.page) if model.is_exact else "",
     }
-    return fingerprint(folder, regime, contents=Contents(config.paths.models), adapter=model.adapter)
+    contents = Contents(config.paths.models)
+    return fingerprint(files.folder, regime, contents=contents, adapter=model.adapter, gguf=files.gguf)
 
 
 def _dtype(model: LoadedModel) -> str:

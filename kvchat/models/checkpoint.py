@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 
+from kvchat.models.weights.quantize import Integers
+
 _IGNORED = ("rotary_emb.inv_freq",)
 
 
@@ -32,6 +34,15 @@ class Checkpoint(Protocol):
     def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix, [indices, columns], in the same dtype; no others are read."""
 
+    def part(self, name: str, start: int, end: int) -> torch.Tensor:
+        """The rows of a matrix from `start` to `end`, in the same dtype, in memory of their own."""
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether a tensor is stored in fewer bits than it was trained in."""
+
+    def integers(self, name: str, start: int, end: int) -> Integers | None:
+        """The integers of a matrix's rows from `start` to `end`; None where there are none that a kernel takes."""
+
 
 @dataclass(slots=True)
 class SafetensorsCheckpoint:
@@ -39,11 +50,13 @@ class SafetensorsCheckpoint:
 
     folder: Path
     _files: dict[str, Any] = field(default_factory=dict)
+    _paths: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for path in self.paths:
             file: Any = safe_open(path, framework="pt")
             self._files |= dict.fromkeys(file.keys(), file)
+            self._paths |= dict.fromkeys(file.keys(), path)
 
     @property
     def paths(self) -> list[Path]:
@@ -67,3 +80,19 @@ class SafetensorsCheckpoint:
     def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
         """See Checkpoint."""
         return self.get(name)[indices]
+
+    def part(self, name: str, start: int, end: int) -> torch.Tensor:
+        """See Checkpoint."""
+        with safe_open(
+            self._paths[name], framework="pt"
+        ) as file:  # a mapping of its own: its pages go with it
+            found: torch.Tensor = file.get_slice(name)[start:end]
+        return found.clone()
+
+    def is_quantised(self, name: str) -> bool:
+        """See Checkpoint."""
+        return False
+
+    def integers(self, name: str, start: int, end: int) -> Integers | None:
+        """See Checkpoint."""
+        return None

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from kvchat.errors import ModelUnavailableError, OutOfMemoryError, is_memory_gon
 
 MIN_CONTEXT = 1024
 """Tokens of context that must fit beside the weights where no context was asked for."""
+CONTEXT_MULTIPLE = 1024
+"""What a context is rounded down to that follows from the memory."""
 _CAST = ("F64", "F32", "F16", "BF16")
 """What loading turns into the chosen dtype; everything else stays as it is stored."""
 _NO_KV = ("dummy", "linear_attention", "conv")
@@ -33,6 +36,10 @@ class Need:
     def total(self, context: int) -> int:
         """Weights and the KV of `context` tokens."""
         return self.weights + context * self.kv_per_token
+
+    def plus(self, weights: int) -> Need:
+        """With so many more bytes of weights."""
+        return Need(self.weights + weights, self.kv_per_token)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -82,6 +89,15 @@ def check_memory(
         f" for {tokens} tokens, and {device} has {_gigabytes(free)} free",
         remedy,
     )
+
+
+def fitting_context(need: Need, free: int | None) -> int:
+    """The largest context whose KV fits into `free` bytes beside the weights, in tokens; no model reads more than the
+    largest number where that is not known."""
+    if free is None or not need.kv_per_token:
+        return sys.maxsize
+    room = (free - need.weights) // need.kv_per_token
+    return max(MIN_CONTEXT, room // CONTEXT_MULTIPLE * CONTEXT_MULTIPLE)
 
 
 def memory_need(folder: Path, config: Any, dtype: torch.dtype) -> Need:

@@ -20,14 +20,20 @@ _IGNORED_CONFIG = frozenset(
 
 
 def fingerprint(
-    folder: Path, regime: Mapping[str, Any], *, contents: Contents, adapter: Path | None = None
+    folder: Path,
+    regime: Mapping[str, Any],
+    *,
+    contents: Contents,
+    adapter: Path | None = None,
+    gguf: Path | None = None,
 ) -> bytes:
-    """The fingerprint of a model's folder run in a `regime` (dtype, device kind, weights mode …), with an `adapter`.
+    """The fingerprint of a model's folder run in a `regime` (dtype, device kind, weights mode …), with an `adapter`;
+    `gguf` holds the weights where the folder has none.
 
     Raises ModelUnavailableError for a weights file that is damaged, as far as that can be told.
     """
     parts = {
-        "weights": _weights(folder, contents),
+        "weights": _weights(folder, contents) or {"gguf": contents.identity(gguf) if gguf else ""},
         "config": _stated(folder / "config.json"),  # the RoPE regime stands here
         "regime": dict(regime),
         "transformers": version("transformers"),

@@ -16,29 +16,36 @@ from kvchat.models.device import (
     check_memory,
     choose_device,
     choose_dtype,
+    fitting_context,
     free_bytes,
-    weights_bytes,
 )
 from kvchat.models.documents import read_object
 from kvchat.models.generation import read_generation
+from kvchat.models.gguf.checkpoint import GgufCheckpoint
 from kvchat.models.lean import flash
-from kvchat.models.lean.loader import is_of, load_integers, load_native
+from kvchat.models.lean.loader import Form, is_of, lean_size, load_lean
 from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.lean.shape import LeanShape, lean_shape
 from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.progress import Progress, silent
 from kvchat.models.reuse import BLOCKS
+from kvchat.models.weights.choice import choose_weights, why_no_integers
+from kvchat.models.weights.making import has_integers
 from kvchat.models.weights.mode import Weights, WeightsMode
 from kvchat.models.weights.packed import PackedHome
-from kvchat.models.weights.quantize import INTEGER_SHARE, choose_weights
+
+KEPT_SHARE = 8
+"""What integers stand for is kept beside them where so many times of it are free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Where a folder comes from: the GGUF that it was imported from, whose integers are used as they are, and the
-    models' `root`, under which integers that are made are kept."""
+    """Where a folder comes from: the GGUF whose weights are used as they lie there, and the models' `root`, under which
+    integers that are made are kept. `progress` is told how far that is."""
 
     gguf: Path | None = None
     root: Path | None = None
+    progress: Progress = silent
 
 
 def load_model(
@@ -59,7 +66,7 @@ def load_model(
         torch.set_num_threads(settings.threads)  # of the thread that loads, which is the one that computes
     device = choose_device(settings.device)
     free = free_bytes(device)
-    lean = _lean(folder) if device.type == "cpu" and not _needs_transformers(settings) else None
+    lean = _lean(folder, origin.gguf) if device.type == "cpu" and not _needs_transformers(settings) else None
     if lean is not None:
         return _load_lean(folder, settings, name=name, origin=origin, free=free, lean=lean)
     from kvchat.models.stock.loader import (
@@ -68,44 +75,49 @@ def load_model(
     )
 
     home = PackedHome.of(origin.root, folder) if origin.root else None
-    return load_stock(folder, settings, name=name, place=Place(device, free), home=home)
+    return load_stock(folder, settings, name=name, place=Place(device, free), home=home, gguf=origin.gguf)
 
 
 def _load_lean(
     folder: Path, settings: ModelConfig, *, name: str, origin: Origins, free: int | None, lean: _Lean
 ) -> LoadedModel:
-    device, shape = torch.device("cpu"), lean.shape
+    device, shape, checkpoint = torch.device("cpu"), lean.shape, lean.checkpoint
     dtype = choose_dtype(settings.dtype, device)
-    need = Need(weights_bytes(folder, dtype), shape.kv_numbers_per_token * dtype.itemsize)
+    weights = choose_weights(
+        settings.weights, obstacle=why_no_integers(device, dtype), is_own=has_integers(checkpoint)
+    )
+    size = lean_size(shape, checkpoint, weights.mode, dtype)
+    need = Need(size.held, shape.kv_numbers_per_token * dtype.itemsize)
     check_memory(name, need, free, device=device, context=settings.context)
-    gguf = origin.gguf if origin.gguf and _is_quantised(origin.gguf, folder) else None
-    fits = free is None or need.total(settings.context or shape.context) + INTEGER_SHARE * need.weights < free
-    weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=gguf, fits=fits)
-    defaults = read_generation(folder)
+    keeps = weights.mode is not WeightsMode.NATIVE and (free is None or KEPT_SHARE * size.values <= free)
     home = PackedHome.of(origin.root, folder) if origin.root else None
-    network = _lean_network(lean, weights, dtype, gguf, home)
+    form = Form(dtype, weights.mode, keeps=keeps)
+    network = load_lean(shape, checkpoint, form, home=home, progress=origin.progress)
+    defaults = read_generation(folder)
+    context = settings.context or fitting_context(need.plus(size.values if keeps else 0), free)
     return LoadedModel(
         name=name,
         architecture=str(lean.config["model_type"]),
         network=network,
         device=device,
         dtype=dtype,
-        context=min(settings.context or shape.context, shape.context),
+        context=min(context, shape.context),
         vocab_size=shape.vocabulary,
         rule=BLOCKS,
         eos_ids=frozenset(id_list(defaults.get("eos_token_id")) or id_list(lean.config.get("eos_token_id"))),
         generation_defaults=defaults,
-        weights=replace(weights, mode=network.mode),
+        weights=_as_held(weights, network, keeps=keeps, dtype=dtype),
         is_exact=True,
     )
 
 
-def _lean_network(
-    lean: _Lean, weights: Weights, dtype: torch.dtype, gguf: Path | None, home: PackedHome | None
-) -> LeanNetwork:
-    if weights.mode is WeightsMode.NATIVE:
-        return load_native(lean.shape, lean.checkpoint, dtype)
-    return load_integers(lean.shape, lean.checkpoint, weights.mode, gguf=gguf, home=home)
+def _as_held(weights: Weights, network: LeanNetwork, *, keeps: bool, dtype: torch.dtype) -> Weights:
+    """What came of a choice: not every model has matrices that the kernel takes."""
+    if weights.mode is WeightsMode.NATIVE or network.mode is WeightsMode.NATIVE:
+        return replace(weights, mode=network.mode)
+    kept = f"kept as {str(dtype).removeprefix('torch.')} too for prompts, there is memory for it"
+    prompts = kept if keeps else "and prompts are computed from them: no second copy"
+    return replace(weights, mode=network.mode, why=f"{weights.why}, {prompts}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +129,23 @@ class _Lean:
     checkpoint: Checkpoint
 
 
-def _lean(folder: Path) -> _Lean | None:
+def _lean(folder: Path, gguf: Path | None) -> _Lean | None:
     """None unless the folder's model is one that our network surely runs right."""
     try:
         config = read_object(folder / "config.json")
         shape = lean_shape(config) if flash.HAS_CPU_FLASH else None
-        found = _Lean(config, shape, SafetensorsCheckpoint(folder)) if shape else None
+        found = _Lean(config, shape, checkpoint_of(folder, gguf)) if shape else None
     except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
         return None
     return found if found and is_of(found.shape, found.checkpoint) else None
 
 
+def checkpoint_of(folder: Path, gguf: Path | None) -> Checkpoint:
+    """A model's tensors: the folder's own, or those of the GGUF that it was made for."""
+    if gguf is not None and not any(folder.glob("*.safetensors")):
+        return GgufCheckpoint.open(gguf)
+    return SafetensorsCheckpoint(folder)
+
+
 def _needs_transformers(settings: ModelConfig) -> bool:
     return settings.trust_remote_code or settings.adapter is not None
-
-
-def _is_quantised(gguf: Path, folder: Path) -> bool:
-    """Whether a GGUF is much smaller than the weights that were made of it."""
-    made = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return gguf.exists() and 1.5 * gguf.stat().st_size < made

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
+from kvchat.models.gguf.checkpoint import GgufCheckpoint
 from kvchat.models.gguf.file import read_gguf
 from kvchat.models.gguf.importing import write_model
 from kvchat.models.sources.catalog import silent
@@ -22,6 +24,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gguf(base / "tiny.gguf")
     (base / "model").mkdir()
     write_model(read_gguf(base / "tiny.gguf"), base / "model", silent)
+    checkpoint = GgufCheckpoint.open(base / "tiny.gguf")
+    tensors = {name: checkpoint.get(name) for name in checkpoint.names}
+    save_file(tensors, base / "model" / "model.safetensors", metadata={"format": "pt"})
     return base / "model"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.gguf.importing import Progress
+from kvchat.models.progress import Progress
 from kvchat.models.sources.catalog import Catalog
 from kvchat.models.sources.embedded import EmbeddedModel, NoWheelError
 from kvchat.models.sources.hub import Hub

@@ -83,24 +83,32 @@ class GgufCheckpoint:
         return _values(raw.reshape(-1), _some_rows(tensor, len(wanted)))
 
     def is_quantised(self, name: str) -> bool:
-        """Whether the file holds a tensor in fewer bits than it was trained in."""
+        """See Checkpoint."""
         return self._tensors[name][0].type.name not in _PLAIN_TYPES
 
     def num_bytes(self, name: str) -> int:
         """What a tensor takes in the file."""
         return self._tensors[name][0].num_bytes
 
+    def part(self, name: str, start: int, end: int) -> torch.Tensor:
+        """See Checkpoint."""
+        return _values(*self._stored(name, start, end))
+
     def integers(self, name: str, start: int, end: int) -> Integers | None:
-        """The integers of a matrix's rows from `start` to `end`; None where the file has none that a kernel takes."""
+        """See Checkpoint."""
+        return tensor_integers(*self._stored(name, start, end))
+
+    def _stored(self, name: str, start: int, end: int) -> tuple[_Bytes, GgufTensor]:
+        """Some rows as they are stored, and how to read them."""
         tensor, target = self._tensors[name]
+        row_bytes = tensor.num_bytes // tensor.shape[0]
         if target.interleaved_heads:
             raw = np.fromfile(self._path, np.uint8, tensor.num_bytes, offset=tensor.start)
-            raw = raw.reshape(tensor.shape[0], -1)[_row_order(target)[start:end].numpy()]
+            raw = raw.reshape(-1, row_bytes)[_row_order(target)[start:end].numpy()].reshape(-1)
         else:
-            row_bytes = tensor.num_bytes // tensor.shape[0]
             offset = tensor.start + start * row_bytes
             raw = np.fromfile(self._path, np.uint8, (end - start) * row_bytes, offset=offset)
-        return tensor_integers(raw.reshape(-1), _some_rows(tensor, end - start))
+        return raw, _some_rows(tensor, end - start)
 
 
 def _some_rows(tensor: GgufTensor, count: int) -> GgufTensor:

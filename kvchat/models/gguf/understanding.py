@@ -125,7 +125,7 @@ def stored_dtype(gguf: GgufFile) -> str:
 
 
 def _sources(gguf: GgufFile, architecture: Architecture) -> dict[str, Source]:
-    found: dict[str, list[tuple[Rule, GgufTensor]]] = {}
+    found: dict[str, dict[int, tuple[Rule, GgufTensor]]] = {}
     for name, tensor in gguf.tensors.items():
         if name in _FACTORS or name.removesuffix(".weight").endswith("attn_rot_embd"):
             continue
@@ -133,13 +133,20 @@ def _sources(gguf: GgufFile, architecture: Architecture) -> dict[str, Source]:
         if target is None or rule is None:
             message = f"{gguf.path} ({gguf.architecture}) has the unknown tensor {name[:60]}"
             raise ModelUnavailableError(message, ELSEWHERE)
-        found.setdefault(target, []).append((rule, tensor))
-    return {
-        target: Source(
-            tuple(tensor for _, tensor in sorted(parts, key=lambda part: part[0].place)), parts[0][0].make
-        )
-        for target, parts in found.items()
-    }
+        found.setdefault(target, {})[rule.place] = (rule, tensor)
+    return {target: _source(gguf, architecture, parts) for target, parts in found.items()}
+
+
+def _source(
+    gguf: GgufFile, architecture: Architecture, parts: Mapping[int, tuple[Rule, GgufTensor]]
+) -> Source:
+    """What one of transformers' tensors is made of. Raises ModelUnavailableError where a part of it is missing."""
+    rule, tensor = next(iter(parts.values()))
+    places = {other.place for other in architecture.block.values() if other.name == rule.name} | {rule.place}
+    if parts.keys() != places:
+        message = f"{gguf.path} ({gguf.architecture}) lacks what belongs to tensor {tensor.name[:60]}"
+        raise ModelUnavailableError(message, ELSEWHERE)
+    return Source(tuple(parts[place][1] for place in sorted(parts)), rule.make)
 
 
 def _target(name: str, architecture: Architecture) -> tuple[str, Rule] | None:

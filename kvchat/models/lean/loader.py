@@ -1,25 +1,24 @@
-"""A llama-like model's files -> LeanNetwork, without transformers; integer weights are made once and mapped ever after."""
+"""A llama-like model's tensors -> LeanNetwork, without transformers; integer weights are made once and mapped ever after."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 
 import torch
 
 from kvchat.models.checkpoint import Checkpoint
-from kvchat.models.gguf.matrices import GgufMatrices
-from kvchat.models.lean.network import LeanLayer, LeanNetwork, LeanWeights, Norm
+from kvchat.models.lean.network import Embedding, LeanLayer, LeanNetwork, LeanWeights, Norm
 from kvchat.models.lean.shape import LeanShape
+from kvchat.models.progress import Progress
+from kvchat.models.weights.making import matrix_bits, matrix_bytes, matrix_planes
+from kvchat.models.weights.matrix import Buffer, IntegerMatrix
 from kvchat.models.weights.mode import WeightsMode
-from kvchat.models.weights.packed import PackedHome, packed, unpacked
-from kvchat.models.weights.quantize import (
-    Integers,
-    Projection,
-    fits,
-    quantize,
-)
+from kvchat.models.weights.packed import PackedHome, Parts
+from kvchat.models.weights.projection import Projection
+from kvchat.models.weights.quantize import Plane, fits
 
 _HEAD = "lm_head"
 _EMBEDDING = "model.embed_tokens.weight"
@@ -40,30 +39,53 @@ def is_of(shape: LeanShape, checkpoint: Checkpoint) -> bool:
     return needed <= names <= needed | allowed and _sizes_fit(shape, checkpoint)
 
 
-def load_native(shape: LeanShape, checkpoint: Checkpoint, dtype: torch.dtype) -> LeanNetwork:
-    """The model with its weights as they are, in `dtype`."""
-    tensors: dict[str, torch.Tensor] = {}
-    for key, names in _projections(shape, checkpoint.names):
-        tensors[f"{key}.weight"] = _joined(checkpoint, names, "weight", dtype)
-        if f"{names[0]}.bias" in checkpoint.names:
-            tensors[f"{key}.bias"] = _joined(checkpoint, names, "bias", dtype)
-    tensors |= _plain_tensors(shape, checkpoint, dtype)
-    return _assembled(shape, tensors)
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the weights are held: numbers in `dtype`, and what decoding reads as `mode` says. `keeps`: what integers stand
+    for is kept beside them, so that it is made once and not for every forward over given tokens."""
+
+    dtype: torch.dtype
+    mode: WeightsMode = WeightsMode.NATIVE
+    keeps: bool = False
 
 
-def load_integers(
-    shape: LeanShape, checkpoint: Checkpoint, mode: WeightsMode, *, gguf: Path | None, home: PackedHome | None
+def load_lean(
+    shape: LeanShape, checkpoint: Checkpoint, form: Form, *, home: PackedHome | None, progress: Progress
 ) -> LeanNetwork:
-    """The model with integer weights: the GGUF's own where there is one, else the nearest to the checkpoint's.
+    """The model with its weights as they are, or with integers: the file's own where it has them, else the nearest.
 
-    They are kept in `home` and mapped from there the next time; what can't be written is made again.
+    These are kept in `home` and mapped from there the next time; what can't be written is made again.
     """
+    planes: dict[str, list[Plane]] = {}
+    if form.mode is not WeightsMode.NATIVE:
 
-    def make() -> dict[str, torch.Tensor]:
-        return dict(_integer_tensors(shape, checkpoint, mode, gguf))
+        def make() -> Parts:
+            return _integers(shape, checkpoint, form.mode, progress)
 
-    sources = [*checkpoint.paths, *([gguf] if gguf else [])]
-    return _assembled(shape, home.tensors(mode, sources, make) if home else make())
+        planes = home.planes(form.mode, checkpoint.paths, make) if home else dict(make())
+    return _assembled(shape, checkpoint, form, planes)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of weights: `held` in any case, and `values`, what integers stand for."""
+
+    held: int
+    values: int
+
+
+def lean_size(shape: LeanShape, checkpoint: Checkpoint, mode: WeightsMode, dtype: torch.dtype) -> Size:
+    """What a model will take; next to nothing is read for it."""
+    plain = {name: math.prod(checkpoint.shape(name)) * dtype.itemsize for name in checkpoint.names}
+    if mode is WeightsMode.NATIVE:
+        return Size(sum(plain.values()), 0)
+    groups = list(_groups(shape, checkpoint, mode))
+    matrices = [(f"{name}.weight", key) for key, _, names in groups for name in names]
+    values = sum(plain.pop(name) for name, _ in matrices)
+    plain.pop(_EMBEDDING, None)  # stays in its file
+    modes = {"head/0": WeightsMode.INT8}
+    integers = sum(matrix_bytes(checkpoint, name, modes.get(key, mode)) for name, key in matrices)
+    return Size(sum(plain.values()) + integers, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,70 +157,83 @@ def _projections(shape: LeanShape, names: set[str]) -> Iterator[tuple[str, tuple
     yield "head", (_EMBEDDING.removesuffix(".weight") if is_tied else _HEAD,)
 
 
-def _plain_tensors(shape: LeanShape, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Everything that is no projection; the embedding only where the head does not hold it already."""
-    tensors = {"norm": checkpoint.get("model.norm.weight").to(dtype)}
-    for index in range(shape.layers):
-        norms = [checkpoint.get(f"{name}.weight").to(dtype) for name in _LayerNames.of(shape, index).norms]
-        tensors[f"{index}.attention_norm"], tensors[f"{index}.feed_forward_norm"] = norms[:2]
-        if len(norms) > 2:
-            heads = [norms[2].expand(shape.heads, -1), norms[3].expand(shape.kv_heads, -1)]
-            tensors[f"{index}.head_norm"] = torch.cat(heads)
-    if f"{_HEAD}.weight" in checkpoint.names and not shape.is_tied:
-        tensors["embedding"] = checkpoint.get(_EMBEDDING).to(dtype)
-    return tensors
-
-
 def _joined(checkpoint: Checkpoint, names: Sequence[str], kind: str, dtype: torch.dtype) -> torch.Tensor:
     parts = [checkpoint.get(f"{name}.{kind}").to(dtype) for name in names]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _integer_tensors(
-    shape: LeanShape, checkpoint: Checkpoint, mode: WeightsMode, gguf: Path | None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    stored = GgufMatrices(gguf) if gguf else None
+def _groups(
+    shape: LeanShape, checkpoint: Checkpoint, mode: WeightsMode
+) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    """Key, bits and matrices of all that becomes integers: those of a projection that have as many bits are one."""
     for key, names in _projections(shape, checkpoint.names):
-        if f"{names[0]}.bias" in checkpoint.names:
-            yield f"{key}.bias", _joined(checkpoint, names, "bias", torch.bfloat16)
-        weights = [checkpoint.get(f"{name}.weight") for name in names]
-        if not all(fits(*weight.shape) for weight in weights):
-            yield f"{key}.weight", _joined(checkpoint, names, "weight", torch.bfloat16)
+        if not all(fits(*checkpoint.shape(f"{name}.weight")) for name in names):
             continue
         wanted = WeightsMode.INT8 if key == "head" else mode  # 4 bits would cost the head too much
-        parts = [
-            _integers(stored, f"{name}.weight", weight, wanted)
-            for name, weight in zip(names, weights, strict=True)
-        ]
-        yield from packed(key, parts)
-    yield from _plain_tensors(shape, checkpoint, torch.bfloat16).items()
+        found = [(matrix_bits(checkpoint, f"{name}.weight", wanted), name) for name in names]
+        for number, (bits, same) in enumerate(groupby(found, lambda each: each[0])):
+            yield f"{key}/{number}", bits, tuple(name for _, name in same)
 
 
-def _integers(stored: GgufMatrices | None, name: str, weight: torch.Tensor, mode: WeightsMode) -> Integers:
-    own = stored.integers(name) if stored else None
-    if own is not None:
-        return own
-    return quantize(weight, WeightsMode.INT8 if stored and stored.is_quantised(name) else mode)
+def _integers(shape: LeanShape, checkpoint: Checkpoint, mode: WeightsMode, progress: Progress) -> Parts:
+    groups = list(_groups(shape, checkpoint, mode))
+    sizes = [sum(_numbers(checkpoint, name) for name in names) for _, _, names in groups]
+    for number, (key, bits, names) in enumerate(groups):
+        progress("repacking the weights", sum(sizes[:number]), sum(sizes))
+        wanted = WeightsMode.INT4 if bits == 4 else WeightsMode.INT8
+        yield key, matrix_planes(checkpoint, [f"{name}.weight" for name in names], wanted)
+    progress("repacking the weights", sum(sizes), sum(sizes))
 
 
-def _assembled(shape: LeanShape, tensors: Mapping[str, torch.Tensor]) -> LeanNetwork:
-    layers = [
-        LeanLayer(
-            attention_norm=Norm(tensors[f"{index}.attention_norm"], shape.norm_epsilon),
-            qkv=_projection(tensors, f"{index}.qkv"),
-            out=_projection(tensors, f"{index}.out"),
-            feed_forward_norm=Norm(tensors[f"{index}.feed_forward_norm"], shape.norm_epsilon),
-            gate_up=_projection(tensors, f"{index}.gate_up"),
-            down=_projection(tensors, f"{index}.down"),
-            rotates=shape.rotates[index],
-            head_norm=tensors.get(f"{index}.head_norm"),
-        )
-        for index in range(shape.layers)
-    ]
-    head = _projection(tensors, "head")
-    embedding = tensors.get("embedding", head.weight)
-    return LeanNetwork(shape, LeanWeights(embedding, layers, Norm(tensors["norm"], shape.norm_epsilon), head))
+def _numbers(checkpoint: Checkpoint, name: str) -> int:
+    rows, columns = checkpoint.shape(f"{name}.weight")
+    return rows * columns
 
 
-def _projection(tensors: Mapping[str, torch.Tensor], key: str) -> Projection:
-    return Projection(tensors[f"{key}.weight"], tensors.get(f"{key}.bias"), unpacked(tensors, key))
+def _assembled(
+    shape: LeanShape, checkpoint: Checkpoint, form: Form, planes: Mapping[str, Sequence[Plane]]
+) -> LeanNetwork:
+    names, dtype, buffer = checkpoint.names, form.dtype, Buffer()
+    projections = {}
+    for key, parts in _projections(shape, names):
+        bias = _joined(checkpoint, parts, "bias", dtype) if f"{parts[0]}.bias" in names else None
+        numbers = [f"{key}/{number}" for number in range(len(parts))]
+        matrices = [IntegerMatrix(planes[number]) for number in numbers if number in planes]
+        weight = None if matrices else _joined(checkpoint, parts, "weight", dtype)
+        projections[key] = Projection(weight, bias, matrices, buffer=buffer, keeps=form.keeps)
+    layers = [_layer(shape, checkpoint, dtype, projections, index) for index in range(shape.layers)]
+    norm = Norm(checkpoint.get("model.norm.weight").to(dtype), shape.norm_epsilon)
+    head = projections["head"]
+    return LeanNetwork(shape, LeanWeights(_embedding(shape, checkpoint, dtype, head), layers, norm, head))
+
+
+def _embedding(shape: LeanShape, checkpoint: Checkpoint, dtype: torch.dtype, head: Projection) -> Embedding:
+    """Of the head's own matrix where they are one; beside integers read from the file, as it lies there."""
+    is_tied = f"{_HEAD}.weight" not in checkpoint.names or bool(shape.is_tied)
+    if head.weight is None:
+        return Embedding.read(checkpoint, _EMBEDDING, dtype, is_tied=is_tied)
+    weight = head.weight if is_tied else checkpoint.get(_EMBEDDING).to(dtype)
+    return Embedding.held(weight, is_tied=is_tied)
+
+
+def _layer(
+    shape: LeanShape,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    projections: Mapping[str, Projection],
+    index: int,
+) -> LeanLayer:
+    norms = [checkpoint.get(f"{name}.weight").to(dtype) for name in _LayerNames.of(shape, index).norms]
+    head_norm = None
+    if len(norms) > 2:
+        head_norm = torch.cat([norms[2].expand(shape.heads, -1), norms[3].expand(shape.kv_heads, -1)])
+    return LeanLayer(
+        attention_norm=Norm(norms[0], shape.norm_epsilon),
+        qkv=projections[f"{index}.qkv"],
+        out=projections[f"{index}.out"],
+        feed_forward_norm=Norm(norms[1], shape.norm_epsilon),
+        gate_up=projections[f"{index}.gate_up"],
+        down=projections[f"{index}.down"],
+        rotates=shape.rotates[index],
+        head_norm=head_norm,
+    )

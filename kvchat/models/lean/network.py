@@ -7,19 +7,21 @@ are written into the arena and read there in place, and nothing is imported that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import silu
 
+from kvchat.models.checkpoint import Checkpoint
 from kvchat.models.kinds import ids_of, is_generated
 from kvchat.models.kv_state import Divisible, KVState
 from kvchat.models.lean.flash import KEYS_AT_ONCE, MIN_KEYS_OF_GIVEN, ROWS_MULTIPLE, Attention, Manner
 from kvchat.models.lean.shape import LeanShape
 from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights.mode import WeightsMode
-from kvchat.models.weights.quantize import MAX_ROWS, Product, Projection
+from kvchat.models.weights.projection import MAX_ROWS, Product, Projection
 
 _POSITIONS_AT_ONCE = 1024
 _NUMBERS_AT_ONCE = 2**29  # of one allocation: a larger one may be refused where several are not
@@ -60,10 +62,33 @@ class LeanLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class LeanWeights:
-    """A whole model's weights; `embedding` [vocab, hidden]."""
+class Embedding:
+    """What a token's vector is: `take` [tokens] -> [tokens, hidden] in `dtype`. `weight` is what is held for it, if
+    anything; with `is_tied` the head is the same matrix."""
 
-    embedding: torch.Tensor
+    take: Product
+    dtype: torch.dtype
+    size: int
+    is_tied: bool
+    weight: torch.Tensor | None = None
+
+    @classmethod
+    def held(cls, weight: torch.Tensor, *, is_tied: bool) -> Embedding:
+        """Of a matrix in memory, [vocab, hidden]."""
+        return cls(weight.__getitem__, weight.dtype, weight.numel(), is_tied, weight)
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, name: str, dtype: torch.dtype, *, is_tied: bool) -> Embedding:
+        """Of a matrix that stays in its file, of which each forward reads the rows that it needs."""
+        rows, columns = checkpoint.shape(name)
+        return cls(lambda ids: checkpoint.rows(name, ids).to(dtype), dtype, rows * columns, is_tied)
+
+
+@dataclass(frozen=True, slots=True)
+class LeanWeights:
+    """A whole model's weights."""
+
+    embedding: Embedding
     layers: Sequence[LeanLayer]
     norm: Norm
     head: Projection
@@ -168,13 +193,14 @@ class LeanNetwork:
     def __init__(self, shape: LeanShape, weights: LeanWeights) -> None:
         self.shape = shape
         self.weights = weights
-        self._keeps_rows_apart = all(projection.planes for projection in self._projections())
+        self._keeps_rows_apart = all(projection.matrices for projection in self._projections())
+        self._is_narrow = self._keeps_rows_apart and weights.embedding.dtype != torch.float32
         self._rotations = _Rotations(shape, weights.embedding.dtype)
         self._split = (shape.heads, 2 * shape.kv_heads)
         self._halves = (shape.feed_forward, shape.feed_forward)
         self._steps = {
             is_given: [
-                _Step.of(layer, is_given=is_given, is_wide=is_given or not self._keeps_rows_apart)
+                _Step.of(layer, is_given=is_given, is_wide=is_given or not self._is_narrow)
                 for layer in weights.layers
             ]
             for is_given in (False, True)
@@ -204,9 +230,9 @@ class LeanNetwork:
         rows = max(rows, -(-real // ROWS_MULTIPLE) * ROWS_MULTIPLE) if is_given else real
         tokens = [*tokens, *[tokens[-1]] * (rows - real)]
         attention = self._attention(start, len(tokens), is_given=is_given)
-        is_wide = is_given or not self._keeps_rows_apart
+        is_wide = is_given or not self._is_narrow
         signs = self._wide_signs if is_wide else self._signs
-        stream = self.weights.embedding[torch.tensor(tokens)].unsqueeze(1) * signs
+        stream = self.weights.embedding.take(torch.tensor(tokens)).unsqueeze(1) * signs
         cos, sin = self._rotations.at(start, len(tokens))
         place = _Place(attention.manner(attention.reach), cos, sin, is_one=len(tokens) == 1)
         views = state.views(start, start + len(tokens), attention.reach, is_flat=attention.is_flat)
@@ -255,36 +281,31 @@ class LeanNetwork:
     @property
     def mode(self) -> WeightsMode:
         """What decoding reads, by most of its matrices."""
-        planes = sorted(len(projection.planes) for projection in self._projections())
+        planes = sorted(projection.num_planes for projection in self._projections())
         return (WeightsMode.NATIVE, WeightsMode.INT4, WeightsMode.INT8)[planes[len(planes) // 2]]
 
     @property
     def num_parameters(self) -> int:
         """Numbers in the model; what the embedding and the head share counts once."""
-        return sum(tensor.numel() for tensor in self._tensors().values())
+        embedding = self.weights.embedding
+        biases = [projection.bias for projection in self._projections() if projection.bias is not None]
+        plain = sum(tensor.numel() for tensor in [*self._norms(), *biases])
+        matrices = sum(math.prod(projection.shape) for projection in self._projections())
+        return plain + matrices + (0 if embedding.is_tied else embedding.size)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all weights, the integers beside them included."""
-        integers = sum(
-            tensor.numel() * tensor.element_size()
-            for projection in self._projections()
-            for plane in projection.planes
-            for tensor in plane
-        )
-        return integers + sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+        """Bytes of all weights that are held, in every form."""
+        embedding = self.weights.embedding
+        own = 0 if embedding.weight is None or embedding.is_tied else embedding.weight.nbytes
+        norms = sum(tensor.nbytes for tensor in self._norms())
+        return own + norms + sum(projection.num_bytes for projection in self._projections())
 
     @property
     def token_bytes(self) -> int:
         """Bytes of weights that decoding one token reads."""
-        norms = sum(tensor.numel() * tensor.element_size() for tensor in self._norms())
+        norms = sum(tensor.nbytes for tensor in self._norms())
         return norms + sum(projection.read_bytes for projection in self._projections())
-
-    def _tensors(self) -> Mapping[int, torch.Tensor]:
-        held = [self.weights.embedding, *self._norms()]
-        for projection in self._projections():
-            held += [projection.weight] if projection.bias is None else [projection.weight, projection.bias]
-        return {tensor.data_ptr(): tensor for tensor in held}
 
     def _norms(self) -> list[torch.Tensor]:
         layers = self.weights.layers

@@ -15,7 +15,7 @@ from pathlib import Path
 from kvchat.errors import ModelUnavailableError, UsageError
 from kvchat.models.documents import boundary
 from kvchat.models.gguf.file import is_gguf
-from kvchat.models.gguf.importing import Progress
+from kvchat.models.progress import Progress, silent
 from kvchat.models.sources.embedded import SMOLLM2, fetch_wheel
 from kvchat.models.sources.folder import has_chat_template
 from kvchat.models.sources.hub import Hub, HubName
@@ -47,10 +47,6 @@ class ModelEntry:
     num_bytes: int
     origin: Origin
     folder: Path | None
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody looks at."""
 
 
 class Catalog:

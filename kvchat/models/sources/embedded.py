@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kvchat.children import child_environment, child_folder
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.gguf.importing import Progress
+from kvchat.models.progress import Progress
 
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20

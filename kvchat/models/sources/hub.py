@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.gguf.importing import Progress
+from kvchat.models.progress import Progress
 from kvchat.models.sources.folder import TOKENIZER_FILES, check_folder
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

@@ -19,7 +19,7 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import read_object
 from kvchat.models.sources.contents import Contents, file_xxh3
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Rises when what an import writes changes; folders of another version are imported anew."""
 
 STAMP_NAME = "kvchat.json"

@@ -17,7 +17,8 @@ from typing import Protocol
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.file import read_gguf
-from kvchat.models.gguf.importing import Progress, write_model
+from kvchat.models.gguf.importing import write_model
+from kvchat.models.progress import Progress
 from kvchat.models.sources.contents import Contents
 from kvchat.models.sources.embedded import EmbeddedModel, NoWheelError, is_genuine, unpack
 from kvchat.models.sources.folder import check_folder
@@ -149,7 +150,7 @@ class EmbeddedSource:
 
 @dataclass(frozen=True, slots=True)
 class GgufSource:
-    """A GGUF file of the user's, imported into a folder of ours."""
+    """A GGUF file of the user's, used where it lies; a folder of ours holds its config and tokenizer."""
 
     gguf: Path
     means: Means
@@ -189,7 +190,7 @@ class GgufSource:
 
 @dataclass(frozen=True, slots=True)
 class ImportedSource:
-    """An import by the name that our folder has for it, whether its GGUF is still there or not."""
+    """A GGUF by the name of the folder that was made for it."""
 
     folder: Path
     means: Means
@@ -200,15 +201,20 @@ class ImportedSource:
         if stamp is None or not is_whole(self.folder, self.means.contents):
             return None
         gguf = Path(stamp.source_path)
-        is_there = stamp.source.is_kept_by(gguf, self.means.contents)
-        return ModelFiles(self.folder.name, self.folder, Origin.GGUF, None, gguf if is_there else None)
+        if not stamp.source.is_kept_by(gguf, self.means.contents):
+            return None
+        return ModelFiles(self.folder.name, self.folder, Origin.GGUF, None, gguf)
 
     def obtain(self) -> ModelFiles:
         """See Source."""
         files = self.find()
         if files is not None:
             return files
-        remedy = "pass the .gguf file itself, to import it again"
+        remedy = "pass the .gguf file itself, wherever it lies now"
+        if (stamp := read_stamp(self.folder)) and is_whole(self.folder, self.means.contents):
+            raise ModelUnavailableError(
+                f"{self.folder.name} was made for {stamp.source_path}, which is gone or another file", remedy
+            )
         raise ModelUnavailableError(f"the import {self.folder.name} is damaged", remedy)
 
     def homes(self) -> list[Path]:
@@ -270,7 +276,7 @@ def imports_folder(root: Path) -> Path:
 
 
 def _import(gguf: Path, folder: Path, progress: Progress, *, keep: bool) -> None:
-    """Write the model, and beside it the GGUF itself: its integers are what a quantised decode wants."""
+    """Write what stands beside a GGUF, and the GGUF itself."""
     write_model(read_gguf(gguf), folder, progress)
     if keep:
         try:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import boundary
 from kvchat.models.gguf.file import GgufFile, GgufTensor, tensor_values
 from kvchat.models.gguf.keys import ELSEWHERE
+from kvchat.models.gguf.rules import same
 from kvchat.models.gguf.understanding import Understood, understand
 
 _AGAIN = "fetch the file again"
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +43,28 @@ class StockGguf:
         return dict(self.understood.config)
 
     @property
-    def dtype(self) -> str:
-        """The type that holds all values."""
-        return str(self.understood.config["dtype"])
+    def paths(self) -> list[Path]:
+        """The files that the tensors come from."""
+        return [self.gguf.path]
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor by transformers' name. Raises ModelUnavailableError for one that comes out in another shape."""
-        data = np.memmap(self.gguf.path, dtype=np.uint8, mode="r")
-        for name, shape in self.shapes.items():
-            source = self.understood.sources[name]
-            first = source.tensors[0]
-            with boundary(f"{self.gguf.path}: tensor {first.name[:60]} is not as its sizes say", _AGAIN):
-                made = source.make([_values(data, tensor) for tensor in source.tensors], self.config)
-            if tuple(made.shape) != shape:
-                what = f"{self.gguf.path}: tensor {first.name[:60]} is {tuple(made.shape)}, not {shape}"
-                raise ModelUnavailableError(what, _AGAIN)
-            yield name, made.to(_DTYPES.get(self.dtype, torch.float32))
+    @property
+    def names(self) -> set[str]:
+        """Of all tensors, as transformers calls them."""
+        return set(self.shapes)
 
-    def arrays(self) -> Iterator[NDArray[Any]]:
-        """The tensors' numbers in the order of `shapes`, as they are stored."""
-        for _, tensor in self.tensors():
-            is_half = tensor.dtype in (torch.float16, torch.bfloat16)
-            yield (tensor.contiguous().view(torch.int16) if is_half else tensor.contiguous()).numpy()
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self.shapes[name]
+
+    def get(self, name: str) -> torch.Tensor:
+        """A tensor's values. Raises ModelUnavailableError for one that comes out in another shape."""
+        source, path = self.understood.sources[name], self.gguf.path
+        first = source.tensors[0].name[:60]
+        with boundary(f"{path}: tensor {first} is not as its sizes say", _AGAIN):
+            made = source.make([_values(path, tensor) for tensor in source.tensors], self.config)
+        if tuple(made.shape) != self.shapes[name]:
+            raise self._misshapen(name, tuple(made.shape))
+        return made
 
     def _check_tensors(self) -> None:
         path, sources = self.gguf.path, self.understood.sources
@@ -75,6 +75,15 @@ class StockGguf:
         if extra:
             what = f"{path} ({self.gguf.architecture}) has the unknown tensor {extra[0][:60]}"
             raise ModelUnavailableError(what, ELSEWHERE)
+        for name, source in sources.items():
+            if source.make is same and source.tensors[0].shape != self.shapes[name]:
+                raise self._misshapen(name, source.tensors[0].shape)
+
+    def _misshapen(self, name: str, shape: tuple[int, ...]) -> ModelUnavailableError:
+        first = self.understood.sources[name].tensors[0].name[:60]
+        return ModelUnavailableError(
+            f"{self.gguf.path}: tensor {first} is {shape}, not {self.shapes[name]}", _AGAIN
+        )
 
 
 def _shapes(understood: Understood) -> dict[str, tuple[int, ...]]:
@@ -87,8 +96,10 @@ def _shapes(understood: Understood) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
 
 
-def _values(data: NDArray[np.uint8], tensor: GgufTensor) -> torch.Tensor:
-    values = tensor_values(data, tensor)
+def _values(path: Path, tensor: GgufTensor) -> torch.Tensor:
+    """A tensor as the file has it, read into memory of its own."""
+    raw = np.fromfile(path, np.uint8, tensor.num_bytes, offset=tensor.start)
+    values = tensor_values(raw, replace(tensor, start=0))
     if tensor.type.name == "BF16":
-        return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.array(values))
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,22 +12,35 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from kvchat.config import ModelConfig
 from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError, UntrustedCodeError
-from kvchat.models.device import MIN_CONTEXT, check_memory, choose_dtype, is_out_of_memory, memory_need
+from kvchat.models.device import (
+    MIN_CONTEXT,
+    Need,
+    check_memory,
+    choose_dtype,
+    is_out_of_memory,
+    kv_bytes_per_token,
+    memory_need,
+)
 from kvchat.models.documents import FETCH_AGAIN, first_line
 from kvchat.models.generation import checked_generation, read_generation
+from kvchat.models.gguf.checkpoint import GgufCheckpoint
+from kvchat.models.gguf.families import family_of
+from kvchat.models.gguf.file import read_gguf
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.sources.folder import tensor_shapes, weight_files
 from kvchat.models.stock import attention
 from kvchat.models.stock.adapter import apply_adapter, check_adapter
+from kvchat.models.stock.from_gguf import StockGguf
 from kvchat.models.stock.network import describe
+from kvchat.models.weights.choice import INTEGER_SHARE, choose_weights, why_no_integers
 from kvchat.models.weights.integer_linear import use_integers
 from kvchat.models.weights.mode import WeightsMode
 from kvchat.models.weights.packed import PackedHome
-from kvchat.models.weights.quantize import INTEGER_SHARE, choose_weights
 
 _NUMBERS_A_BYTE = 4
 """Of weights at most: 2 bits each."""
@@ -42,7 +56,13 @@ class Place:
 
 
 def load_stock(
-    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
+    folder: Path,
+    settings: ModelConfig,
+    *,
+    name: str,
+    place: Place,
+    home: PackedHome | None,
+    gguf: Path | None = None,
 ) -> LoadedModel:
     """The model of a local folder, whatever its family, unless it does not fit where it should go.
 
@@ -50,7 +70,7 @@ def load_stock(
     """
     stated = read_generation(folder)
     with hushed_transformers():
-        loaded = _load(folder, settings, name=name, place=place, home=home)
+        loaded = _load(folder, settings, name=name, place=place, home=home, gguf=gguf)
     if not stated:  # what older models say in config.json
         return replace(
             loaded,
@@ -61,7 +81,13 @@ def load_stock(
 
 
 def _load(
-    folder: Path, settings: ModelConfig, *, name: str, place: Place, home: PackedHome | None
+    folder: Path,
+    settings: ModelConfig,
+    *,
+    name: str,
+    place: Place,
+    home: PackedHome | None,
+    gguf: Path | None = None,
 ) -> LoadedModel:
     device = place.device
     dtype = choose_dtype(settings.dtype, device)
@@ -69,18 +95,27 @@ def _load(
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
     if adapter:
         check_adapter(adapter)
-    need = memory_need(folder, config, dtype)
+    stored = _gguf_tensors(folder, gguf)
+    need = (
+        Need(_num_bytes(stored, dtype), kv_bytes_per_token(config, dtype))
+        if stored
+        else memory_need(folder, config, dtype)
+    )
     check_memory(name, need, place.free, device=device, context=settings.context)
     taken = need.total(settings.context or MIN_CONTEXT) + INTEGER_SHARE * need.weights
     fits = place.free is None or taken < place.free
-    weights = choose_weights(settings.weights, device=device, dtype=dtype, gguf=None, fits=fits)
+    obstacle = why_no_integers(device, dtype) or _why_no_second_form(dtype, fits=fits)
+    weights = choose_weights(settings.weights, obstacle=obstacle, is_own=False)
     try:
-        model = _read_weights(folder, config, dtype, name=name, trusts_code=settings.trust_remote_code)
+        if stored:
+            model = _filled(config, stored, dtype, name=name)
+        else:
+            model = _read_weights(folder, config, dtype, name=name, trusts_code=settings.trust_remote_code)
         if adapter:
             model = apply_adapter(model, adapter)
         model = model.to(device).eval()
         if weights.mode is not WeightsMode.NATIVE:
-            sources = sorted(folder.glob("*.safetensors"))
+            sources = stored.paths if stored else sorted(folder.glob("*.safetensors"))
             use_integers(model, weights.mode, sources=sources, home=None if adapter else home)
         attention.enable(model)
         described = describe(model, name=name, context=settings.context)
@@ -93,6 +128,41 @@ def _load(
             f"{name} can't be loaded: {_cause(error)}", f"check the files in {folder}"
         ) from error
     return replace(described, adapter=adapter, weights=weights)
+
+
+def _gguf_tensors(folder: Path, gguf: Path | None) -> GgufCheckpoint | StockGguf | None:
+    """The tensors of the GGUF that a folder without weights was made for."""
+    if gguf is None or any(folder.glob("*.safetensors")):
+        return None
+    header = read_gguf(gguf)
+    return GgufCheckpoint.open(gguf) if family_of(header) else StockGguf.of(header)
+
+
+def _num_bytes(stored: GgufCheckpoint | StockGguf, dtype: torch.dtype) -> int:
+    return sum(math.prod(stored.shape(name)) for name in stored.names) * dtype.itemsize
+
+
+def _filled(config: Any, stored: GgufCheckpoint | StockGguf, dtype: torch.dtype, *, name: str) -> Any:
+    """The model with all of its weights from a GGUF, one tensor after the other."""
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    persistent = model.state_dict().keys()
+    wanted = dict(model.named_parameters())
+    wanted |= {key: buffer for key, buffer in model.named_buffers() if key in persistent}
+    if lacking := wanted.keys() - stored.names:
+        raise _lacks(name, sorted(lacking))
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(stored.get(key))
+    return model
+
+
+def _why_no_second_form(dtype: torch.dtype, *, fits: bool) -> str:
+    """Why transformers' modules can't have integers beside their weights."""
+    if dtype != torch.bfloat16:
+        return "this family's modules have integers beside bfloat16 only"
+    return "" if fits else "the integers would not fit beside the weights"
 
 
 def _read_weights(folder: Path, config: Any, dtype: torch.dtype, *, name: str, trusts_code: bool) -> Any:

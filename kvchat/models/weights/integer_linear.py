@@ -9,20 +9,22 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from kvchat.models.weights.matrix import IntegerMatrix
 from kvchat.models.weights.mode import WeightsMode
-from kvchat.models.weights.packed import PackedHome, packed, unpacked
-from kvchat.models.weights.quantize import Plane, Projection, fits, quantize
+from kvchat.models.weights.packed import PackedHome, Parts
+from kvchat.models.weights.projection import Projection
+from kvchat.models.weights.quantize import fits, planes, quantize
 
 
 class IntegerLinear(nn.Module):
     """A linear layer of the values that its integers stand for. `weight` [out, in] may be the embedding's too."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, planes: Sequence[Plane]) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, matrix: IntegerMatrix) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
         self.out_features, self.in_features = weight.shape
-        self._projection = Projection(weight, bias, planes)
+        self._projection = Projection(weight, bias, [matrix])
 
     @property
     def integer_bytes(self) -> int:
@@ -36,27 +38,23 @@ class IntegerLinear(nn.Module):
 
 def use_integers(model: Any, mode: WeightsMode, *, sources: Sequence[Path], home: PackedHome | None) -> None:
     """Replace the linear layers of a model made from the files `sources`, in place. The integers are kept in `home` and
-    mapped from there the next time."""
+    mapped from there the next time; the values that they stand for take the place of the weights."""
     layers = dict(_linear_layers(model))
     head = model.get_output_embeddings()
 
-    def make() -> dict[str, torch.Tensor]:
-        made: dict[str, torch.Tensor] = {}
+    def make() -> Parts:
         for name, layer in layers.items():
             wanted = WeightsMode.INT8 if layer is head else mode  # 4 bits would cost the head too much
-            made |= packed(name, [quantize(layer.weight.detach(), wanted)])
-        return made
+            yield name, planes(quantize(layer.weight.detach(), wanted))
 
-    tensors = home.tensors(mode, sources, make) if home else make()
+    made = home.planes(mode, sources, make) if home else dict(make())
     for name, layer in layers.items():
+        matrix = IntegerMatrix(made[name])
         parameter = cast("nn.Parameter", layer.weight)  # shared with the embedding where they are tied
-        parameter.data = tensors[f"{name}.weight"]
+        values = torch.empty(matrix.columns, matrix.rows, dtype=parameter.dtype)
+        parameter.data = matrix.values(0, matrix.rows, values).t().contiguous()
         parent, _, own_name = name.rpartition(".")
-        setattr(
-            model.get_submodule(parent),
-            own_name,
-            IntegerLinear(parameter, layer.bias, unpacked(tensors, name)),
-        )
+        setattr(model.get_submodule(parent), own_name, IntegerLinear(parameter, layer.bias, matrix))
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:

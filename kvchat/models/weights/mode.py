@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-ROUNDING = 2
+ROUNDING = 3
 """Rises when integers of the same file stand for other values."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,22 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from kvchat.models.sources.contents import Contents
+from kvchat.models.sources.contents import Contents, file_xxh3
 from kvchat.models.sources.installed import PACKED_NAME, UNFINISHED, packed_files, packed_stem
 from kvchat.models.weights.mode import WeightsMode
-from kvchat.models.weights.quantize import Integers, Plane, dequantize, planes
+from kvchat.models.weights.quantize import Plane
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Rises when what stands in a packed file changes."""
 ALIGNMENT = 64
 """Bytes of a cache line: loads that cross one cost a tenth of a token's time. Measured."""
 _SUFFIX = ".safetensors"
 _LOCK_TIMEOUT_S = 1800.0
 _KINDS = {torch.bfloat16: "BF16", torch.uint8: "U8"}
+_HEADER_BYTES = (1 << 20) - 8
+"""Room for the header of some thousands of tensors, with its length a multiple of ALIGNMENT."""
+Parts = Iterable[tuple[str, list[Plane]]]
+"""Matrices by name, each made when its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,11 @@ class PackedHome:
         """The place for a model's folder under the models' root."""
         return cls(root / PACKED_NAME, packed_stem(model_folder), Contents(root))
 
-    def tensors(
-        self, mode: WeightsMode, sources: Sequence[Path], make: Callable[[], dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
+    def planes(
+        self, mode: WeightsMode, sources: Sequence[Path], make: Callable[[], Parts]
+    ) -> dict[str, list[Plane]]:
         """What was kept of `make` for the content of `sources`, mapped from its file; made now, and kept where that can
-        be written, if need be."""
+        be written, if need be: one matrix after the other, none of which stays in memory."""
         name = f"{self.stem}-{mode.value}-{self._key(sources)}"
         kept = self._kept(name)
         if kept is not None:
@@ -58,12 +62,10 @@ class PackedHome:
             kept = self._kept(name)  # another process may have made it while we waited
             if kept is not None:
                 return kept
-            made = {key: tensor.contiguous() for key, tensor in make().items()}
-            with suppress(OSError):
-                return load_file(
-                    self._write(mode, name, made)
-                )  # mapped: what was made need not stay in memory
-        return made
+            try:
+                return _mapped(self._write(mode, name, make()))
+            except OSError:
+                return dict(make())
 
     def clear(self) -> None:
         """Delete what was made for the model."""
@@ -76,11 +78,11 @@ class PackedHome:
         named = [f"{path.name}|{self.contents.identity(path)}" for path in sources]
         return xxhash.xxh3_64_hexdigest("\n".join([*made_by, *named]).encode())
 
-    def _kept(self, name: str) -> dict[str, torch.Tensor] | None:
+    def _kept(self, name: str) -> dict[str, list[Plane]] | None:
         for path in self.folder.glob(f"{name}-*{_SUFFIX}"):
             with suppress(Exception):  # whatever safetensors says of a damaged file: it is made anew
                 if not path.is_symlink() and path.stem == f"{name}-{self.contents.xxh3(path)}":
-                    return load_file(path)
+                    return _mapped(path)
         return None
 
     @contextmanager
@@ -94,14 +96,15 @@ class PackedHome:
                 held.enter_context(FileLock(self.folder / f".{self.stem}.lock", timeout=_LOCK_TIMEOUT_S))
             yield
 
-    def _write(self, mode: WeightsMode, name: str, tensors: dict[str, torch.Tensor]) -> Path:
+    def _write(self, mode: WeightsMode, name: str, parts: Parts) -> Path:
         """Whole or not at all; what another checkpoint, torch, processor or a dead process left is deleted."""
         for leftover in self.folder.glob(f".{self.stem}-*{UNFINISHED}"):
             leftover.unlink(missing_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{self.stem}-", suffix=UNFINISHED)
         os.close(descriptor)
         try:
-            path = self.folder / f"{name}-{_save(tensors, Path(temporary))}{_SUFFIX}"
+            _save(parts, Path(temporary))
+            path = self.folder / f"{name}-{file_xxh3(Path(temporary))}{_SUFFIX}"
             for outdated in self.folder.glob(f"{self.stem}-{mode.value}-*{_SUFFIX}"):
                 outdated.unlink(missing_ok=True)
             Path(temporary).replace(path)
@@ -110,45 +113,43 @@ class PackedHome:
         return path
 
 
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+def _save(parts: Parts, path: Path) -> None:
     """Write a safetensors file, every tensor at a multiple of `ALIGNMENT` bytes: a kernel reads mapped memory as it lies
-    there. Returns the xxh3-128 of its bytes, as hex.
+    there, and every plane's size is such a multiple.
 
-    The format leaves no holes between tensors, so those whose size is no such multiple come last.
+    The header comes last, into room that was left for it: what there is shows only at the end.
     """
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT != 0, name))
     header: dict[str, Any] = {}
     end = 0
-    for name in order:
-        tensor = tensors[name]
-        start, end = end, end + tensor.nbytes
-        shape = list(tensor.shape)
-        header[name] = {"dtype": _KINDS[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    digest = xxhash.xxh3_128()
     with path.open("wb") as file:
-        parts: list[Any] = [tensors[name].view(torch.uint8).numpy().data for name in order]
-        for part in (len(text).to_bytes(8, "little") + text, *parts):
-            file.write(part)
-            digest.update(part)
+        file.seek(8 + _HEADER_BYTES)
+        for key, made in parts:
+            for name, tensor in _named(key, made):
+                start, end = end, end + tensor.nbytes
+                assert tensor.nbytes % ALIGNMENT == 0, f"{name} has {tensor.nbytes} bytes"
+                shape = list(tensor.shape)
+                header[name] = {"dtype": _KINDS[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+                file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(_HEADER_BYTES)
+        assert len(text) == _HEADER_BYTES, f"a header of {len(text)} bytes"
+        file.seek(0)
+        file.write(_HEADER_BYTES.to_bytes(8, "little") + text)
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
-def packed(key: str, parts: Sequence[Integers]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a projection of matrices below one another, under names that begin with `key`."""
-    yield f"{key}.weight", dequantize(parts)
-    for number, plane in enumerate(planes(parts)):
+def _named(key: str, made: Sequence[Plane]) -> Iterator[tuple[str, torch.Tensor]]:
+    for number, plane in enumerate(made):
         yield f"{key}.{number}.packed", plane.packed
         yield f"{key}.{number}.scales", plane.scales
 
 
-def unpacked(tensors: Mapping[str, torch.Tensor], key: str) -> list[Plane]:
-    """The planes that stand under `key`, the higher first."""
-    return [
-        Plane(tensors[f"{key}.{number}.packed"], tensors[f"{key}.{number}.scales"])
-        for number in range(2)
-        if f"{key}.{number}.packed" in tensors
-    ]
+def _mapped(path: Path) -> dict[str, list[Plane]]:
+    """The planes of each matrix, the higher first."""
+    tensors = load_file(path)
+    found: dict[str, list[Plane]] = {}
+    for name in sorted(name for name in tensors if name.endswith(".packed")):
+        key = name.rpartition(".")[0]
+        plane = Plane(tensors[name], tensors[f"{key}.scales"])
+        found.setdefault(key.rpartition(".")[0], []).append(plane)
+    return found

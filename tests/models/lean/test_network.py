@@ -9,16 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvchat.config import ModelConfig
-from kvchat.errors import UsageError
+from kvchat.errors import OutOfMemoryError
 from kvchat.models.kinds import as_generated
 from kvchat.models.lean.network import LeanNetwork, LeanState
 from kvchat.models.lean.shape import FAMILIES, lean_shape
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.stock.network import StockNetwork
+from kvchat.models.weights.choice import why_no_integers
 from kvchat.models.weights.mode import WeightsMode
 from kvchat.models.weights.packed import PackedHome
-from kvchat.models.weights.quantize import MAX_ROWS, why_no_integers
+from kvchat.models.weights.projection import MAX_ROWS
 from tests.tiny import random_tokens, tiny_model, transformers_model
 
 needs_kernel = pytest.mark.skipif(
@@ -231,33 +232,71 @@ def test_a_matrix_that_the_kernel_does_not_take_leaves_the_others_their_integers
 
 
 @needs_kernel
-def test_without_a_word_a_checkpoint_decodes_from_8_bits_and_float32_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_without_a_word_a_checkpoint_decodes_from_8_bits(tmp_path: Path, dtype: str) -> None:
     folder = folder_of("llama", tmp_path / "model", **WIDE)
-    coarse, plain = loaded_from(folder, "bfloat16"), loaded_from(folder, "float32")
+    coarse, plain = loaded_from(folder, dtype), loaded_from(folder, dtype, weights="native")
     assert (coarse.weights.mode, plain.weights.mode) == (WeightsMode.INT8, WeightsMode.NATIVE)
-    assert coarse.weights.why and "float32" in plain.weights.why
-    assert (
-        coarse.network.token_bytes
-        < 0.7 * loaded_from(folder, "bfloat16", weights="native").network.token_bytes
-    )
+    assert coarse.weights.why and plain.weights.why == "asked for"
+    assert coarse.network.token_bytes < 0.7 * plain.network.token_bytes
     assert (
         coarse.network.num_parameters
         == plain.network.num_parameters
         == transformers_model(folder).num_parameters()
     )
-    with pytest.raises(UsageError, match="float32"):
-        loaded_from(folder, "float32", weights="int8")
 
 
 @needs_kernel
-def test_integers_that_would_not_fit_are_not_made(tmp_path: Path) -> None:
-    folder = folder_of("llama", tmp_path / "model", **WIDE)
-    settings = ModelConfig(dtype="bfloat16", context=64)
-    roomy = load_model(folder, settings, name="tiny", free_bytes=lambda _: 800_000)
-    tight = load_model(folder, settings, name="tiny", free_bytes=lambda _: 500_000)
-    assert roomy.weights.mode is WeightsMode.INT8
-    assert tight.weights.mode is WeightsMode.NATIVE
-    assert "fit" in tight.weights.why
+@pytest.mark.parametrize("kind", ["llama", "llama, tied", "qwen3"])
+def test_given_tokens_beside_integers_in_float32_have_the_logits_of_the_values_that_these_stand_for(
+    kind: str, tmp_path: Path
+) -> None:
+    folder, tokens = folder_of(kind, tmp_path / "model", **WIDE), random_tokens(70)
+    loaded = loaded_from(folder, weights="int8")
+    weights = load_file(folder / "model.safetensors")
+    for projection, name in (("qkv", "q_proj"), ("down", "down_proj")):
+        matrix = getattr(loaded.network.weights.layers[1], projection).matrices[0]
+        stored = next(
+            value
+            for key, value in weights.items()
+            if f"layers.1.{'self_attn' if name == 'q_proj' else 'mlp'}.{name}" in key
+        )
+        assert torch.allclose(matrix.take(torch.arange(len(stored))), stored, atol=0.02)
+    together = loaded.forward(tokens, loaded.new_state())
+    expected = stock(folder, tokens)[-1]
+    assert 1e-4 < (together - expected).norm() / expected.norm() < 0.05
+    state = loaded.new_state()
+    for token in as_generated(tokens):
+        alone = loaded.forward([token], state)
+    assert (together - alone).norm() / expected.norm() < 0.05
+
+
+@needs_kernel
+def test_what_integers_stand_for_is_kept_where_there_is_memory_and_changes_no_bit(tmp_path: Path) -> None:
+    folder, tokens = folder_of("llama", tmp_path / "model", **WIDE), random_tokens(40)
+    settings = ModelConfig(dtype="float32", context=64)
+    roomy = load_model(folder, settings, name="tiny", free_bytes=lambda _: 10**9)
+    tight = load_model(folder, settings, name="tiny", free_bytes=lambda _: 10**6)
+    found = [loaded.forward(tokens, loaded.new_state()) for loaded in (roomy, tight)]
+    assert torch.equal(*found)
+    assert roomy.weights.mode is tight.weights.mode is WeightsMode.INT8
+    assert roomy.weights.regime == tight.weights.regime
+    assert "kept as float32" in roomy.weights.why and "no second copy" in tight.weights.why
+    assert tight.num_bytes < 0.5 * roomy.num_bytes
+
+
+@needs_kernel
+def test_the_context_is_the_largest_that_fits_beside_the_weights(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path / "model", **WIDE, max_position_embeddings=1 << 20)
+    settings = ModelConfig(dtype="float32")
+    context = load_model(folder, settings, name="tiny", free_bytes=lambda _: 10**7).context
+    kv_per_token = 2 * 3 * 4 * 16 * 4
+    assert 10**7 - 10**6 - 1024 * kv_per_token < context * kv_per_token < 10**7
+    assert context % 1024 == 0
+    with pytest.raises(OutOfMemoryError, match=r"take --context \d+ or less"):
+        load_model(
+            folder, ModelConfig(dtype="float32", context=1 << 20), name="tiny", free_bytes=lambda _: 10**7
+        )
 
 
 @needs_kernel

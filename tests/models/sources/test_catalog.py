@@ -12,12 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from kvchat.errors import ModelUnavailableError, UsageError
 from kvchat.models.sources.catalog import Origin
-from kvchat.models.sources.installed import packed_stem
+from kvchat.models.sources.installed import packed_stem, read_stamp
 from tests.models.isolated import catalog, leftovers, refusal
 from tests.models.tiny_gguf import tiny_hf_model, write_gguf
 
@@ -280,16 +278,15 @@ def test_numbers_of_a_gguf_that_transformers_would_read_are_compared_with_its_te
 
 
 def test_a_gguf_file_is_imported_once_and_found_again(root: Path, tmp_path: Path) -> None:
-    original = write_gguf(tmp_path / "My Tiny.gguf")
+    write_gguf(tmp_path / "My Tiny.gguf")
     name = str(tmp_path / "My Tiny.gguf")
     assert catalog(root).find(name) is None
     files = catalog(root).resolve(name)
-    written = (files.folder / "model.safetensors").stat().st_mtime_ns
+    written = (files.folder / "tokenizer.json").stat().st_mtime_ns
     assert catalog(root).resolve(name) == files == catalog(root, offline=True).find(name)
-    assert (files.folder / "model.safetensors").stat().st_mtime_ns == written
+    assert (files.folder / "tokenizer.json").stat().st_mtime_ns == written
     assert (files.origin, files.gguf) == (Origin.GGUF, tmp_path / "My Tiny.gguf")
-    loaded = AutoModelForCausalLM.from_pretrained(files.folder, dtype=torch.float32)
-    assert torch.equal(loaded.model.norm.weight, original.model.norm.weight)
+    assert not list(files.folder.glob("*.safetensors"))
     assert not leftovers(root)
 
 
@@ -297,12 +294,12 @@ def test_a_gguf_file_that_changed_is_imported_anew(root: Path, tmp_path: Path) -
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tiny_hf_model(seed=0))
     first = catalog(root).resolve(str(path)).folder
-    before = (first / "model.safetensors").read_bytes()
+    before = read_stamp(first)
     write_gguf(path, tiny_hf_model(seed=1))
     assert catalog(root).find(str(path)) is None
     second = catalog(root).resolve(str(path)).folder
     assert second == first
-    assert (second / "model.safetensors").read_bytes() != before
+    assert read_stamp(second) != before
 
 
 def test_a_gguf_file_that_was_only_touched_is_not_imported_anew(root: Path, tmp_path: Path) -> None:
@@ -324,17 +321,25 @@ def test_two_gguf_files_of_one_name_do_not_collide(root: Path, tmp_path: Path) -
 def test_a_damaged_import_is_made_again(root: Path, tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:-1] + b"\x55")
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(whole[:-1] + b"\x55")
     assert catalog(root).find(str(tmp_path / "tiny.gguf")) is None
     catalog(root).resolve(str(tmp_path / "tiny.gguf"))
-    assert (folder / "model.safetensors").read_bytes() == whole
+    assert (folder / "tokenizer.json").read_bytes() == whole
+
+
+def test_an_import_of_an_earlier_format_makes_way_for_one_of_this(root: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder
+    (folder / "model.safetensors").write_bytes(b"a copy of all weights in float32")
+    stamp = json.loads((folder / "kvchat.json").read_text())
+    (folder / "kvchat.json").write_text(json.dumps(stamp | {"format": stamp["format"] - 1}))
+    assert catalog(root).resolve(str(tmp_path / "tiny.gguf")).folder == folder
+    assert not (folder / "model.safetensors").exists() and not leftovers(root)
 
 
 def test_an_import_that_fails_half_way_leaves_nothing(root: Path, tmp_path: Path) -> None:
-    write_gguf(
-        tmp_path / "tiny.gguf", tokenizer__ggml__merges=None
-    )  # found out after the weights are written
+    write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__merges=None)  # found out after the config is written
     assert "no merges" in refusal(root, str(tmp_path / "tiny.gguf"))
     assert [path for path in root.rglob("*") if path.is_dir()] == [root / "imported"]
     assert not leftovers(root)
@@ -405,13 +410,15 @@ def test_a_kill_between_the_renames_of_a_new_import_loses_nothing(
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tiny_hf_model(seed=0))
     folder = catalog(root).resolve(str(path)).folder
-    before = (folder / "model.safetensors").read_bytes()
+    before = read_stamp(folder)
     write_gguf(path, tiny_hf_model(seed=1))
     dies_between_the_renames(str(path), root)
     assert not folder.exists() and leftovers(root)
     if by_name:
+        assert "is gone or another file" in refusal(root, folder.name)
+        assert read_stamp(folder) == before
+        write_gguf(path, tiny_hf_model(seed=0))
         assert catalog(root, offline=True).resolve(folder.name).folder == folder
-        assert (folder / "model.safetensors").read_bytes() == before
     else:
         assert catalog(root, offline=True).resolve(str(path)).folder == folder
     assert not leftovers(root)
@@ -421,11 +428,11 @@ def test_other_weights_of_the_same_name_size_and_time_are_imported_anew(root: Pa
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tiny_hf_model(seed=0))
     state = path.stat()
-    before = (catalog(root).resolve(str(path)).folder / "model.safetensors").read_bytes()
+    before = read_stamp(catalog(root).resolve(str(path)).folder)
     write_gguf(path, tiny_hf_model(seed=1))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert path.stat().st_size == state.st_size
-    assert (catalog(root).resolve(str(path)).folder / "model.safetensors").read_bytes() != before
+    assert read_stamp(catalog(root).resolve(str(path)).folder) != before
 
 
 def test_links_in_our_own_folder_lead_nowhere(root: Path, tmp_path: Path) -> None:
@@ -459,10 +466,12 @@ def test_an_import_is_listed_found_and_removed_by_its_name(root: Path, tmp_path:
     assert (entry.name, entry.folder, entry.origin) == (folder.name, folder, Origin.GGUF)
     assert entry.num_bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert catalog(root).path(entry.name) == folder
-    (tmp_path / "tiny.gguf").unlink()
     files = catalog(root).resolve(entry.name)
-    assert (files.folder, files.gguf) == (folder, None)
+    assert (files.folder, files.gguf) == (folder, tmp_path / "tiny.gguf")
     assert catalog(root).pull(entry.name) == files
+    (tmp_path / "tiny.gguf").unlink()
+    assert f"made for {tmp_path / 'tiny.gguf'}, which is gone" in refusal(root, entry.name)
+    assert catalog(root).entries()[1].num_bytes == entry.num_bytes
     assert catalog(root).remove(entry.name) == entry.num_bytes
     assert not folder.exists()
     assert len(catalog(root).entries()) == 1

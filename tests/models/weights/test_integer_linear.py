@@ -10,9 +10,9 @@ from kvchat.config import ModelConfig
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.stock.network import StockNetwork
+from kvchat.models.weights.choice import why_no_integers
 from kvchat.models.weights.integer_linear import IntegerLinear
 from kvchat.models.weights.mode import WeightsMode
-from kvchat.models.weights.quantize import why_no_integers
 from tests.tiny import random_tokens, tiny_model, transformers_model
 
 pytestmark = pytest.mark.skipif(

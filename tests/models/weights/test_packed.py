@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,18 @@ import torch
 from kvchat.models.sources.contents import Contents
 from kvchat.models.sources.installed import packed_files, packed_stem
 from kvchat.models.weights.mode import WeightsMode
-from kvchat.models.weights.packed import PackedHome
+from kvchat.models.weights.packed import ALIGNMENT, PackedHome
+from kvchat.models.weights.quantize import Plane
 from tests.models.isolated import catalog
 from tests.models.tiny_gguf import write_gguf
 
-WEIGHTS = {"0.qkv.weight": torch.arange(300, dtype=torch.uint8), "head.weight": torch.ones(7, 5).bfloat16()}
+WEIGHTS = {
+    "0.qkv/0": [Plane(torch.arange(192, dtype=torch.uint8).view(64, 3), torch.ones(1, 64, 2).bfloat16())],
+    "head/0": [
+        Plane(torch.full((64, 4), number, dtype=torch.uint8), torch.full((2, 64, 2), number).bfloat16())
+        for number in (1, 2)
+    ],
+}
 
 
 class Maker:
@@ -26,9 +33,18 @@ class Maker:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self) -> dict[str, torch.Tensor]:
+    def __call__(self) -> Iterator[tuple[str, list[Plane]]]:
         self.count += 1
-        return {name: tensor.clone() for name, tensor in WEIGHTS.items()}
+        yield from WEIGHTS.items()
+
+
+def is_right(found: dict[str, list[Plane]]) -> bool:
+    """Whether the very planes came back, in their order."""
+    return found.keys() == WEIGHTS.keys() and all(
+        torch.equal(plane.packed, made.packed) and torch.equal(plane.scales, made.scales)
+        for name, planes in WEIGHTS.items()
+        for plane, made in zip(found[name], planes, strict=True)
+    )
 
 
 @pytest.fixture
@@ -39,9 +55,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def taken(source: Path, make: Maker) -> dict[str, torch.Tensor]:
+def taken(source: Path, make: Maker) -> dict[str, list[Plane]]:
     home = PackedHome.of(source.parent.parent, source.parent)
-    return home.tensors(WeightsMode.INT8, [source], make)
+    return home.planes(WeightsMode.INT8, [source], make)
 
 
 def packed_file(source: Path) -> Path:
@@ -61,7 +77,7 @@ def test_what_was_made_once_is_mapped_the_next_time(source: Path) -> None:
     make = Maker()
     for _ in range(2):
         found = taken(source, make)
-        assert all(torch.equal(found[name], tensor) for name, tensor in WEIGHTS.items())
+        assert is_right(found)
     assert make.count == 1
 
 
@@ -75,7 +91,7 @@ def test_five_flipped_bytes_are_found_though_size_and_time_are_the_same(source: 
     with_its_times(path, lambda: path.write_bytes(content))
     found = taken(source, make)
     assert make.count == 2
-    assert torch.equal(found["head.weight"], WEIGHTS["head.weight"])
+    assert is_right(found)
     taken(source, make)
     assert make.count == 2
 
@@ -132,7 +148,7 @@ def test_what_a_killed_packing_left_is_listed_and_removed_with_its_model(root: P
 
 def test_what_was_made_for_a_users_own_folder_can_be_removed(root: Path, model: Path) -> None:
     home = PackedHome.of(root, model)
-    home.tensors(WeightsMode.INT8, [model / "model.safetensors"], Maker())
+    home.planes(WeightsMode.INT8, [model / "model.safetensors"], Maker())
     num_bytes = sum(path.stat().st_size for path in (root / "packed").iterdir())
     assert catalog(root).remove(str(model)) == num_bytes > 300
     assert (model / "model.safetensors").exists()
@@ -144,7 +160,26 @@ def test_where_nothing_can_be_written_it_is_made_every_time(source: Path, tmp_pa
     home = PackedHome(tmp_path / "file" / "packed", "stem", Contents(tmp_path / "file"))
     make = Maker()
     for _ in range(2):
-        assert torch.equal(
-            home.tensors(WeightsMode.INT8, [source], make)["head.weight"], WEIGHTS["head.weight"]
-        )
+        assert is_right(home.planes(WeightsMode.INT8, [source], make))
     assert make.count == 2
+
+
+def test_every_plane_begins_at_a_cache_line(source: Path) -> None:
+    found = taken(source, Maker())
+    for plane in (plane for planes in found.values() for plane in planes):
+        assert plane.packed.data_ptr() % ALIGNMENT == plane.scales.data_ptr() % ALIGNMENT == 0
+
+
+def test_what_is_made_is_written_before_the_next_is_made(source: Path) -> None:
+    folder, sizes = source.parent.parent / "packed", []
+
+    def make() -> Iterator[tuple[str, list[Plane]]]:
+        for number in range(3):
+            sizes.append(sum(path.stat().st_size for path in folder.glob(".*.new")))
+            yield (
+                f"{number}/0",
+                [Plane(torch.zeros(64, 1 << 15, dtype=torch.uint8), torch.ones(1, 64, 2).bfloat16())],
+            )
+
+    PackedHome.of(source.parent.parent, source.parent).planes(WeightsMode.INT8, [source], make)
+    assert sizes[2] - sizes[1] >= 1 << 21
