@@ -185,7 +185,21 @@ def _read_weights(folder: Path, config: Any, dtype: torch.dtype, *, name: str, t
         raise ModelUnavailableError(f"{name} contradicts itself: {what}", FETCH_AGAIN)
     if report["missing_keys"]:
         raise _lacks(name, sorted(report["missing_keys"]))
+    _check_extra(model, sorted(report["unexpected_keys"]), name)
     return model
+
+
+def _check_extra(model: Any, unexpected: Sequence[str], name: str) -> None:
+    """Raise ModelUnavailableError for a tensor of a layer that the model has without it: it would be left out silently.
+
+    Parts that transformers does not run, such as layers for drafting or for images, are no layers of the model.
+    """
+    leaves = {key for key, module in model.named_modules() if key and next(module.children(), None) is None}
+    for tensor in unexpected:
+        module, _, kind = tensor.rpartition(".")
+        if module in leaves and kind != "inv_freq":
+            what = f"{name} has the tensor {tensor}, which a {model.config.model_type} model does not"
+            raise ModelUnavailableError(what, "take another version of the model, or a GGUF of it")
 
 
 def _check_sizes(folder: Path, config: Any, name: str) -> None:

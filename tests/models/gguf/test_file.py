@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kvchat.config import load_config
 from kvchat.errors import KvchatError, ModelUnavailableError
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
-from kvchat.models.gguf.file import read_gguf, tensor_values
+from kvchat.models.gguf.file import TENSOR_TYPES, read_gguf, tensor_values
 from kvchat.models.gguf.importing import write_model
 from kvchat.models.gguf.tokenizer import build_tokenizer
 from kvchat.models.sources.catalog import Catalog, ModelFiles, silent
@@ -216,9 +217,21 @@ def test_bos_is_added_once_where_the_file_asks_for_it(tmp_path: Path) -> None:
     assert 1 not in tokenizer.encode("hello", add_special_tokens=False).ids
 
 
+@pytest.mark.parametrize(
+    "kind", [Type(number) for number, item in TENSOR_TYPES.items() if item.block_size > 1]
+)
+def test_a_model_of_each_type_is_read_as_the_gguf_package_dequantises_it(tmp_path: Path, kind: Type) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_hf_model(hidden=256), tensor_type=kind)
+    item = next(item for item in gguf.GGUFReader(path).tensors if item.name == "blk.1.ffn_down.weight")
+    values = GgufCheckpoint.open(path).get("model.layers.1.mlp.down_proj.weight").numpy()
+    assert item.tensor_type == kind
+    assert np.array_equal(values, gguf.dequantize(item.data, kind), equal_nan=True)
+
+
 def test_another_tensor_type_is_refused_by_its_name(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf", tiny_hf_model(hidden=256), tensor_type=Type.Q2_K)
-    with pytest.raises(ModelUnavailableError, match=r"type Q2_K: take a file with F32, .*Q6_K"):
+    write_gguf(tmp_path / "tiny.gguf", tiny_hf_model(hidden=256), tensor_type=Type.Q8_K)
+    with pytest.raises(ModelUnavailableError, match=r"type Q8_K: take a file with F32, .*MXFP4"):
         read_gguf(tmp_path / "tiny.gguf")
 
 
