@@ -20,7 +20,6 @@ _BEAR_ON_NOTHING = frozenset(
         "vocab_size",  # the embedding has it
         "tensor_data_layout",
         "rope.scaling.finetuned",
-        "attention.causal",
     )
 )
 

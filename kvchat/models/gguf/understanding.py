@@ -96,13 +96,17 @@ def _sizes(keys: Keys) -> dict[str, Any]:
         "vocab_size": embedding.shape[0] if embedding else 0,
         "max_position_embeddings": keys.whole("context_length"),
     }
+    keys.expect("attention.causal", True)
+    if (
+        keys.value("attention.key_length_mla") is None
+    ):  # latent attention tells the sizes of its heads elsewhere
+        keys.expect("attention.value_length", sizes["head_dim"])
     largest = max((size for tensor in gguf.tensors.values() for size in tensor.shape), default=0)
     if not (
         sizes["num_hidden_layers"] <= len(gguf.tensors)
         and vocabulary_size(gguf) <= sizes["vocab_size"]
         and max(hidden, heads, sizes["head_dim"]) <= max(largest, 1 << 16)
         and heads % max(1, sizes["num_key_value_heads"]) == 0
-        and keys.value("attention.value_length", sizes["head_dim"]) is not None
     ):
         raise ModelUnavailableError(
             f"{gguf.path} contradicts itself about the model's sizes", "fetch it again"
