@@ -17,6 +17,7 @@ from kvchat.models.kv_state import common_prefix
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.sources.catalog import Catalog
 from kvchat.models.weights.mode import WeightsMode
+from tests.models.gguf.test_file import model_of
 
 MODELS = Path(os.environ["KVCHAT_MODELS"]) if os.environ.get("KVCHAT_MODELS") else PathsConfig().models
 
@@ -45,7 +46,8 @@ Goodbye!""".splitlines()
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBackend]:
     folder = tmp_path_factory.mktemp("kv")
-    flags = {"model.dtype": "float32", "paths.cache": folder, "paths.models": MODELS, "cache.ram": "300MB"}
+    flags = {"model.dtype": "float32", "model.weights": "native"}
+    flags |= {"paths.cache": folder, "paths.models": MODELS, "cache.ram": "300MB"}
     backend = LocalBackend(load_config(flags, environ={"KVCHAT_CONFIG": str(folder / "none.toml")}))
     yield backend
     backend.close()
@@ -53,12 +55,10 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBackend]:
 
 @pytest.fixture(scope="module")
 def reference(backend: LocalBackend) -> object:
-    from transformers import AutoModelForCausalLM
-
     backend.info()
-    return AutoModelForCausalLM.from_pretrained(
-        Catalog(MODELS).path(DEFAULT_MODEL), dtype=torch.float32
-    ).eval()
+    files = Catalog(MODELS).resolve(DEFAULT_MODEL)
+    assert files.gguf is not None
+    return model_of(files.folder, files.gguf)
 
 
 def answer(backend: LocalBackend, history: list[Turn], count: int) -> Answer:

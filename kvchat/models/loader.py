@@ -20,6 +20,7 @@ from kvchat.models.device import (
     free_bytes,
 )
 from kvchat.models.documents import read_object
+from kvchat.models.foreign import check_weights
 from kvchat.models.generation import read_generation
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
 from kvchat.models.lean import flash
@@ -64,6 +65,7 @@ def load_model(
     name = name or settings.name
     if settings.threads:
         torch.set_num_threads(settings.threads)  # of the thread that loads, which is the one that computes
+    check_weights(folder, name)
     device = choose_device(settings.device)
     free = free_bytes(device)
     lean = _lean(folder, origin.gguf) if device.type == "cpu" and not _needs_transformers(settings) else None

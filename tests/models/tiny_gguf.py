@@ -40,6 +40,9 @@ _GEMMA2_NAMES = {
 }
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _SCALES_AT = {Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,), Type.Q2_K: (80, 82)}
+_SCALES_AT |= {Type.Q3_K: (108,), Type.IQ1_M: (), Type.Q8_K: ()}
+_SCALES_AT |= dict.fromkeys((Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S), (0,))
+_SCALES_AT |= dict.fromkeys((Type.IQ1_S, Type.IQ4_NL, Type.IQ4_XS), (0,))
 
 
 def tiny_hf_model(

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import shown
 from kvchat.models.gguf.families import (
-    ELSEWHERE,
-    FAMILIES,
     ModelShape,
     Target,
     expected_tensors,
+    family_of,
     matched_tensors,
 )
 from kvchat.models.gguf.file import GgufTensor, read_gguf, tensor_values
 from kvchat.models.gguf.integers import tensor_integers
+from kvchat.models.gguf.keys import ELSEWHERE
 from kvchat.models.weights.quantize import Integers
 
 _PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
@@ -47,7 +47,7 @@ class GgufCheckpoint:
         """The tensors of a file. Raises ModelUnavailableError for one that can't be read, whose family is unknown, or
         whose tensors are not those of its family."""
         gguf = read_gguf(path)
-        family = FAMILIES.get(gguf.architecture)
+        family = family_of(gguf)
         if family is None:
             what = f"is of the unknown architecture {shown(gguf.architecture)}"
             raise ModelUnavailableError(f"{path} {what}", ELSEWHERE)

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import shown
-from kvchat.models.gguf.file import GgufFile, GgufTensor, tensor_values
+from kvchat.models.gguf.file import GgufFile, GgufTensor
+from kvchat.models.gguf.keys import ELSEWHERE, Keys
+from kvchat.models.gguf.rope import rope_parameters
 from kvchat.models.gguf.tokenizer import special_id, vocabulary_size
+from kvchat.models.gguf.understanding import stored_dtype
 
-ELSEWHERE = "take the model's safetensors instead"
-"""The remedy where a GGUF can't be carried over."""
+_SIZES = (
+    *("embedding_length", "feed_forward_length", "block_count", "context_length"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+    "attention.layer_norm_rms_epsilon",
+)
 MAX_CONTEXT = 1 << 31
 """In tokens: no model says that it reads more."""
 
@@ -90,8 +95,26 @@ class Target:
     interleaved_heads: int = 0
 
 
+def family_of(gguf: GgufFile) -> Family | None:
+    """The row of a file's architecture, if its layers are plain."""
+    has_experts = bool(gguf.metadata.get(f"{gguf.architecture}.expert_count"))
+    return None if has_experts else FAMILIES.get(gguf.architecture)
+
+
 def model_config(gguf: GgufFile, family: Family, shape: ModelShape) -> dict[str, Any]:
-    """What config.json says. Raises ModelUnavailableError for positions that are scaled in an unknown way."""
+    """What config.json says. Raises ModelUnavailableError for a key that is not understood, and where positions are
+    scaled in an unknown way."""
+    keys = Keys(gguf)
+    for key in _SIZES:
+        keys.value(key)
+    keys.expect("attention.value_length", shape.head_dim)
+    keys.expect("expert_count", 0)
+    keys.expect("expert_used_count", 0)
+    keys.expect("attention.sliding_window", 0)
+    rope = rope_parameters(keys, head_dim=shape.head_dim, context=shape.context)
+    if "partial_rotary_factor" in rope:
+        raise ModelUnavailableError(f"{gguf.path} rotates a part of each head only", ELSEWHERE)
+    keys.check_all_read()
     config: dict[str, Any] = {
         "architectures": [family.model_class],
         "model_type": family.model_type,
@@ -105,9 +128,9 @@ def model_config(gguf: GgufFile, family: Family, shape: ModelShape) -> dict[str,
         "max_position_embeddings": shape.context,
         "rms_norm_eps": gguf.number("attention.layer_norm_rms_epsilon"),
         "hidden_act": "silu",
-        "rope_parameters": _rope_parameters(gguf, shape),
+        "rope_parameters": rope,
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
-        "dtype": _dtype(gguf),
+        "dtype": stored_dtype(gguf),
     }
     if not family.has_qkv_bias:
         config["attention_bias"] = _has_bias(gguf)
@@ -116,58 +139,8 @@ def model_config(gguf: GgufFile, family: Family, shape: ModelShape) -> dict[str,
     return config
 
 
-def _dtype(gguf: GgufFile) -> str:
-    types = {tensor.type.name for tensor in gguf.tensors.values()}
-    if types <= {"F32", "BF16"} and "BF16" in types:
-        return "bfloat16"
-    return "float16" if types <= {"F32", "F16"} and "F16" in types else "float32"
-
-
 def _has_bias(gguf: GgufFile) -> bool:
     return "blk.0.attn_q.bias" in gguf.tensors
-
-
-def _rope_parameters(gguf: GgufFile, shape: ModelShape) -> dict[str, Any]:
-    base = gguf.number("rope.freq_base", 10000.0)
-    if gguf.number("rope.dimension_count", shape.head_dim) != shape.head_dim:
-        raise ModelUnavailableError(f"{gguf.path} rotates a part of each head only", ELSEWHERE)
-    if "rope_freqs.weight" in gguf.tensors:
-        return _llama3_rope(gguf, shape, base)
-    kind = gguf.metadata.get(f"{gguf.architecture}.rope.scaling.type", "none")
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
-    if kind in ("linear", "yarn"):
-        parameters |= {"rope_type": kind, "factor": gguf.number("rope.scaling.factor")}
-    elif kind != "none":
-        raise ModelUnavailableError(
-            f"{gguf.path} scales its positions by {shown(kind)}, which is unknown", ELSEWHERE
-        )
-    if kind == "yarn":
-        original = gguf.integer("rope.scaling.original_context_length", shape.context)
-        parameters["original_max_position_embeddings"] = original
-    return parameters
-
-
-def _llama3_rope(gguf: GgufFile, shape: ModelShape, base: float) -> dict[str, Any]:
-    """Llama 3's scaling, which a GGUF carries only as the factors it leads to; they are checked against it."""
-    import numpy as np
-
-    data = np.memmap(gguf.path, dtype=np.uint8, mode="r")
-    factors = tensor_values(data, gguf.tensors["rope_freqs.weight"]).astype(np.float64).ravel()
-    factor, original = float(factors.max(initial=1.0)), 8192
-    wavelengths = 2 * np.pi * base ** (np.arange(0, shape.head_dim, 2) / shape.head_dim)
-    smooth = np.clip((original / wavelengths - 1.0) / (4.0 - 1.0), 0.0, 1.0)
-    if factors.shape != smooth.shape or not np.allclose(
-        factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3
-    ):
-        raise ModelUnavailableError(f"{gguf.path} scales its positions in an unknown way", ELSEWHERE)
-    return {
-        "rope_type": "llama3",
-        "rope_theta": base,
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": original,
-    }
 
 
 def expected_tensors(gguf: GgufFile, family: Family, shape: ModelShape) -> dict[str, Target]:

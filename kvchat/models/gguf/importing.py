@@ -5,32 +5,26 @@ Its weights stay where they are (see checkpoint.py).
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, redirect_stderr
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import boundary, shown
+from kvchat.models.documents import boundary
 from kvchat.models.gguf.families import (
-    ELSEWHERE,
-    FAMILIES,
-    MAX_CONTEXT,
     ModelShape,
     expected_tensors,
+    family_of,
     matched_tensors,
     model_config,
 )
 from kvchat.models.gguf.file import GgufFile
+from kvchat.models.gguf.keys import ELSEWHERE
 from kvchat.models.gguf.tokenizer import build_tokenizer, end_ids, special_id, tokenizer_settings
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.progress import Progress
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
@@ -42,10 +36,10 @@ def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
         raise ModelUnavailableError(
             f"{gguf.path} is one of several parts", "join them with llama-gguf-split --merge"
         )
-    family = FAMILIES.get(gguf.architecture)
+    family = family_of(gguf)
     if family is None:
         progress("importing", 0, 0)
-        _write_through_transformers(gguf, folder)
+        _write_stock(gguf, folder)
     else:
         with _understood(gguf):
             shape = ModelShape.of(gguf)
@@ -85,55 +79,11 @@ def _generation_config(gguf: GgufFile) -> dict[str, Any]:
     return config if ends else {key: value for key, value in config.items() if key != "eos_token_id"}
 
 
-def _write_through_transformers(gguf: GgufFile, folder: Path) -> None:
-    """The slow way, for architectures that transformers can read and our table can't."""
+def _write_stock(gguf: GgufFile, folder: Path) -> None:
+    """The config of a family that runs on transformers' own modules, whose tensors are known to be what those want."""
     with hushed_transformers():
-        _check_transformers_reads(gguf)
-        _check_numbers(gguf)
-        from transformers import AutoModelForCausalLM
+        from kvchat.models.stock.from_gguf import StockGguf
 
-        with boundary(f"transformers can't read {gguf.path}", ELSEWHERE), redirect_stderr(io.StringIO()):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                gguf.path.parent, gguf_file=gguf.path.name, dtype="float32", output_loading_info=True
-            )
-            if report["missing_keys"]:
-                raise ValueError(f"it lacks {sorted(report['missing_keys'])[0]}")
-            if (
-                getattr(model, "hf_quantizer", None) is not None
-            ):  # it is dequantised now, as plain as any other
-                del model.hf_quantizer, model.config.quantization_config
-            model.save_pretrained(folder)
-
-
-def _check_numbers(gguf: GgufFile) -> None:
-    """Refuse counts and sizes that no tensor of the file bears out, before anything is made of them."""
-    largest = max((size for tensor in gguf.tensors.values() for size in tensor.shape), default=0)
-    for key, value in gguf.metadata.items():
-        if (
-            not key.startswith(f"{gguf.architecture}.")
-            or isinstance(value, bool)
-            or not isinstance(value, int)
-        ):
-            continue
-        most = MAX_CONTEXT if "context" in key else max(1 << 16, largest)
-        if not -1 <= value <= (len(gguf.tensors) if key.endswith(".block_count") else most):
-            raise ModelUnavailableError(
-                f"{gguf.path} can't have {value} as {key[:60]}", "fetch the file again"
-            )
-
-
-def _check_transformers_reads(gguf: GgufFile) -> None:
-    """Refuse what transformers does not know, and what it would read wrongly without a word."""
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
-
-    name = gguf.architecture
-    known = {key.replace("_", "").replace("-", "") for key in GGUF_CONFIG_MAPPING} - {"general", "tokenizer"}
-    if name not in GGUF_CONFIG_ARCHS and name.replace("_", "").replace("-", "") not in known:
-        raise ModelUnavailableError(f"{gguf.path} is of the unknown architecture {shown(name)}", ELSEWHERE)
-    factors = next((tensor for tensor in gguf.tensors if tensor.startswith("rope_f")), None)
-    if factors is not None:
-        raise ModelUnavailableError(f"{gguf.path} ({name}) scales its positions by {factors}", ELSEWHERE)
-    if importlib.util.find_spec("accelerate") is None:
-        remedy = f"pip install accelerate, or {ELSEWHERE}"
-        raise ModelUnavailableError(f"importing a GGUF of the architecture {name!r} needs accelerate", remedy)
+        with _understood(gguf):
+            config = StockGguf.of(gguf).config
+    _write_json(folder / "config.json", config)

@@ -80,6 +80,17 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for path in weight_files(folder) for name, shape in check_safetensors(path).items()}
 
 
+def tensor_dtypes(folder: Path) -> dict[str, str]:
+    """How all tensors are stored, by name, as safetensors calls it; without weights files there are none."""
+    dtypes: dict[str, str] = {}
+    for path in folder.glob("*.safetensors"):
+        with boundary(f"{path} is damaged", FETCH_AGAIN), path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(header_bytes, _MAX_HEADER_BYTES)))
+            dtypes |= {name: str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
+    return dtypes
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether the model brings a chat template, in any of the places where transformers looks."""
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():

@@ -28,11 +28,14 @@ from kvchat.models.device import (
 from kvchat.models.documents import FETCH_AGAIN, first_line
 from kvchat.models.generation import checked_generation, read_generation
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
+from kvchat.models.gguf.families import family_of
+from kvchat.models.gguf.file import read_gguf
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.sources.folder import tensor_shapes, weight_files
 from kvchat.models.stock import attention
 from kvchat.models.stock.adapter import apply_adapter, check_adapter
+from kvchat.models.stock.from_gguf import StockGguf
 from kvchat.models.stock.network import describe
 from kvchat.models.weights.choice import INTEGER_SHARE, choose_weights, why_no_integers
 from kvchat.models.weights.integer_linear import use_integers
@@ -92,7 +95,7 @@ def _load(
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
     if adapter:
         check_adapter(adapter)
-    stored = _gguf_checkpoint(folder, gguf)
+    stored = _gguf_tensors(folder, gguf)
     need = (
         Need(_num_bytes(stored, dtype), kv_bytes_per_token(config, dtype))
         if stored
@@ -127,26 +130,31 @@ def _load(
     return replace(described, adapter=adapter, weights=weights)
 
 
-def _gguf_checkpoint(folder: Path, gguf: Path | None) -> GgufCheckpoint | None:
+def _gguf_tensors(folder: Path, gguf: Path | None) -> GgufCheckpoint | StockGguf | None:
     """The tensors of the GGUF that a folder without weights was made for."""
-    return GgufCheckpoint.open(gguf) if gguf and not any(folder.glob("*.safetensors")) else None
+    if gguf is None or any(folder.glob("*.safetensors")):
+        return None
+    header = read_gguf(gguf)
+    return GgufCheckpoint.open(gguf) if family_of(header) else StockGguf.of(header)
 
 
-def _num_bytes(stored: GgufCheckpoint, dtype: torch.dtype) -> int:
+def _num_bytes(stored: GgufCheckpoint | StockGguf, dtype: torch.dtype) -> int:
     return sum(math.prod(stored.shape(name)) for name in stored.names) * dtype.itemsize
 
 
-def _filled(config: Any, stored: GgufCheckpoint, dtype: torch.dtype, *, name: str) -> Any:
+def _filled(config: Any, stored: GgufCheckpoint | StockGguf, dtype: torch.dtype, *, name: str) -> Any:
     """The model with all of its weights from a GGUF, one tensor after the other."""
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
-    parameters = dict(model.named_parameters())
-    if lacking := parameters.keys() - stored.names:
+    persistent = model.state_dict().keys()
+    wanted = dict(model.named_parameters())
+    wanted |= {key: buffer for key, buffer in model.named_buffers() if key in persistent}
+    if lacking := wanted.keys() - stored.names:
         raise _lacks(name, sorted(lacking))
     with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(stored.get(key))
+        for key, tensor in wanted.items():
+            tensor.copy_(stored.get(key))
     return model
 
 
@@ -177,7 +185,21 @@ def _read_weights(folder: Path, config: Any, dtype: torch.dtype, *, name: str, t
         raise ModelUnavailableError(f"{name} contradicts itself: {what}", FETCH_AGAIN)
     if report["missing_keys"]:
         raise _lacks(name, sorted(report["missing_keys"]))
+    _check_extra(model, sorted(report["unexpected_keys"]), name)
     return model
+
+
+def _check_extra(model: Any, unexpected: Sequence[str], name: str) -> None:
+    """Raise ModelUnavailableError for a tensor of a layer that the model has without it: it would be left out silently.
+
+    Parts that transformers does not run, such as layers for drafting or for images, are no layers of the model.
+    """
+    leaves = {key for key, module in model.named_modules() if key and next(module.children(), None) is None}
+    for tensor in unexpected:
+        module, _, kind = tensor.rpartition(".")
+        if module in leaves and kind != "inv_freq":
+            what = f"{name} has the tensor {tensor}, which a {model.config.model_type} model does not"
+            raise ModelUnavailableError(what, "take another version of the model, or a GGUF of it")
 
 
 def _check_sizes(folder: Path, config: Any, name: str) -> None:

@@ -1,0 +1,109 @@
+"""Every architecture gives llama.cpp's logits, and says what it does not understand.
+
+The records of fixtures/architectures.json hold what llama.cpp's converter writes for a tiny model of each kind (metadata,
+names and shapes of tensors), and libllama's logits in float32 behind the last of our tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvchat.config import ModelConfig
+from kvchat.errors import ModelUnavailableError
+from kvchat.models.gguf.architectures import STOCK
+from kvchat.models.gguf.families import FAMILIES
+from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.importing import write_model
+from kvchat.models.gguf.older_architectures import OLDER
+from kvchat.models.loader import Origins, load_model
+from kvchat.models.progress import silent
+from tests.models.gguf.architecture_files import TOKENS, write_from_record
+
+RECORDS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "fixtures" / "architectures.json").read_text(encoding="utf-8")
+)
+ALWAYS = ("llama3", "mixtral", "gemma3-4b", "gpt_oss", "falcon_h1", "deepseek2")
+GELU = {"gemma", "gemma2", "gemma3-4b", "starcoder2", "gpt2", "bloom", "falcon", "falcon7"}
+"""llama.cpp looks GELU up in a table of float16, whose steps are 1e-3 of what they stand for."""
+
+
+def logits(folder: Path) -> np.ndarray[Any, Any]:
+    settings = ModelConfig(name="tiny", dtype="float32", device="cpu", weights="native", context=64)
+    model = load_model(folder, settings, origin=Origins(gguf=folder.parent / "tiny.gguf"))
+    return np.asarray(model.forward(TOKENS, model.new_state()))
+
+
+def imported(folder: Path, record: dict[str, Any]) -> Path:
+    path, out = write_from_record(folder / "tiny.gguf", record), folder / "out"
+    out.mkdir()
+    write_model(read_gguf(path), out, silent)
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in RECORDS]
+)
+def test_an_architecture_gives_the_logits_of_libllama(name: str, tmp_path: Path) -> None:
+    record = RECORDS[name]
+    ours, theirs = logits(imported(tmp_path, record)), np.array(record["logits"])
+    assert np.abs(ours - theirs).max() < (2e-2 if name in GELU else 1e-3)
+
+
+def test_every_row_of_the_table_has_been_held_against_libllama() -> None:
+    rows = {*STOCK, *OLDER, *FAMILIES} - {
+        "llama-experts",
+        "falcon-two-norms",
+    }  # told apart by what a file holds
+    assert rows == {record["architecture"] for record in RECORDS.values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("mixtral", "llama.attention.sliding_window", 7, "llama.attention.sliding_window"),
+        ("llama", "llama.attention.sliding_window", 7, "can't have 7 as llama.attention.sliding_window"),
+        ("llama", "llama.logit_scale", 2.0, "logit_scale, which kvchat does not understand"),
+        ("qwen2moe", "qwen2moe.expert_gating_func", 2, "can't have 2 as qwen2moe.expert_gating_func"),
+        ("gemma3-4b", "gemma3.rope.scaling.type", "sideways", "'sideways', which is unknown"),
+        ("llama-yarn", "llama.rope.scaling.attn_factor", 1.5, "attn_factor"),
+        ("deepseek2", "deepseek2.rope.scaling.type", "yarn", "yarn"),
+        ("granite", "granite.attention.dreams", 1, "granite.attention.dreams"),
+    ],
+)
+def test_a_key_that_bears_on_the_arithmetic_and_is_not_understood_is_a_refusal(
+    tmp_path: Path, name: str, key: str, value: Any, said: str
+) -> None:
+    record = RECORDS[name]
+    changed = record | {"metadata": record["metadata"] | {key: value}}
+    with pytest.raises(ModelUnavailableError, match=said) as caught:
+        imported(tmp_path, changed)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "added", "said"),
+    [
+        ("mixtral", "blk.1.ffn_up_exps.weight", None, r"lacks what belongs to tensor blk\.1\.ffn_gate_exps"),
+        ("gpt_oss", "blk.0.attn_sinks.weight", None, r"lacks model\.layers\.0\.self_attn\.sinks"),
+        ("gemma3-4b", None, "blk.0.attn_q.bias", r"unknown tensor blk\.0\.attn_q\.bias"),
+        ("qwen3moe-yarn", None, "blk.0.attn_dreams.weight", r"unknown tensor blk\.0\.attn_dreams"),
+    ],
+)
+def test_a_tensor_too_few_or_too_many_is_refused_by_its_name(
+    tmp_path: Path, name: str, removed: str | None, added: str | None, said: str
+) -> None:
+    record = RECORDS[name]
+    tensors = {key: shape for key, shape in record["tensors"].items() if key != removed}
+    with pytest.raises(ModelUnavailableError, match=said):
+        imported(tmp_path, record | {"tensors": tensors | ({added: [64]} if added else {})})
+
+
+def test_a_window_of_phi_3_is_kept_where_llama_cpp_leaves_it_out(tmp_path: Path) -> None:
+    record = RECORDS["phi3"]
+    windowed = record | {"metadata": record["metadata"] | {"phi3.attention.sliding_window": 8}}
+    assert np.abs(logits(imported(tmp_path, windowed)) - np.array(record["logits"])).max() > 0.1
