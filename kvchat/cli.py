@@ -244,7 +244,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=partial(chat, backends), reads_settings=True)
+    parser.set_defaults(run=partial(chat, backends), reads_settings=True, preset=None)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:

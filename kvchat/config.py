@@ -66,7 +66,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How the next token is chosen; None means the model's own generation_config."""
+    """How the next token is chosen; None means the model's own generation_config.
+
+    `repeat_stop` stops an answer that goes round in circles.
+    """
 
     max_tokens: int | None = field(default=None, metadata={"min": 1})
     temperature: float | None = field(default=None, metadata={"min": 0.0})
@@ -77,6 +80,7 @@ class SamplingConfig:
     seed: int | None = field(default=None, metadata={"min": 0, "max": 2**64 - 1})
     stop: tuple[str, ...] = ()
     think: bool | None = field(default=None, metadata={"env": "KVCHAT_THINK", "none": "auto"})
+    repeat_stop: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,20 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from kvchat.backends import base
-from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn, time_of
+from kvchat.backends.base import (
+    MAX_TOKENS,
+    Answer,
+    Event,
+    FinishReason,
+    Options,
+    Phase,
+    Role,
+    Status,
+    Turn,
+    time_of,
+)
 from kvchat.backends.loading import Idle, Loaded
+from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.text import Piece, ReasoningSplitter, StopScanner
 from kvchat.config import Config
@@ -46,6 +58,7 @@ class Answering:
         begun = self.splitter.feed(self.unfinished_text)
         before = "".join(piece.text for piece in begun if not piece.is_reasoning)
         self.scanner = StopScanner(self.chosen.stop, before)
+        self.repetition = RepetitionWatch() if options.repeat_stop else None
         self.ids: list[int] = []
         self.drafts_before = loaded.engine.drafts
         self.shown = ""  # all text up to where a stop string begins, marks included
@@ -71,10 +84,11 @@ class Answering:
                 if not self.ids:
                     show(Status(Phase.DECODING))
                 yield from self._token(event.id)
-                if self.scanner.is_hit:
+                if self.scanner.is_hit or self._is_looping:
                     decode_s = time.perf_counter() - decode_started
                     prefilled = len(self.prompt) - reuse.num_tokens
-                    finished = Finished(Finish.STOP, reuse, prefilled, prefill_s, decode_s, len(self.ids))
+                    why = Finish.STOP if self.scanner.is_hit else Finish.REPETITION
+                    finished = Finished(why, reuse, prefilled, prefill_s, decode_s, len(self.ids))
                     break
             else:
                 finished = event
@@ -101,6 +115,10 @@ class Answering:
             ),
         )
         return Request(self.tokens, sampling, chosen.max_tokens, stop_ids, self.shared, self.reuse)
+
+    @property
+    def _is_looping(self) -> bool:
+        return self.repetition is not None and self.repetition.is_looping
 
     def _token(self, token: int) -> Iterator[Event]:
         self.ids.append(token)
@@ -133,6 +151,8 @@ class Answering:
     def _give(self, text: str, is_reasoning: bool = False) -> Iterator[Event]:
         if text:
             (self.reasoning if is_reasoning else self.text).append(text)
+            if self.repetition is not None:
+                self.repetition.feed(text)
             if self.first_text_at is None:
                 self.first_text_at = time.perf_counter()
             yield base.Text(text, is_reasoning)
@@ -172,6 +192,7 @@ class Answering:
             else "",
             encoded=self.encoded,
             retracted=self.scanner.retracted,
+            stop_text=self.scanner.stop,
         )
 
     def _cache_report(self, reuse: Reuse) -> base.CacheReport:
@@ -235,6 +256,8 @@ def effective_options(defaults: Options, given: Options) -> Options:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
     values = {name: value for name in names if (value := getattr(given, name)) is not None}
     chosen = replace(defaults, **values, stop=(*defaults.stop, *given.stop))
+    if chosen.max_tokens is None:
+        chosen = replace(chosen, max_tokens=MAX_TOKENS)
     wants_sampling = any(name in values for name in ("top_k", "top_p", "min_p"))
     if wants_sampling and given.temperature is None and not defaults.temperature:
         return replace(chosen, temperature=1.0)

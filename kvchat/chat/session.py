@@ -121,14 +121,14 @@ class Session(Conversation):
         """
         done, history = 0, self.history
         if history:
-            for event in self.backend.prepare(history, self.options):
+            for event in self.backend.prepare(history, self.chosen):
                 done = event.done if isinstance(event, Prefilling) else done
         return done
 
     @property
     def place(self) -> tuple[object, ...]:
         """What the next prompt begins with depends on this; another place where it is not equal."""
-        return self.backend, self._tip, self.last, self._system, self._is_pinned, self.options.think
+        return self.backend, self._tip, self.last, self._system, self._is_pinned, self.chosen.think
 
     def compact(self, keep: int = 2) -> Events:
         """Let the model summarise all but the last `keep` exchanges and go on with that, as a branch.
@@ -183,7 +183,7 @@ class Session(Conversation):
         """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""
         draft = Draft(exchange, back_to=self._tip, is_new=exchange.id not in self._tree)
         events: Iterator[Event] = iter(())
-        self._tree.put(replace(exchange, options=self.options, model=self.model))
+        self._tree.put(replace(exchange, options=self.chosen, model=self.model))
         try:
             self._move_to(exchange.id)
             yield from self._notices()
@@ -202,11 +202,11 @@ class Session(Conversation):
 
     def _options_of(self, exchange: Exchange) -> Options:
         """How to make an answer: with draws of its own, the same wherever the same is said in the same place."""
-        seed = self.options.seed
+        options, seed = self.chosen, self.chosen.seed
         if seed is None:
-            return self.options
+            return options
         place = len(self._tree.path(exchange.parent)), self._tree.tries(exchange), len(exchange.said)
-        return replace(self.options, seed=derived_seed(seed, *place))
+        return replace(options, seed=derived_seed(seed, *place))
 
     def _followed(self, events: Iterator[Event], draft: Draft) -> Events:
         """The events as they come, saved on the way; `Done` gets the whole answer."""

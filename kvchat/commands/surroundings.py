@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from kvchat.backends.base import Backend
 from kvchat.config import Config
@@ -12,9 +13,16 @@ from kvchat.ui.desk import Surroundings
 
 
 def surroundings_of(
-    config: Config, open_backend: Callable[[Config], Backend], *, trusts_prompts: bool = False
+    config: Config,
+    open_backend: Callable[[Config], Backend],
+    *,
+    trusts_prompts: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> Surroundings:
-    """Other models with the settings of this one but its adapter and the trust in it, and this cache's folder."""
+    """Other models with the settings of this one but its adapter and the trust in it, and this cache's folder.
+
+    `origins` says where each setting (`section.key`) was given that has not its default.
+    """
     trust = Trust.from_config(config)
     if trusts_prompts:
         trust_for_now(trust)
@@ -39,4 +47,11 @@ def surroundings_of(
 
         return stored_tips(config.paths.cache)
 
-    return Surroundings(open_model, model_names, stored_tips, trust, trust_code)
+    def save_settings(values: Mapping[str, object]) -> Path:
+        from kvchat.commands.saving import save_settings
+
+        return save_settings(values)
+
+    return Surroundings(
+        open_model, model_names, stored_tips, trust, trust_code, origins or {}, save_settings
+    )

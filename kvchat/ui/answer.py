@@ -12,7 +12,6 @@ from kvchat.backends.base import Prefilling, Text
 from kvchat.ui.clean import sanitize
 from kvchat.ui.render import dim, progress_row
 
-TAIL_ROWS = 6
 THOUGHT_ROWS = 3
 _TAB = "    "
 _STEP = 8192  # where a line without end is cut, so that its rows stay where they are while it grows
@@ -24,6 +23,9 @@ class Blocks(Protocol):
     @property
     def open(self) -> str:
         """What was not handed out yet, as it came."""
+
+    def preview(self, columns: int) -> str:
+        """How a table that is open looks by now; empty for everything else, which is shown as it came."""
 
     def take(self, text: str) -> None:
         """The text grew."""
@@ -38,6 +40,10 @@ class PlainBlocks:
     def __init__(self) -> None:
         self.open = ""
         self._is_begun = False
+
+    def preview(self, columns: int) -> str:
+        """Plain text is shown as it came."""
+        return ""
 
     def take(self, text: str) -> None:
         """The text grew."""
@@ -76,15 +82,29 @@ class AnswerView:
         self._thought: list[str] = []
         self._thought_since: float | None = None
         self._prefill: tuple[Prefilling, float, float] | None = None
+        self._num_texts = 0
+        self._since = 0.0
 
     @property
     def thought(self) -> str:
         """The reasoning so far, as it came."""
         return "".join(self._thought)
 
+    @property
+    def progress(self) -> str:
+        """`57 tok · 21.3/s · 3 s`: how far it is since its first text; empty before."""
+        if not self._num_texts:
+            return ""
+        spent = time.monotonic() - self._since
+        rate = f" · {(self._num_texts - 1) / spent:.1f}/s" if spent > 0.5 else ""
+        return f"{self._num_texts} tok{rate} · {spent:.0f} s"
+
     def take(self, event: Prefilling | Text) -> None:
         """Note what is new."""
         now = time.monotonic()
+        if isinstance(event, Text):
+            self._since = self._since or now
+            self._num_texts += 1
         if isinstance(event, Prefilling):
             since = now if self._prefill is None or event.done == 0 else self._prefill[1]
             self._prefill = (event, since, now)
@@ -110,11 +130,10 @@ class AnswerView:
         printed.append(self._blocks.finished(columns, whole=whole))
         return "\n".join(piece for piece in printed if piece)
 
-    def tail(self, columns: int) -> Tail:
-        """The rows that are live now, cut to the screen's width."""
+    def tail(self, columns: int, num_rows: int) -> Tail:
+        """The rows that are live now, cut to the screen's width; of the answer, the last `num_rows`."""
         if self._is_begun:
-            text = self._blocks.open.rstrip("\n")
-            return Tail(last_rows(text, columns, TAIL_ROWS) if text else [])
+            return Tail(self._open_rows(columns, num_rows))
         if self._thought:
             text = self.thought.rstrip("\n") if self._show_thought else "thinking…"
             return Tail(last_rows(text, columns, THOUGHT_ROWS), "thought")
@@ -122,6 +141,13 @@ class AnswerView:
             event, since, now = self._prefill
             return Tail([progress_row("prefill", event.done, event.total, now - since, columns)], "wait")
         return Tail([])
+
+    def _open_rows(self, columns: int, num_rows: int) -> list[str]:
+        """What can still change, as far as it has come."""
+        if preview := self._blocks.preview(columns):
+            return preview.split("\n")[-num_rows:]
+        text = self._blocks.open.rstrip("\n")
+        return last_rows(text, columns, num_rows) if text else []
 
 
 def last_rows(text: str, columns: int, num_rows: int) -> list[str]:

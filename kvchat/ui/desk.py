@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from kvchat.backends.base import Backend, Event
@@ -17,6 +18,10 @@ def _no_other(name: str) -> Backend:
     raise UsageError("the model can't be changed here", "leave, and give -m")
 
 
+def _no_file(values: Mapping[str, object]) -> Path:
+    raise UsageError("settings can't be saved here", "write them into config.toml")
+
+
 def _no_code(name: str) -> None:
     raise UsageError("no model's code can be trusted here", f"leave, and give -m {name} --trust-remote-code")
 
@@ -27,7 +32,8 @@ class Surroundings:
 
     `open_model` gives the backend of a model that is not loaded yet; `model_names` are those on this disk;
     `stored_tips` says how many tokens are stored up to each (fingerprint, block hash). `trust` is whom the user trusts,
-    and `trust_code` takes their word about a model.
+    and `trust_code` takes their word about a model. `origins` says where each setting (`section.key`) was given that has
+    not its default; `save_settings` writes some into config.toml, which it returns.
     """
 
     open_model: Callable[[str], Backend] = _no_other
@@ -35,6 +41,8 @@ class Surroundings:
     stored_tips: Callable[[], Mapping[tuple[str, str], int]] = dict
     trust: Trust = field(default_factory=Trust)
     trust_code: Callable[[str], None] = _no_code
+    origins: Mapping[str, str] = field(default_factory=dict)
+    save_settings: Callable[[Mapping[str, object]], Path] = _no_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ class EngineWatch:
                 backend, shown = self._session.backend, None
             status = backend.status()
             self._follow(backend, shown, status)
-            if status != self._drawn or self._incoming:  # it may have changed and changed back meanwhile
+            is_loading = self._incoming is not None or status.phase is Phase.LOADING  # its clock goes on
+            if status != self._drawn or is_loading:  # it may have changed and changed back meanwhile
                 self._audience.redraw()
             shown = status
             await asyncio.sleep(_POLL_S)
@@ -88,7 +89,7 @@ class EngineWatch:
 
     def show_loading(self, backend: Backend | None) -> None:
         """Follow another backend that is being loaded; may be called from any thread."""
-        self._incoming = backend
+        self._incoming, self._stage = backend, ("", time.monotonic())
 
     def stop_loading(self) -> bool:
         """Give up the other backend that is being loaded; whether there is one."""

@@ -17,7 +17,7 @@ from markdown_it.token import Token
 from rich.console import Console
 from rich.text import Text
 
-from kvchat.ui.elements import ChatMarkdown, highlighted, markdown_parser
+from kvchat.ui.elements import INDENT, ChatMarkdown, highlighted, markdown_parser
 
 CODE_LINES = 4
 """Lines of code that are handed out together."""
@@ -77,6 +77,14 @@ class MarkdownBlocks:
         """What was not handed out yet, as it came."""
         return self._source.split("\n", self._next_line)[-1]
 
+    def preview(self, columns: int) -> str:
+        """How a table that is open looks by now, without colours; empty for everything else."""
+        blocks = self._blocks(self._source) if "|" in self._source else []
+        if not blocks or blocks[-1].tokens[0].type != "table_open":
+            return ""
+        part = _Part(blocks[-1].tokens, "".join(blocks[-1].lines), 0)
+        return _SGR.sub("", self._drawn(part, max(columns, _LEAST_COLUMNS)))
+
     def finished(self, columns: int, *, whole: bool = False) -> str:
         """What can't change any more and was not handed out before; all the rest if the text is `whole`.
 
@@ -132,7 +140,7 @@ class MarkdownBlocks:
         if 2 * max(token.level for token in part.what) > columns - _LEAST_COLUMNS:
             return part.source  # too deep to be drawn on so narrow a screen
         console.print(ChatMarkdown(self._parser, part.what), crop=False, end="")
-        lines = self._plain(file.getvalue()).split("\n")
+        lines = self._plain(file.getvalue().replace(INDENT, " ")).split("\n")
         shown = [number for number, line in enumerate(lines) if _SGR.sub("", line)]
         return "\n".join(lines[shown[0] : shown[-1] + 1]) if shown else ""
 

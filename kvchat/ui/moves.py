@@ -10,7 +10,7 @@ from kvchat.chat.export import FORMATS, local_time
 from kvchat.chat.session import Session
 from kvchat.chat.store import LATEST
 from kvchat.chat.warmth import Warmth, warmth
-from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.errors import EngineDiedError, KvchatError, UntrustedCodeError, UsageError
 from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
 from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import compaction_cost, cost_line
@@ -180,8 +180,11 @@ def _model(desk: Desk, argument: str) -> str:
         )
         desk.offer(f"{error.message}: (Enter takes it, Esc leaves)", [choice])
         return f"{error.message}; {session.model or 'the model before'} stays until you say that you trust it"
-    except BaseException:
+    except BaseException as error:
+        is_given_up = isinstance(error, EngineDiedError) and backend.status().phase is Phase.CLOSED
         backend.close()
+        if is_given_up:
+            raise KvchatError(f"loading {argument} was given up", f"{session.model} answers as before") from None
         raise
     finally:
         desk.show_loading(None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from kvchat.backends.base import FinishReason
 from kvchat.chat.session import Session
-from kvchat.chat.tree import Exchange
+from kvchat.chat.tree import Exchange, is_unfinished
 
 _EXCHANGES = 3
 _LINES = 6
@@ -43,6 +42,4 @@ def _cut(text: str) -> list[str]:
 def _ending(exchange: Exchange) -> list[str]:
     if exchange.answer is None:
         return ["(not answered; /retry asks again)"]
-    if exchange.answer.finish_reason is FinishReason.STOP:
-        return []
-    return ["(it stopped here; /continue goes on)"]
+    return ["(it stopped here; /continue goes on)"] if is_unfinished(exchange.answer) else []

@@ -13,12 +13,14 @@ from kvchat.backends.base import Answer, Backend, Done, Event, Notice, Phase
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
+from kvchat.ui import commands
 from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
 from kvchat.ui.clean import sanitize
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import fullness, is_full, ways_to_room
 from kvchat.ui.desk import Attachment, Choice, Surroundings
+from kvchat.ui.endings import ending
 from kvchat.ui.engine_watch import EngineWatch
 from kvchat.ui.entry import MAX_CHARACTERS
 from kvchat.ui.history import message_history
@@ -59,6 +61,8 @@ class Repl:
         self._screen.listen(key_bindings(self._keyboard))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
         self._hopeless: KvchatError | None = None
+        self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
+        self._seen: object = session.place  # the place that was looked at last
 
     # The dialogue's life
 
@@ -208,6 +212,7 @@ class Repl:
 
     def on_turn_end(self) -> None:
         """The next message may come."""
+        self._recount(is_answered=not commands.is_command(self._turns.running or ""))
         self._live.drop()
         self._screen.app.invalidate()
         self._engine.prepare_again()
@@ -221,9 +226,20 @@ class Repl:
             )
         if error:
             self._say_error(error.message, error.remedy)
+        self._recount()
+
+    def _recount(self, *, is_answered: bool = False) -> None:
+        """Count the conversation anew if it moved; an answer to a message tells its length itself."""
+        if self._seen != (place := self.session.place):
+            self._seen = place
+            if not is_answered:
+                self._turns.start(self._count)
 
     def _on_done(self, answer: Answer) -> None:
-        self._live.end(then=dim(stats_line(answer, self._context())) + "\n")
+        columns = self._screen.columns
+        why = self._wrapped(str(ending(self.session, answer, self._context())))
+        figures = stats_line(answer, self._context(), columns)
+        self._live.end(then="\n".join(dim(line) for line in (why, figures) if line) + "\n")
         self._turns.start(self._look_at_cache)
         if is_full(self.session, self._context()) and not is_full(self.session, self._context(), back=2):
             self._turns.start(self._offer_room, False)
@@ -277,8 +293,8 @@ class Repl:
         info = self._engine.info
         return info.context if info else self._config.model.context or 0
 
-    def _tail(self, columns: int) -> Tail:
-        tail = self._live.tail(columns)
+    def _tail(self, columns: int, num_rows: int) -> Tail:
+        tail = self._live.tail(columns, num_rows)
         if tail is not None:
             return tail
         loading = self._engine.loading(columns)
@@ -298,13 +314,31 @@ class Repl:
         status = self._engine.status()
         parts = [self._name(), phase_text(status)]
         if status.phase in (Phase.PREFILLING, Phase.DECODING):
-            parts = [phase_text(status), "Ctrl-C stops", self._name()]
-        if self.session.last and self.session.last.usage.total_tokens:
-            parts.append(f"ctx {self.session.last.usage.total_tokens}/{self._context()}")
+            doing = f"answering {self._live.progress}" if self._live.progress else phase_text(status)
+            parts = [doing, "Ctrl-C stops", self._name()]
+        if used := self._used():
+            parts.append(f"ctx {used}/{self._context()}")
+        if self.session.totals.answers:
             parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")
         if self._cache.view:
             parts.append(cache_part(self._cache.view))
         return toolbar(parts, columns)
+
+
+    def _used(self) -> int:
+        """Tokens of the conversation: as they were counted after a move, or as the last answer left them."""
+        place, tokens = self._counted
+        if place == self.session.place:
+            return tokens
+        return self.session.last.usage.total_tokens if self.session.last else 0
+
+    def _count(self) -> None:
+        """In a thread, for it waits: how long the conversation is where it moved to."""
+        place, history = self.session.place, self.session.history
+        with suppress(KvchatError):
+            view = self.session.backend.cache(history, self.session.chosen, has_rows=False) if history else None
+            self._counted = place, view.prompt_tokens if view else 0
+            self._turns.hand(self._screen.app.invalidate)
 
 
 class _LogLines(logging.Handler):

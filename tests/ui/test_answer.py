@@ -116,9 +116,9 @@ def test_the_tail_shows_prefill_then_text() -> None:
     view = AnswerView(PlainBlocks())
     view.take(Prefilling(0, 1800, 100))
     view.take(Prefilling(512, 1800, 100))
-    assert "512/1800" in view.tail(80).rows[0]
-    assert len(view.tail(20).rows[0]) < 20
+    assert "512/1800" in view.tail(80, 20).rows[0]
+    assert len(view.tail(20, 20).rows[0]) < 20
     view.take(Text("hello"))
-    assert view.tail(80).rows == ["hello"]
+    assert view.tail(80, 20).rows == ["hello"]
     assert view.finished(80, whole=True) == "hello"
-    assert view.tail(80).rows == []
+    assert view.tail(80, 20).rows == []

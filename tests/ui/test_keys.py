@@ -250,7 +250,7 @@ def test_vi_mode_by_setting(tmp_path: Path) -> None:
     terminal.enter("slow 500")
     terminal.wait_for("word5")
     terminal.type("\x03")
-    terminal.wait_for("· stopped")
+    terminal.wait_for("stopped by you")
     terminal.type(ESCAPE)
     for _ in range(10):
         terminal.read()

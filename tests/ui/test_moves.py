@@ -80,7 +80,7 @@ def test_continue_goes_on_where_ctrl_c_stopped(terminal: Terminal) -> None:
     terminal.enter("slow 60")
     terminal.wait_for("word5")
     terminal.type("\x03")
-    terminal.wait_for("· stopped")
+    terminal.wait_for("stopped by you")
     terminal.enter("/continue")
     terminal.wait_for("word59")
     terminal.settle()

@@ -52,7 +52,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(terminal: Terminal)
     terminal.enter("slow 500")
     terminal.wait_for("word5")
     terminal.type("\x03")
-    terminal.wait_for("· stopped")
+    terminal.wait_for("stopped by you")
     terminal.enter("go on")
     terminal.wait_for("[3] you said: go on")
     shown = "\n".join(terminal.rows)
@@ -69,7 +69,7 @@ def test_escape_and_sigint_stop_an_answer_too(terminal: Terminal, how: str | sig
         terminal.type(how)
     else:
         terminal.kill(how)
-    terminal.wait_for("· stopped")
+    terminal.wait_for("stopped by you")
     terminal.leave()
 
 
