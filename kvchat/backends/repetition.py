@@ -20,7 +20,9 @@ _LEAST_TIMES = 3
 _GRAM = 5
 _SEED = 3
 _LINE_WORDS = 40  # of a long line, so many are looked at together
-_UNSPACED = "\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
+)
 _WORD = re.compile(rf"\n|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]+")
 """A line's end, a character of a script without spaces, a word or number, or a run of punctuation."""
 

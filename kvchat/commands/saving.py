@@ -41,7 +41,9 @@ def with_setting(text: str, key: str, value: object) -> str:
     section, _, name = key.partition(".")
     lines = text.splitlines()
     headers = [at for at, line in enumerate(lines) if line.strip().startswith("[")]
-    start = next((at for at in headers if lines[at].strip().partition("#")[0].strip() == f"[{section}]"), None)
+    start = next(
+        (at for at in headers if lines[at].strip().partition("#")[0].strip() == f"[{section}]"), None
+    )
     if start is None:
         new = ["", f"[{section}]", f"{name} = {as_toml(value)}"] if value is not None else []
         return "\n".join([*lines, *(new if lines else new[1:])]) + "\n"

@@ -52,6 +52,4 @@ def surroundings_of(
 
         return save_settings(values)
 
-    return Surroundings(
-        open_model, model_names, stored_tips, trust, trust_code, origins or {}, save_settings
-    )
+    return Surroundings(open_model, model_names, stored_tips, trust, trust_code, origins or {}, save_settings)

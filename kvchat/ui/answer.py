@@ -91,13 +91,13 @@ class AnswerView:
         return "".join(self._thought)
 
     @property
-    def progress(self) -> str:
-        """`57 tok · 21.3/s · 3 s`: how far it is since its first text; empty before."""
+    def progress(self) -> list[str]:
+        """`57 tok`, `21.3/s`, `3 s`: how far it is since its first text; empty before."""
         if not self._num_texts:
-            return ""
+            return []
         spent = time.monotonic() - self._since
-        rate = f" · {(self._num_texts - 1) / spent:.1f}/s" if spent > 0.5 else ""
-        return f"{self._num_texts} tok{rate} · {spent:.0f} s"
+        rate = [f"{(self._num_texts - 1) / spent:.1f}/s"] if spent > 0.5 else []
+        return [f"{self._num_texts} tok", *rate, f"{spent:.0f} s"]
 
     def take(self, event: Prefilling | Text) -> None:
         """Note what is new."""

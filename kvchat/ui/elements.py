@@ -24,9 +24,7 @@ INDENT = "\ue000"
 
 _LEAST_COLUMN = 4
 _CODE_INDENT = "    "
-_MATHS = re.compile(
-    r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)", re.DOTALL
-)
+_MATHS = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)", re.DOTALL)
 _LEADING_BLANKS = re.compile(r"(?<=\n) {2,}")
 
 

@@ -58,9 +58,9 @@ class LiveAnswer:
         self._view = None
 
     @property
-    def progress(self) -> str:
+    def progress(self) -> list[str]:
         """How many tokens came, how fast and in what time; empty while there are none."""
-        return self._view.progress if self._view else ""
+        return self._view.progress if self._view else []
 
     def tail(self, columns: int, num_rows: int) -> Tail | None:
         """The rows that are live now, `num_rows` at most; None while no answer is made."""

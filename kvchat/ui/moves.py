@@ -184,7 +184,9 @@ def _model(desk: Desk, argument: str) -> str:
         is_given_up = isinstance(error, EngineDiedError) and backend.status().phase is Phase.CLOSED
         backend.close()
         if is_given_up:
-            raise KvchatError(f"loading {argument} was given up", f"{session.model} answers as before") from None
+            raise KvchatError(
+                f"loading {argument} was given up", f"{session.model} answers as before"
+            ) from None
         raise
     finally:
         desk.show_loading(None)

@@ -314,8 +314,7 @@ class Repl:
         status = self._engine.status()
         parts = [self._name(), phase_text(status)]
         if status.phase in (Phase.PREFILLING, Phase.DECODING):
-            doing = f"answering {self._live.progress}" if self._live.progress else phase_text(status)
-            parts = [doing, "Ctrl-C stops", self._name()]
+            parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, self._name()]
         if used := self._used():
             parts.append(f"ctx {used}/{self._context()}")
         if self.session.totals.answers:
@@ -323,7 +322,6 @@ class Repl:
         if self._cache.view:
             parts.append(cache_part(self._cache.view))
         return toolbar(parts, columns)
-
 
     def _used(self) -> int:
         """Tokens of the conversation: as they were counted after a move, or as the last answer left them."""
@@ -336,7 +334,9 @@ class Repl:
         """In a thread, for it waits: how long the conversation is where it moved to."""
         place, history = self.session.place, self.session.history
         with suppress(KvchatError):
-            view = self.session.backend.cache(history, self.session.chosen, has_rows=False) if history else None
+            view = (
+                self.session.backend.cache(history, self.session.chosen, has_rows=False) if history else None
+            )
             self._counted = place, view.prompt_tokens if view else 0
             self._turns.hand(self._screen.app.invalidate)
 

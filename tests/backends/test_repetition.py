@@ -24,9 +24,36 @@ GIFTS = (
     "eleven pipers piping",
     "twelve drummers drumming",
 )
-DAYS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+DAYS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
 ANIMALS = {"cow": "moo", "pig": "oink", "duck": "quack", "horse": "neigh", "sheep": "baa", "dog": "woof"}
-FRUITS = "apple banana cherry date elderberry fig grape lemon mango nectarine orange papaya quince".split()
+FRUITS = [
+    "apple",
+    "banana",
+    "cherry",
+    "date",
+    "elderberry",
+    "fig",
+    "grape",
+    "lemon",
+    "mango",
+    "nectarine",
+    "orange",
+    "papaya",
+    "quince",
+]
 
 
 def stopped_at(text: str, step: int = 4) -> int | None:
@@ -93,7 +120,8 @@ GOOD = {
     + "</ul>\n```",
     "a draft and what became of it": (bottles()[:250] + REFRAIN + farm()[:900] + "\n\nOnce more:\n\n") * 2,
     "a list with frames": "".join(f"- The {f} is a fruit. The {f} tastes good in a pie.\n" for f in FRUITS),
-    "JSON": "```json\n" + "".join(f'{{"name": "{f}", "colour": "red", "price": {len(f)}}},\n' for f in FRUITS),
+    "JSON": "```json\n"
+    + "".join(f'{{"name": "{f}", "colour": "red", "price": {len(f)}}},\n' for f in FRUITS),
 }
 
 

@@ -246,7 +246,7 @@ def test_ctrl_c_gives_up_loading_another_model(tmp_path: Path) -> None:
     terminal.enter("/model other")
     terminal.until(lambda: any(row.startswith("loading ") for row in terminal.visible), "its loading")
     terminal.type("\x03")
-    terminal.wait_for("! the engine was closed")
+    terminal.wait_for("! loading other was given up: smollm2-135m answers as before")
     say(terminal, "two")
     terminal.wait_for("[3] you said: two")
     terminal.enter("/model")

@@ -23,6 +23,7 @@ def open_terminal(long_path: Path, tmp_path: Path) -> Iterator[Open]:
 
     def make(*argv: str) -> Terminal:
         flags = ["-m", str(long_path), "--dtype", "float32", "--temperature", "0", "--max-tokens", "12"]
+        flags += ["--repeat-stop", "off"]
         flags += ["--cache-disk", "200MB", "--cache-ram", "100MB"]
         opened.append(Terminal(tmp_path, *flags, *argv, module="kvchat", columns=120, rows=40).ready())
         return opened[-1]
