@@ -27,6 +27,27 @@ KEYS = (
 )
 
 
+ALIASES = {
+    "/?": "/help",
+    "/h": "/help",
+    "/bye": "/exit",
+    "/quit": "/exit",
+    "/q": "/exit",
+    "/regenerate": "/retry",
+    "/regen": "/retry",
+    "/load": "/resume",
+    "/save": "/rename",
+    "/history": "/sessions",
+    "/models": "/model",
+    "/prompts": "/prompt",
+    "/config": "/set",
+    "/cost": "/stats",
+    "/reset": "/clear",
+    "/file": "/read",
+}
+"""What people who come from other programs say, by the command that does it here."""
+
+
 def is_command(text: str) -> bool:
     """Whether a line is a command; `//` is a slash that is meant."""
     return text.startswith("/") and not text.startswith("//")
@@ -34,12 +55,14 @@ def is_command(text: str) -> bool:
 
 def find(text: str) -> tuple[SlashCommand, str]:
     """The command of a line, and its argument. Raises UsageError, naming the nearest command."""
-    name, *rest = text.split(maxsplit=1)
+    said, *rest = text.split(maxsplit=1)
+    name = ALIASES.get(said, said)
     for command in COMMANDS:
         if command.name == name:
             return command, rest[0].strip() if rest else ""
-    nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1, cutoff=0.0)[0]
-    raise UsageError(f"no command is called {name}", f"did you mean {nearest}? (// begins with a real slash)")
+    nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else "/help lists them all"
+    raise UsageError(f"no command is called {said}", f"{remedy} (// begins a message with a slash)")
 
 
 def completions(text: str) -> list[str]:

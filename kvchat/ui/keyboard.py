@@ -105,7 +105,7 @@ class Keyboard:
     def put_back(self, text: str) -> None:
         """Give back to the input what was not sent, ahead of what was typed since."""
         typed = self._screen.buffer.text
-        self.put(f"{text}\n{typed}" if typed else text)
+        self.put("\n".join(part for part in (text, typed) if part))
 
     # Sending
 

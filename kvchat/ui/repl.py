@@ -207,7 +207,8 @@ class Repl:
         self._say_error(error.message, error.remedy)
         if isinstance(error, ContextOverflowError):
             self._turns.start(self._offer_room, not self._screen.buffer.text)
-        self._turns.waiting.appendleft(text)
+        if not commands.is_command(text):  # a command is in the history; here it would begin the next message
+            self._turns.waiting.appendleft(text)
         self._keyboard.put_back(self._turns.take_back())
 
     def on_turn_end(self) -> None:
