@@ -14,7 +14,7 @@ from kvchat.ui.render import dim, progress_row
 
 THOUGHT_ROWS = 3
 _TAB = "    "
-_STEP = 8192  # where a line without end is cut, so that its rows stay where they are while it grows
+_STEP = 2048  # where a line without end is cut, so that its rows stay where they are while it grows
 
 
 class Blocks(Protocol):
@@ -84,6 +84,8 @@ class AnswerView:
         self._prefill: tuple[Prefilling, float, float] | None = None
         self._num_texts = 0
         self._since = 0.0
+        self._num_printed = 0  # times that something was handed out
+        self._tail: tuple[object, Tail] = (None, Tail([]))  # as it was drawn last, and for what
 
     @property
     def thought(self) -> str:
@@ -128,12 +130,16 @@ class AnswerView:
             printed.append(dim(f"thought {spent:.1f} s, {len(self._thought)} tokens"))
             self._thought_since = None
         printed.append(self._blocks.finished(columns, whole=whole))
+        self._num_printed += 1
         return "\n".join(piece for piece in printed if piece)
 
     def tail(self, columns: int, num_rows: int) -> Tail:
         """The rows that are live now, cut to the screen's width; of the answer, the last `num_rows`."""
         if self._is_begun:
-            return Tail(self._open_rows(columns, num_rows))
+            place = self._num_texts, self._num_printed, columns, num_rows
+            if self._tail[0] != place:  # it is asked for several times a frame
+                self._tail = place, Tail(self._open_rows(columns, num_rows))
+            return self._tail[1]
         if self._thought:
             text = self.thought.rstrip("\n") if self._show_thought else "thinking…"
             return Tail(last_rows(text, columns, THOUGHT_ROWS), "thought")
@@ -153,7 +159,7 @@ class AnswerView:
 def last_rows(text: str, columns: int, num_rows: int) -> list[str]:
     """The last rows of a text that is wrapped at a width, in cells, between words where there are any."""
     columns = max(2, columns)
-    enough = max(0, len(text) - 4 * columns * num_rows)
+    enough = max(0, len(text) - 2 * columns * num_rows)
     start = max(text.rfind("\n", 0, enough) + 1, enough // _STEP * _STEP)
     rows = [row for line in text[start:].split("\n") for row in wrapped(line.replace("\t", _TAB), columns)]
     return rows[-num_rows:]
@@ -164,14 +170,18 @@ def wrapped(line: str, columns: int) -> list[str]:
     rows: list[str] = []
     row, width = "", 0
     for char in line:
-        cells = get_cwidth(char)
+        cells = 1 if " " <= char <= "~" else get_cwidth(char)
         if width + cells > columns:
             whole, blank, word = row.rpartition(" ")
-            if not blank or char == " " or get_cwidth(word) + cells > columns:
+            if not blank or char == " " or _width(word) + cells > columns:
                 whole, word = row, ""
             rows.append(whole)
-            row, width = word, get_cwidth(word)
+            row, width = word, _width(word)
             if char == " " and not word:
                 continue
         row, width = row + char, width + cells
     return [*rows, row]
+
+
+def _width(word: str) -> int:
+    return len(word) if word.isascii() and word.isprintable() else get_cwidth(word)

@@ -74,8 +74,11 @@ class LineDialogue:
 
     def run(self, first: Sequence[str] = ()) -> int:
         """Hold the dialogue until the input ends; the exit code. The lines in `first` come before what is typed."""
+        self._write(
+            "kvchat · a trailing \\ goes on in the next line · /help lists commands · Ctrl-D leaves\n"
+        )
         if self.session.path:
-            self._write(recap(self.session) + "\n")
+            self._write(f"{recap(self.session)}\n")
         self._chosen.extend(first)
         while not self._leaving:
             try:

@@ -16,8 +16,9 @@ from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.files import file_part, with_files
-from kvchat.ui.recap import recap
+from kvchat.ui.recap import recap, shown
 from kvchat.ui.render import promise_text, reuse_text, template_text, weights_text
+from kvchat.ui.tables import joined
 
 _LISTED = 200
 _TRUSTING = " --trust-remote-code"
@@ -55,7 +56,8 @@ def _resume(desk: Desk, argument: str) -> str:
     row = session.store.session(session.id)
     other = f"it was held with {row.model}; /model {row.model} goes back to it"
     differs = bool(row.model and session.model and row.model != session.model)
-    return _joined(recap(session), other if differs else "", cost_line(session))
+    notes = _joined(other if differs else "", cost_line(session))
+    return joined([shown(recap(session), desk.look), notes], desk.look.columns - 1)
 
 
 def _rename(desk: Desk, argument: str) -> str:
@@ -112,7 +114,7 @@ def _switch(desk: Desk, argument: str) -> str:
     session = desk.session
     if argument:
         session.switch(argument)
-        return _joined(recap(session), cost_line(session))
+        return joined([shown(recap(session), desk.look), cost_line(session)], desk.look.columns - 1)
     branches = session.branches
     if len(branches) < 2:
         return "there is one branch only; /edit, /retry and /undo make others"

@@ -23,11 +23,12 @@ from kvchat.ui.desk import Attachment, Choice, Surroundings
 from kvchat.ui.endings import ending
 from kvchat.ui.engine_watch import EngineWatch
 from kvchat.ui.entry import MAX_CHARACTERS
+from kvchat.ui.greeting import PLACEHOLDER, farewell, greeting, model_lines
 from kvchat.ui.history import message_history
 from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.live_answer import LiveAnswer
-from kvchat.ui.recap import recap
+from kvchat.ui.recap import recap, shown
 from kvchat.ui.render import dim, error_line, phase_text, stats_line, toolbar
 from kvchat.ui.screen import PROMPT, Content, Screen
 from kvchat.ui.tables import Look, Styled
@@ -52,7 +53,7 @@ class Repl:
         self._engine = EngineWatch(session, self._turns, self)
         self._cache = CacheWatch(session)
         self._screen = Screen(
-            Content(self._tail, self._queued, self._toolbar),
+            Content(self._tail, self._queued, self._toolbar, self._placeholder),
             message_history(config.paths.data / "history", save=config.chat.save, complain=self.show_error),
             vi=config.ui.vi,
             on_large_paste=self._refuse_paste,
@@ -61,6 +62,7 @@ class Repl:
         self._screen.listen(key_bindings(self._keyboard))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
         self._hopeless: KvchatError | None = None
+        self._introduced = ""  # the model that was last said to answer
         self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
         self._seen: object = session.place  # the place that was looked at last
 
@@ -90,7 +92,10 @@ class Repl:
         works = (self._turns.work(), self._greet(), self._engine.work())
         tasks = [asyncio.create_task(work) for work in works]
         try:
-            return await self._screen.app.run_async(set_exception_handler=False)
+            code = await self._screen.app.run_async(set_exception_handler=False)
+            if line := farewell(self.session, is_saved=self._config.chat.save):
+                self._screen.say_last(dim(sanitize(line)))
+            return code
         except (EOFError, OSError):  # the terminal is gone
             return 128 + signal.SIGHUP
         finally:
@@ -100,9 +105,9 @@ class Repl:
             self._turns.abandon(_LEAVE_S)
 
     async def _greet(self) -> None:
-        self._screen.print_above(dim(f"kvchat · {self._name()} · /help"))
+        self._screen.print_above(dim(self._wrapped(greeting())))
         if self.session.path:
-            self.show(recap(self.session))
+            self._screen.print_above(shown(recap(self.session), self.look))
 
     def _end(self, code: int) -> None:
         """Leave though the user did not ask for it: what was typed goes into the history."""
@@ -263,9 +268,17 @@ class Repl:
         """What the engine does has changed."""
         self._screen.app.invalidate()
 
-    def on_model(self) -> None:
+    def load(self) -> None:
         """In a thread: the first answer may come soon."""
         self._live.load()
+
+    def on_model(self) -> None:
+        """Say who answers, once for each model; not amid what is said."""
+        self._screen.app.invalidate()
+        info = self._engine.info
+        if info is not None and info.name != self._introduced and not self._turns.running:
+            self._introduced = info.name
+            self.show(self._wrapped("\n".join(model_lines(info))))
 
     def on_no_model(self, error: KvchatError) -> None:
         """There is nobody to talk to: end."""
@@ -323,6 +336,9 @@ class Repl:
         if self._cache.view:
             parts.append(cache_part(self._cache.view))
         return toolbar(parts, columns)
+
+    def _placeholder(self) -> str:
+        return "" if self.session.path or self._turns.running else PLACEHOLDER
 
     def _used(self) -> int:
         """Tokens of the conversation: as they were counted after a move, or as the last answer left them."""

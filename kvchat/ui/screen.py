@@ -27,7 +27,7 @@ from prompt_toolkit.key_binding import KeyBindingsBase
 from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.layout.dimension import Dimension
-from prompt_toolkit.layout.processors import TabsProcessor
+from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor, Processor, TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.search import SearchDirection, start_search
 from prompt_toolkit.styles import Style
@@ -108,6 +108,7 @@ class Content:
     tail: Callable[[int, int], Tail]
     queued: Callable[[int], list[str]]
     toolbar: Callable[[int], str]
+    placeholder: Callable[[], str] = str
 
 
 class _Application(Application[int]):
@@ -250,6 +251,11 @@ class Screen:
         else:
             run_in_terminal(stop)
 
+    def say_last(self, text: str) -> None:
+        """Print a line after the dialogue has ended."""
+        self.output.write_raw(styled(text) + "\r\n")
+        self.output.flush()
+
     def leave(self, code: int) -> None:
         """End `run` with an exit code."""
         if not self.app.is_done:
@@ -278,6 +284,13 @@ class Screen:
         """Most rows that the input takes."""
         return max(1, self.output.get_size().rows - 10)
 
+    def _hint(self) -> Processor:
+        """Shows the placeholder in an empty input."""
+        return ConditionalProcessor(
+            AfterInput(lambda: self._content.placeholder()[: max(0, self.columns - 4)], style="class:wait"),
+            Condition(lambda: not self.buffer.text),
+        )
+
     def _root(self) -> HSplit:
         live = Window(
             FormattedTextControl(self._tail),
@@ -291,7 +304,7 @@ class Screen:
         entry = Window(
             BufferControl(
                 self.buffer,
-                input_processors=[AroundCursor(), TabsProcessor(char1=" ", char2=" ")],
+                input_processors=[AroundCursor(), TabsProcessor(char1=" ", char2=" "), self._hint()],
                 search_buffer_control=self._search.control,
                 preview_search=True,
             ),

@@ -58,7 +58,7 @@ class Terminal:
     def ready(self) -> "Terminal":
         """Wait until the prompt is there and the child takes keys itself: before, the kernel would echo them."""
         self.until(lambda: not termios.tcgetattr(self.child.child_fd)[LFLAG] & termios.ICANON, "raw mode")
-        self.until(lambda: ">" in self.visible, "the prompt")
+        self.until(lambda: any(row.startswith(">") for row in self.visible), "the prompt")
         return self
 
     def type(self, text: str) -> None:
