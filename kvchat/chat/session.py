@@ -84,12 +84,15 @@ class Session(Conversation):
         """Say something and return the whole answer, without its reasoning."""
         return "".join(self.stream(text))
 
-    def retry(self) -> Events:
-        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError."""
+    def retry(self, *, temperature: float | None = None) -> Events:
+        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError.
+
+        With a `temperature` it is drawn at that, whatever the options say: greedy answers are all the same.
+        """
         tip = self._needed_tip("answer")
         if tip.answer is None:
             return self._answered(tip)
-        return self._answered(self._new_exchange(tip.user.text, tip.parent))
+        return self._answered(self._new_exchange(tip.user.text, tip.parent), temperature)
 
     def edit(self, number: int, text: str) -> Events:
         """Say `text` instead of message `number` (from 1; -1 is the last), as a branch. Raises UsageError."""
@@ -179,16 +182,19 @@ class Session(Conversation):
             )
         return path[: len(path) - keep], path[len(path) - keep :]
 
-    def _answered(self, exchange: Exchange) -> Events:
+    def _answered(self, exchange: Exchange, temperature: float | None = None) -> Events:
         """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""
         draft = Draft(exchange, back_to=self._tip, is_new=exchange.id not in self._tree)
         events: Iterator[Event] = iter(())
-        self._tree.put(replace(exchange, options=self.chosen, model=self.model))
+        options = self._options_of(exchange)
+        if temperature is not None:
+            options = replace(options, temperature=temperature)
+        self._tree.put(replace(exchange, options=replace(options, seed=self.chosen.seed), model=self.model))
         try:
             self._move_to(exchange.id)
             yield from self._notices()
             self._learn_tokenizer()
-            events = self.backend.answer(self.history, self._options_of(exchange))
+            events = self.backend.answer(self.history, options)
             yield from self._followed(events, draft)
         except GeneratorExit:
             self._finish_cancelled(events, draft)

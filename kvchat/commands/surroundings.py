@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,4 +52,11 @@ def surroundings_of(
 
         return save_settings(values)
 
-    return Surroundings(open_model, model_names, stored_tips, trust, trust_code, origins or {}, save_settings)
+    def forget(gone: Collection[tuple[str, str]], kept: Collection[tuple[str, str]]) -> object:
+        from kvchat.cache.maintenance import forget
+
+        return forget(config.paths.cache, frozenset(gone), frozenset(kept))
+
+    return Surroundings(
+        open_model, model_names, stored_tips, trust, trust_code, origins or {}, save_settings, forget
+    )

@@ -106,14 +106,16 @@ def _system(desk: Desk, argument: str) -> str:
 
 
 def _stats(desk: Desk, argument: str) -> str:
-    from kvchat.ui.cache_tables import history_table
+    from kvchat.ui.cache_tables import history_table, remembered_text
 
     totals, last = desk.session.totals, desk.session.last
     if last is None:
         return "nothing was answered yet"
     asked = totals.cached_tokens + totals.prefilled_tokens
+    usage = last.usage
     return joined(
         (
+            remembered_text(usage.cached_tokens, usage.prompt_tokens, last.cache.saved_s),
             f"answers {totals.answers} · generated {totals.completion_tokens} tokens",
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
             f" · prefilled {totals.prefilled_tokens}"

@@ -61,7 +61,7 @@ class LineDialogue:
         self._write("\n".join(rows) + "\n")
         answer = input("number, or nothing: ").strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
-            self._chosen.append(choices[int(answer) - 1].command)
+            self._chosen.extend(filter(None, [choices[int(answer) - 1].command]))
 
     def attach(self, attachment: Attachment) -> None:
         """Send it along with the next message."""

@@ -58,6 +58,11 @@ class LiveAnswer:
         self._view = None
 
     @property
+    def is_begun(self) -> bool:
+        """Whether some of an answer is on the screen and more may come."""
+        return bool(self.progress)
+
+    @property
     def progress(self) -> list[str]:
         """How many tokens came, how fast and in what time; empty while there are none."""
         return self._view.progress if self._view else []

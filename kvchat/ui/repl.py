@@ -62,6 +62,7 @@ class Repl:
         self._screen.listen(key_bindings(self._keyboard))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
         self._hopeless: KvchatError | None = None
+        self._warnings: list[str] = []  # that came amid an answer
         self._introduced = ""  # the model that was last said to answer
         self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
         self._seen: object = session.place  # the place that was looked at last
@@ -87,7 +88,7 @@ class Repl:
         for signum in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, self._end, 128 + signum)
         loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
-        log = _LogLines(lambda message: self._turns.hand(self._say_error, message))
+        log = _LogLines(lambda message: self._turns.hand(self._warn, message))
         logging.getLogger("kvchat").addHandler(log)
         works = (self._turns.work(), self._greet(), self._engine.work())
         tasks = [asyncio.create_task(work) for work in works]
@@ -192,12 +193,12 @@ class Repl:
         """A message is sent now."""
         self._live.begin()
         if text:
-            self.echo(text)
+            self.echo(self._keyboard.shown(text))
 
     def on_event(self, event: Event) -> None:
         """Show it."""
         if isinstance(event, Notice):
-            self._say_error(event.message)
+            self._warn(event.message)
         elif isinstance(event, Done):
             self._on_done(event.answer)
         else:
@@ -220,6 +221,7 @@ class Repl:
         """The next message may come."""
         self._recount(is_answered=not commands.is_command(self._turns.running or ""))
         self._live.drop()
+        self._say_warnings()
         self._screen.app.invalidate()
         self._engine.prepare_again()
 
@@ -295,6 +297,18 @@ class Repl:
         line = self._wrapped(error_line(message, remedy))
         self._screen.print_above(f"\x1b[31m{line}\x1b[39m" if self._color else line)
 
+    def _warn(self, message: str) -> None:
+        """Say something that is no answer to what was asked: not in the middle of an answer, but behind it."""
+        if self._live.is_begun:
+            self._warnings.append(message)
+        else:
+            self._say_error(message)
+
+    def _say_warnings(self) -> None:
+        warnings, self._warnings = self._warnings, []
+        for message in warnings:
+            self._say_error(message)
+
     def _wrapped(self, text: str) -> str:
         """The text broken between words, as the terminal would not."""
         columns = max(2, self._screen.columns)
@@ -326,7 +340,7 @@ class Repl:
         if self._keyboard.hint:
             return toolbar([self._keyboard.hint], columns)
         status = self._engine.status()
-        parts = [self._name(), phase_text(status)]
+        parts = [*self._screen.mode, self._name(), phase_text(status)]
         if status.phase in (Phase.PREFILLING, Phase.DECODING):
             parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, self._name()]
         if used := self._used():

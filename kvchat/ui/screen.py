@@ -24,6 +24,7 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.input.base import Input
 from prompt_toolkit.key_binding import KeyBindingsBase
+from prompt_toolkit.key_binding.vi_state import InputMode
 from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.layout.dimension import Dimension
@@ -177,6 +178,13 @@ class Screen:
     def columns(self) -> int:
         """Columns of the terminal."""
         return self.output.get_size().columns
+
+    @property
+    def mode(self) -> list[str]:
+        """Vi's mode in a word, where the input has vi's keys."""
+        if self.app.editing_mode is not EditingMode.VI:
+            return []
+        return ["INSERT" if self.app.vi_state.input_mode is InputMode.INSERT else "NORMAL"]
 
     def print_above(self, text: str) -> None:
         """Print lines above the input for good; `text` may carry SGR colours that we made ourselves."""
