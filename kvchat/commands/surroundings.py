@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from kvchat.backends.base import Backend
 from kvchat.config import Config
 from kvchat.trust import Trust, trust_for_now
-from kvchat.ui.desk import Surroundings
+from kvchat.ui.desk import ModelRow, Surroundings
 
 
 def surroundings_of(
@@ -37,10 +38,14 @@ def surroundings_of(
 
         trust_model(name, config)
 
-    def model_names() -> list[str]:
+    def models() -> list[ModelRow]:
         from kvchat.models.sources.catalog import Catalog
+        from kvchat.models.sources.others import others
 
-        return [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
+        own = Catalog(config.paths.models, offline=True).entries()
+        rows = [ModelRow(entry.name, entry.name, entry.num_bytes) for entry in own]
+        found = others(Path.home(), os.environ)
+        return rows + [ModelRow(str(each.path), each.name, each.num_bytes, each.program) for each in found]
 
     def stored_tips() -> Mapping[tuple[str, str], int]:
         from kvchat.cache.maintenance import stored_tips
@@ -58,5 +63,5 @@ def surroundings_of(
         return forget(config.paths.cache, frozenset(gone), frozenset(kept))
 
     return Surroundings(
-        open_model, model_names, stored_tips, trust, trust_code, origins or {}, save_settings, forget
+        open_model, models, stored_tips, trust, trust_code, origins or {}, save_settings, forget
     )

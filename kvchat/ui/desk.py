@@ -31,10 +31,20 @@ def _no_code(name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model on this disk: the name that it is loaded by, what it is called, its size in bytes, and whose it is."""
+
+    name: str
+    label: str
+    num_bytes: int
+    program: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What lies outside of the conversation: other models, and the cache's folder.
 
-    `open_model` gives the backend of a model that is not loaded yet; `model_names` are those on this disk;
+    `open_model` gives the backend of a model that is not loaded yet; `models` are those on this disk;
     `stored_tips` says how many tokens are stored up to each (fingerprint, block hash). `trust` is whom the user trusts,
     and `trust_code` takes their word about a model. `origins` says where each setting (`section.key`) was given that has
     not its default; `save_settings` writes some into config.toml, which it returns. `forget` deletes the KV up to some
@@ -42,7 +52,7 @@ class Surroundings:
     """
 
     open_model: Callable[[str], Backend] = _no_other
-    model_names: Callable[[], Iterable[str]] = tuple
+    models: Callable[[], Sequence[ModelRow]] = tuple
     stored_tips: Callable[[], Mapping[tuple[str, str], int]] = dict
     trust: Trust = field(default_factory=Trust)
     trust_code: Callable[[str], None] = _no_code

@@ -62,6 +62,7 @@ class Keyboard:
         self._shell: ShellCommand | None = None
         self._question: Output | None = None
         self._attached: list[Attachment] = []
+        self._put = ""  # what stands in the input since it was put there, and not typed
         self._shown: dict[str, str] = {}  # what is echoed of messages with attachments
 
     # What stands around the input
@@ -103,7 +104,7 @@ class Keyboard:
 
     def put(self, text: str) -> None:
         """Make this the input."""
-        self._screen.buffer.text = text
+        self._screen.buffer.text = self._put = text
         self._screen.buffer.cursor_position = len(text)
 
     def put_back(self, text: str) -> None:
@@ -317,7 +318,7 @@ class Keyboard:
     def offer(self, title: str, choices: Sequence[Choice], at: int) -> None:
         """Show a list whose rows run commands. While something is being typed it takes no keys: it is printed."""
         labels = [sanitize(choice.label) for choice in choices]
-        if self._screen.buffer.text:
+        if self._screen.buffer.text not in ("", self._put):
             lines = [f"{choice.command}  {label}" for choice, label in zip(choices, labels, strict=True)]
             self._face.show("\n".join([title.partition("(")[0].strip(), *lines[:_PRINTED]]))
             return

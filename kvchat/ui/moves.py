@@ -6,27 +6,26 @@ import re
 import time
 from collections.abc import Iterable
 
-from kvchat.backends.base import Backend, Phase, Role, Turn
+from kvchat.backends.base import Role, Turn
 from kvchat.chat.export import FORMATS
 from kvchat.chat.session import Session
 from kvchat.chat.store import LATEST
 from kvchat.chat.warmth import Warmth, warmth
-from kvchat.errors import EngineDiedError, KvchatError, UntrustedCodeError, UsageError
+from kvchat.errors import UsageError
 from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
 from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.figures import age_text
 from kvchat.ui.files import file_part, with_files
+from kvchat.ui.model_command import run_model
 from kvchat.ui.recap import recap, shown
-from kvchat.ui.render import promise_text, reuse_text, template_text, weights_text
 from kvchat.ui.tables import joined
 
 _LISTED = 200
 _RETRY_TEMPERATURE = 0.8
 _SURE = "--yes"
 _NO = Choice("no, keep it", "")
-_TRUSTING = " --trust-remote-code"
 
 
 def _new(desk: Desk, argument: str) -> str:
@@ -105,7 +104,9 @@ def _retry(desk: Desk, argument: str) -> Asking:
     session = desk.session
     chosen, tip = session.chosen, session.tip
     draws = any(value is not None for value in (chosen.top_k, chosen.top_p, chosen.min_p))
-    own = chosen.temperature if chosen.temperature is not None else session.backend.info().defaults.temperature
+    own = (
+        chosen.temperature if chosen.temperature is not None else session.backend.info().defaults.temperature
+    )
     if tip is None or tip.answer is None or own or (draws and chosen.temperature is None):
         return Asking(session.retry())
     note = f"drawn at temperature {_RETRY_TEMPERATURE}, for the likeliest answer would be the same again"
@@ -197,56 +198,6 @@ def _read(desk: Desk, argument: str) -> str:
     return f"{argument} goes along with the next message"
 
 
-def _model(desk: Desk, argument: str) -> str:
-    session = desk.session
-    if not argument:
-        name = session.model or session.backend.info().name
-        return _joined(f"{name} answers; /model NAME changes that", *_facts(session.backend))
-    if argument.endswith(_TRUSTING):
-        argument = argument.removesuffix(_TRUSTING).strip()
-        desk.surroundings.trust_code(argument)
-    backend = desk.surroundings.open_model(argument)
-    desk.show_loading(backend)
-    try:
-        backend.start()
-        backend.info()
-    except UntrustedCodeError as error:
-        backend.close()
-        choice = Choice(
-            "trust it from now on: it runs with all of your rights", f"/model {argument}{_TRUSTING}"
-        )
-        desk.offer(f"{error.message}: (Enter takes it, Esc leaves)", [choice])
-        return f"{error.message}; {session.model or 'the model before'} stays until you say that you trust it"
-    except BaseException as error:
-        is_given_up = isinstance(error, EngineDiedError) and backend.status().phase is Phase.CLOSED
-        backend.close()
-        if is_given_up:
-            raise KvchatError(
-                f"loading {argument} was given up", f"{session.model} answers as before"
-            ) from None
-        raise
-    finally:
-        desk.show_loading(None)
-    session.change_model(argument, backend)
-    return _joined(f"{argument} answers from now on", cost_line(session))
-
-
-def _facts(backend: Backend) -> list[str]:
-    """Its adapter, what its chat template does to the past, what of that is reused and from what it decodes, once that
-    is known."""
-    if backend.status().phase in (Phase.STARTING, Phase.LOADING, Phase.FAILED):
-        return []
-    info = backend.info()
-    adapter = f"with the adapter {info.adapter}" if info.adapter else ""
-    return [
-        adapter,
-        f"its chat template {template_text(info.template)}",
-        reuse_text(info),
-        promise_text(info),
-        weights_text(info),
-    ]
-
-
 def _prompt(desk: Desk, argument: str) -> str:
     from kvchat.ui.prompt_command import run_prompt  # YAML and Jinja, which the first key must not wait for
 
@@ -282,7 +233,9 @@ MOVES: tuple[SlashCommand, ...] = (
     ),
     SlashCommand("/rename", "NAME", "name this conversation", _rename),
     SlashCommand("/undo", "[N]", "take the last N messages back", _undo),
-    SlashCommand("/retry", "", "another answer to the last message; the one before stays as a branch", _retry),
+    SlashCommand(
+        "/retry", "", "another answer to the last message; the one before stays as a branch", _retry
+    ),
     SlashCommand("/edit", "[N [TEXT]]", "say message N (or the last) differently", _edit),
     SlashCommand("/continue", "", "go on with an answer that stopped", _continue),
     SlashCommand("/fork", "[NAME]", "go on beside this conversation", _fork),
@@ -310,9 +263,9 @@ MOVES: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/model",
         "[NAME]",
-        "show or change the model",
-        _model,
-        choices=lambda desk: desk.surroundings.model_names(),
+        "show the model and those on this disk, or change it",
+        run_model,
+        choices=lambda desk: [row.name for row in desk.surroundings.models()],
     ),
 )
 """The rows of the table."""

@@ -80,6 +80,8 @@ class Repl:
         code = asyncio.run(self._run())
         if self._hopeless is not None:
             raise self._hopeless
+        if code == 0 and (line := farewell(self.session, is_saved=self._config.chat.save)):
+            self._screen.say_last(dim(sanitize(line)))
         return code
 
     async def _run(self) -> int:
@@ -93,10 +95,7 @@ class Repl:
         works = (self._turns.work(), self._greet(), self._engine.work())
         tasks = [asyncio.create_task(work) for work in works]
         try:
-            code = await self._screen.app.run_async(set_exception_handler=False)
-            if line := farewell(self.session, is_saved=self._config.chat.save):
-                self._screen.say_last(dim(sanitize(line)))
-            return code
+            return await self._screen.app.run_async(set_exception_handler=False)
         except (EOFError, OSError):  # the terminal is gone
             return 128 + signal.SIGHUP
         finally:
