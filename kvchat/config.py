@@ -237,8 +237,9 @@ def origins(
     given: dict[str, Origin] = {}
     for section, cls in SECTIONS.items():
         for item in fields(cls):
-            name = variable_name(section, item)
-            if environ.get(name):
+            short = f"KVCHAT_{item.name.upper()}"  # what one tries first: KVCHAT_TEMPERATURE
+            names = (*([short] if section == "sampling" else []), variable_name(section, item))
+            if name := next((name for name in names if environ.get(name)), None):
                 given[f"{section}.{item.name}"] = Origin(environ[name], name)
     layers = _over(layers, given)
     named = flag_names or {}

@@ -137,6 +137,7 @@ def _bind_list(keys: KeyBindings, dialogue: Dialogue, picking: Filter) -> None:
         "enter": dialogue.choose,
         "escape": dialogue.drop,
         "c-c": dialogue.drop,
+        "c-d": dialogue.drop,
         "<sigint>": dialogue.drop,
         "pageup": lambda: dialogue.page(-1),
         "pagedown": lambda: dialogue.page(1),

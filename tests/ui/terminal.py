@@ -40,6 +40,7 @@ class Terminal:
         }
         names = ("CACHE_DIR", "DATA", "CONFIG", *(("MODELS",) if own_models else ()))
         folders = {f"KVCHAT_{name}": str(folder / name) for name in names}
+        folders |= {name: str(folder / name) for name in ("OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_CACHE")}
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", module, *argv],

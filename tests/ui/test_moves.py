@@ -237,6 +237,9 @@ def test_an_unknown_model_leaves_the_old_one_in_place(terminal: Terminal) -> Non
     terminal.wait_for("[5] you said: three")
     terminal.enter("/model")
     terminal.wait_for("other answers; /model NAME changes that")
+    terminal.wait_for("models on this disk:")
+    terminal.type("\x1b")
+    terminal.until(lambda: "→" not in "\n".join(terminal.visible), "the end of the list")
     leave(terminal)
 
 
