@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
     from kvchat.chat.export import local_time, session_json
 
     hits = _store(config).search(" ".join(args.words), args.limit or 20)
-    if not (hits or args.json or args.quiet):
+    if not (hits or args.json or args.quiet) and sys.stderr.isatty():
         tell("nothing that was said has these words in it")
     for row, hit in hits:
         if args.json:
