@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import json
 import logging
@@ -43,7 +44,7 @@ _MESSAGE_LENGTH = 2000
 
 
 _EPILOG = """\
-Without -p, in a terminal, kvchat opens a chat; type /help there. With -p, or in a pipe, it answers and ends:
+Without a question, in a terminal, kvchat opens a chat; type /help there. With one, or in a pipe, it answers and ends:
 piped text comes first, then the prompt; only the answer goes to stdout.
 
 exit codes: 0 ok, 1 went wrong while running, 2 usage, 3 model unavailable, 4 context overflow,
@@ -91,11 +92,34 @@ def _run(argv: Sequence[str], backends: Backends | None) -> int:
 
 def _asked(argv: Sequence[str], backends: Backends) -> tuple[argparse.Namespace, Config]:
     """What is to be run, and the settings. Raises UsageError."""
-    args = _parser(backends).parse_args(argv)
+    parser = _parser(backends)
+    args = parser.parse_args(_with_question(argv, parser))
     _check_folder()
     settings = _settings(args)
     args.given = {name for name, value in settings.items() if value is not None}
     return args, load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
+
+
+def _with_question(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The arguments, with -p in front of a question that stands where a command could: it has more than one word.
+
+    Raises UsageError for a flag before it that is not known; argparse would take the word behind that for a command.
+    """
+    known, takes_value = parser._option_string_actions, False
+    for at, word in enumerate(argv):
+        name = word.partition("=")[0]
+        if takes_value:
+            takes_value = False
+        elif word.startswith("--") and word != "--" and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {nearest[0]}?" if nearest else f"see {parser.prog} --help"
+            raise UsageError(f"no option is called {name}", remedy)
+        elif not word.startswith("-"):
+            is_question = len(word.split()) > 1
+            return [*argv[:at], "-p", *argv[at:]] if is_question else list(argv)
+        else:
+            takes_value = name == word and name in known and known[name].nargs in (None, "?")
+    return list(argv)
 
 
 def _end(code: int) -> int:
@@ -236,7 +260,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=partial(chat, backends), reads_settings=True)
+    parser.set_defaults(run=partial(chat, backends), reads_settings=True, preset=None)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:

@@ -68,7 +68,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How the next token is chosen; None means the model's own generation_config."""
+    """How the next token is chosen; None means the model's own generation_config.
+
+    `repeat_stop` stops an answer that goes round in circles.
+    """
 
     max_tokens: int | None = field(default=None, metadata={"min": 1})
     temperature: float | None = field(default=None, metadata={"min": 0.0})
@@ -79,6 +82,7 @@ class SamplingConfig:
     seed: int | None = field(default=None, metadata={"min": 0, "max": 2**64 - 1})
     stop: tuple[str, ...] = ()
     think: bool | None = field(default=None, metadata={"env": "KVCHAT_THINK", "none": "auto"})
+    repeat_stop: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +252,9 @@ def origins(
     given: dict[str, Origin] = {}
     for section, cls in SECTIONS.items():
         for item in fields(cls):
-            name = variable_name(section, item)
-            if environ.get(name):
+            short = f"KVCHAT_{item.name.upper()}"  # what one tries first: KVCHAT_TEMPERATURE
+            names = (*([short] if section == "sampling" else []), variable_name(section, item))
+            if name := next((name for name in names if environ.get(name)), None):
                 given[f"{section}.{item.name}"] = Origin(environ[name], name)
     layers = _over(layers, given)
     named = flag_names or {}

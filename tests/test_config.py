@@ -150,3 +150,10 @@ def test_how_far_to_guess_ahead_is_a_word_or_a_number(given: object, taken: int 
 def test_no_other_word_and_no_other_number_says_how_far(given: str) -> None:
     with pytest.raises(UsageError, match=r"model\.draft"):
         load_config({"model.draft": given}, environ={"KVCHAT_CONFIG": os.devnull})
+
+
+@pytest.mark.parametrize("name", ["KVCHAT_TEMPERATURE", "KVCHAT_SAMPLING_TEMPERATURE"])
+def test_sampling_is_set_by_its_short_and_its_long_variable(tmp_path: Path, name: str) -> None:
+    environ = {"KVCHAT_CONFIG": str(tmp_path / "none"), name: "0.3"}
+    assert load_config({}, environ).sampling.temperature == 0.3
+    assert origins({}, environ)["sampling.temperature"].where == name

@@ -11,6 +11,7 @@ from kvchat.backends import base
 from kvchat.backends.asking import Question
 from kvchat.backends.base import Answer, Event, FinishReason, Phase, Status
 from kvchat.backends.loading import Idle, Show, Talk
+from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.wording import Wording
 from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Token
@@ -30,7 +31,9 @@ class Answering:
         self._started = started
         self._drafts_before = talk.sequence.drafts
         tokenizer, stops = talk.model.tokenizer, question.options.stop
-        self._wording = Wording(tokenizer, question.splitter(talk.model), stops, question.unfinished)
+        repetition = RepetitionWatch() if question.options.repeat_stop else None
+        splitter = question.splitter(talk.model)
+        self._wording = Wording(tokenizer, splitter, stops, question.unfinished, repetition)
 
     def events(
         self, keeping: base.Keeping, is_cancelled: Callable[[], bool], show: Show
@@ -80,7 +83,9 @@ class Answering:
             prompt=tuple(ids),
             completion=tuple(completion),
             tokenizer=model.tokenizer.id,
-            finish_reason=FinishReason(finished.reason.value),
+            finish_reason=(
+                FinishReason.REPETITION if wording.is_looping else FinishReason(finished.reason.value)
+            ),
             usage=base.Usage(len(ids), len(completion), reuse.num_tokens),
             timings=self._timings(finished, idle),
             cache=self._cache_report(reuse, idle),
@@ -88,6 +93,7 @@ class Answering:
             kv_tip=engine.cache.tip(whole) if engine.cache else "",
             encoded=question.encoded,
             retracted=wording.retracted,
+            stop_text=wording.stop_text,
         )
 
     def _timings(self, finished: Finished, idle: Idle) -> base.Timings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kvchat.backends.base import Encoded, Options, Role, Turn, time_of
+from kvchat.backends.base import MAX_TOKENS, Encoded, Options, Role, Turn, time_of
 from kvchat.backends.loading import ReadyModel
 from kvchat.backends.text import ReasoningSplitter
 from kvchat.engine.request import Request
@@ -152,6 +152,8 @@ def effective_options(defaults: Options, given: Options) -> Options:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
     values = {name: value for name in names if (value := getattr(given, name)) is not None}
     chosen = replace(defaults, **values, stop=(*defaults.stop, *given.stop))
+    if chosen.max_tokens is None:
+        chosen = replace(chosen, max_tokens=MAX_TOKENS)
     wants_sampling = any(name in values for name in ("top_k", "top_p", "min_p"))
     if wants_sampling and given.temperature is None and not defaults.temperature:
         return replace(chosen, temperature=1.0)

@@ -24,6 +24,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"
     CANCELLED = "cancelled"
 
 
@@ -43,8 +44,8 @@ class Phase(StrEnum):
 class Options:
     """How to answer; None leaves a value to the model's own generation_config.
 
-    `temperature` 0 is greedy. `max_tokens` None means up to the end of the context. `think` is for models that can
-    think before they answer.
+    `temperature` 0 is greedy. `max_tokens` None is the model's own limit, or MAX_TOKENS for one that has none. `think`
+    is for models that can think before they answer. With `repeat_stop` an answer that goes round in circles is stopped.
     """
 
     max_tokens: int | None = None
@@ -56,10 +57,13 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     think: bool | None = None
+    repeat_stop: bool = True
 
 
 DEFAULTS = Options()
 """All is left to the model."""
+MAX_TOKENS = 4096
+"""Longest answer where neither the user nor the model sets a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ class Answer:
 
     `kv_root` names the model's folder in the cache and `kv_tip` the last full block of prompt and answer there, both
     as hex; empty where nothing is stored. Of the unfinished answer that it goes on with, the last `retracted` characters
-    turned out to be the beginning of a stop string.
+    turned out to be the beginning of a stop string. `stop_text` is the stop string that ended it, if one did.
     """
 
     text: str
@@ -173,6 +177,7 @@ class Answer:
     kv_tip: str = ""
     encoded: tuple[Encoded, ...] = ()
     retracted: int = 0
+    stop_text: str = ""
 
     def turn(self) -> Turn:
         """The answer as a turn of the conversation; without ids if they were lost with the engine."""

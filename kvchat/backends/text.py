@@ -33,7 +33,7 @@ def held_back(text: str, marks: Sequence[str]) -> int:
 class StopScanner:
     """Lets text through until the first of the stop strings, which it keeps back.
 
-    Once it is hit, `rest` says how many characters came from the stop string's first on. One may have begun at the end of
+    Once it is hit, `stop` is that string, and `rest` says how many characters came from its first on. One may have begun at the end of
     `before`, text that was let through already; then the last `retracted` characters of that belong to it.
     """
 
@@ -42,6 +42,7 @@ class StopScanner:
         self._held = before[len(before) - held_back(before, self._stops) :]
         self._num_shown = len(self._held)  # of what is held
         self.is_hit = False
+        self.stop = ""
         self.rest = 0
         self.retracted = 0
 
@@ -50,11 +51,12 @@ class StopScanner:
         if self.is_hit:
             return ""
         text = self._held + text
-        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        found = [(position, stop) for stop in self._stops if (position := text.find(stop)) >= 0]
         if found:
-            self.is_hit, self._held, self.rest = True, "", len(text) - min(found)
-            self.retracted = max(0, self._num_shown - min(found))
-            return text[self._num_shown : min(found)]
+            position, self.stop = min(found)
+            self.is_hit, self._held, self.rest = True, "", len(text) - position
+            self.retracted = max(0, self._num_shown - position)
+            return text[self._num_shown : position]
         end = len(text) - held_back(text, self._stops)
         new = text[self._num_shown : end]
         self._held, self._num_shown = text[end:], max(0, self._num_shown - end)

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from kvchat.backends.base import Event, Notice, Text
+from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.text import Passage, ReasoningSplitter, StopScanner
 from kvchat.models.text.tokenizer import ChatTokenizer
 
 
 class Wording:
-    """One answer, told token by token. `begun` are the ids of an unfinished answer that it goes on with."""
+    """One answer, told token by token. `begun` are the ids of an unfinished answer that it goes on with; `repetition` ends one that loops."""
 
     def __init__(
         self,
@@ -19,6 +20,7 @@ class Wording:
         splitter: ReasoningSplitter,
         stops: Sequence[str],
         begun: Sequence[int],
+        repetition: RepetitionWatch | None = None,
     ) -> None:
         self.ids: list[int] = []
         self.text = self.reasoning = ""
@@ -30,11 +32,22 @@ class Wording:
         self._begun = self._all = "".join(map(self._stream.push, begun))
         shown = "".join(part.text for part in splitter.feed(self._begun) if not part.is_reasoning)
         self._scanner = StopScanner(stops, shown)
+        self._repetition = repetition
 
     @property
     def is_over(self) -> bool:
-        """Whether a stop string has come."""
-        return self._scanner.is_hit
+        """Whether a stop string has come, or the text goes round in circles."""
+        return self._scanner.is_hit or self.is_looping
+
+    @property
+    def is_looping(self) -> bool:
+        """Whether it goes round in circles, if anybody watches that."""
+        return self._repetition is not None and self._repetition.is_looping
+
+    @property
+    def stop_text(self) -> str:
+        """The stop string that has come; empty before."""
+        return self._scanner.stop
 
     @property
     def retracted(self) -> int:
@@ -48,14 +61,14 @@ class Wording:
 
     def rest(self) -> Iterator[Event]:
         """What is still held back at the end."""
-        if not self.is_over:
+        if not self._scanner.is_hit:
             yield from self._show(self._stream.finish())
             yield from self._tell_apart(self._splitter.finish())
             yield from self._give(self._scanner.finish())
 
     def shown_ids(self) -> list[int]:
         """The generated ids up to the stop string; where it began inside a token, the rest of the text encoded."""
-        if not self.is_over:
+        if not self._scanner.is_hit:
             return self.ids
         tokenizer, count = self._tokenizer, len(self.ids)
         while count and not self._all.startswith(self._decoded(count)):
@@ -78,7 +91,7 @@ class Wording:
             yield from self._give(
                 one.text if one.is_reasoning else self._scanner.feed(one.text), one.is_reasoning
             )
-            if self.is_over:
+            if self._scanner.is_hit:
                 self._all = self._all[: max(len(self._begun), one.end - self._scanner.rest)]
                 return
 
@@ -89,5 +102,7 @@ class Wording:
             self.reasoning += text
         else:
             self.text += text
+        if self._repetition is not None:
+            self._repetition.feed(text)
         self.first_text_at = self.first_text_at or time.perf_counter()
         yield Text(text, is_reasoning)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from kvchat.backends.base import Answer, Options, Role, Turn
 from kvchat.chat.export import exported
 from kvchat.chat.journal import Journal, new_row
 from kvchat.chat.store import LATEST, NameTakenError, Store
-from kvchat.chat.tree import Branch, Exchange, Totals, Tree, new_id, relinked, well_formed
+from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id, relinked, well_formed
 from kvchat.errors import UsageError
 
 _MIN_PREFIX = 4
@@ -22,7 +23,8 @@ _MIN_PREFIX = 4
 class Conversation:
     """What was said, where the next message goes, and the verbs that move that place.
 
-    `options` and `model` (its name) are what the next message is asked with. `tokenizer` is the one whose ids the
+    `options` and `model` (its name) are what the next message is asked with; a saved prompt in place, `preset`, may set
+    some of the options differently as long as it stays. `tokenizer` is the one whose ids the
     history has where an answer has several; empty as long as nobody knows. Without a `store` all is in memory.
     """
 
@@ -30,6 +32,8 @@ class Conversation:
 
     def __init__(self, options: Options, system: str | None, *, store: Store | None, model: str) -> None:
         self.options = options
+        self.preset = Preset()
+        self._begun_with = options
         self.model = model
         self.tokenizer = ""
         self.store = store or Store()
@@ -57,6 +61,11 @@ class Conversation:
     def system(self) -> str | None:
         """The system prompt."""
         return self._system
+
+    @property
+    def chosen(self) -> Options:
+        """The options that the next message is asked with: the user's, and over them the saved prompt's."""
+        return replace(self.options, **self.preset.options)
 
     @property
     def path(self) -> tuple[Exchange, ...]:
@@ -139,7 +148,7 @@ class Conversation:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
         row = self.store.session(key)
         self._tree = self.store.tree(row)
-        self._tip, self._system, self._is_pinned = row.tip, row.system, False
+        self._tip, self._system, self._is_pinned, self.preset = row.tip, row.system, False, Preset()
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
 
@@ -171,12 +180,23 @@ class Conversation:
             )
         self._graft(path[num_exchanges:])
 
-    def set_system(self, text: str | None, *, pinned: bool = False) -> None:
+    def set_system(self, text: str | None, *, pinned: bool = False, preset: Preset | None = None) -> None:
         """Replace the system prompt from the next message on; what was said stays.
 
-        The KV of one that is `pinned` is evicted last.
+        The KV of one that is `pinned` is evicted last. The options of a saved prompt, `preset`, go when it is replaced.
         """
         self._system, self._is_pinned = well_formed(text) if text else None, pinned
+        self.preset = preset or Preset()
+
+    def is_set(self, name: str) -> bool:
+        """Whether an option was changed since the conversation began."""
+        return bool(getattr(self.options, name) != getattr(self._begun_with, name))
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change one option from the next message on, whatever a saved prompt says of it."""
+        self.options = replace(self.options, **{name: value})
+        kept = {key: other for key, other in self.preset.options.items() if key != name}
+        self.preset = replace(self.preset, options=kept)
 
     # How it is done
 
@@ -204,7 +224,7 @@ class Conversation:
 
     def _new_exchange(self, text: str, parent: str | None) -> Exchange:
         said = Turn(Role.USER, well_formed(text))
-        return Exchange(new_id(), parent, said, None, self.options, self.model, time.time())
+        return Exchange(new_id(), parent, said, None, self.chosen, self.model, time.time())
 
     def _move_to(self, tip: str | None) -> None:
         self._tip = tip

@@ -8,31 +8,35 @@ from dataclasses import dataclass, replace
 from kvchat.backends.base import Backend
 from kvchat.chat.session import Session
 from kvchat.chat.store import LATEST, SessionRow, Store
+from kvchat.chat.tree import Preset
 from kvchat.config import Config
 from kvchat.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The settings to start a backend with, and the session that it then answers."""
+    """The settings to start a backend with, and the session that it then answers, with the saved prompt in place."""
 
     config: Config
     store: Store
     row: SessionRow | None = None
     is_fork: bool = False
+    preset: Preset | None = None
 
     def session(self, backend: Backend) -> Session:
         """The session, with the backend that was started from `config`."""
         session = Session.from_config(backend, self.config, store=self.store)
         if self.row is not None:
             session.resume(self.row.id)
-            session.set_system(self.config.chat.system, pinned=self.config.chat.pin)
+        session.set_system(self.config.chat.system, pinned=self.config.chat.pin, preset=self.preset)
         if self.is_fork:
             session.fork()
         return session
 
 
-def opening(config: Config, *, key: str | None, is_fork: bool, flags: Collection[str]) -> Opening:
+def opening(
+    config: Config, *, key: str | None, is_fork: bool, flags: Collection[str], preset: Preset | None = None
+) -> Opening:
     """How to begin: with the session `key` (its name or id; empty for the latest), or a new one for None.
 
     A session keeps its model and its system prompt, unless `flags` (settings given on the command line) have
@@ -42,7 +46,7 @@ def opening(config: Config, *, key: str | None, is_fork: bool, flags: Collection
     if key is None:
         if is_fork:
             raise UsageError("--fork of what?", "give -c or -r with it")
-        return Opening(config, store)
+        return Opening(config, store, preset=preset)
     row = store.session(key or LATEST)
     if row.model and row.model != config.model.name and "model.name" not in flags:
         trusts = config.model.trust_remote_code and "model.trust_remote_code" in flags
@@ -50,4 +54,4 @@ def opening(config: Config, *, key: str | None, is_fork: bool, flags: Collection
         config = replace(config, model=model)
     if "chat.system" not in flags:
         config = replace(config, chat=replace(config.chat, system=row.system))
-    return Opening(config, store, row, is_fork)
+    return Opening(config, store, row, is_fork, preset)

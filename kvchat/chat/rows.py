@@ -33,6 +33,7 @@ _OPTIONS: Mapping[str, type[object]] = {
     "seed": int,
     "stop": list,
     "think": bool,
+    "repeat_stop": bool,
 }
 _MOST = 2.0**64
 _LAST_MOMENT_S = 253_370_764_800  # the year 9999 everywhere on Earth

@@ -84,12 +84,15 @@ class Session(Conversation):
         """Say something and return the whole answer, without its reasoning."""
         return "".join(self.stream(text))
 
-    def retry(self) -> Events:
-        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError."""
+    def retry(self, *, temperature: float | None = None) -> Events:
+        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError.
+
+        With a `temperature` it is drawn at that, whatever the options say: greedy answers are all the same.
+        """
         tip = self._needed_tip("answer")
         if tip.answer is None:
             return self._answered(tip)
-        return self._answered(self._new_exchange(tip.user.text, tip.parent))
+        return self._answered(self._new_exchange(tip.user.text, tip.parent), temperature)
 
     def edit(self, number: int, text: str) -> Events:
         """Say `text` instead of message `number` (from 1; -1 is the last), as a branch. Raises UsageError."""
@@ -121,14 +124,14 @@ class Session(Conversation):
         """
         done, history = 0, self.history
         if history:
-            for event in self.backend.prepare(history, self.options):
+            for event in self.backend.prepare(history, self.chosen):
                 done = event.done if isinstance(event, Prefilling) else done
         return done
 
     @property
     def place(self) -> tuple[object, ...]:
         """What the next prompt begins with depends on this; another place where it is not equal."""
-        return self.backend, self._tip, self.last, self._system, self._is_pinned, self.options.think
+        return self.backend, self._tip, self.last, self._system, self._is_pinned, self.chosen.think
 
     def compact(self, keep: int = 2) -> Events:
         """Let the model summarise all but the last `keep` exchanges and go on with that, as a branch.
@@ -179,16 +182,19 @@ class Session(Conversation):
             )
         return path[: len(path) - keep], path[len(path) - keep :]
 
-    def _answered(self, exchange: Exchange) -> Events:
+    def _answered(self, exchange: Exchange, temperature: float | None = None) -> Events:
         """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""
         draft = Draft(exchange, back_to=self._tip, is_new=exchange.id not in self._tree)
         events: Iterator[Event] = iter(())
-        self._tree.put(replace(exchange, options=self.options, model=self.model))
+        options = self._options_of(exchange)
+        if temperature is not None:
+            options = replace(options, temperature=temperature)
+        self._tree.put(replace(exchange, options=replace(options, seed=self.chosen.seed), model=self.model))
         try:
             self._move_to(exchange.id)
             yield from self._notices()
             self._learn_tokenizer()
-            events = self.backend.answer(self.history, self._options_of(exchange))
+            events = self.backend.answer(self.history, options)
             yield from self._followed(events, draft)
         except GeneratorExit:
             self._finish_cancelled(events, draft)
@@ -202,11 +208,11 @@ class Session(Conversation):
 
     def _options_of(self, exchange: Exchange) -> Options:
         """How to make an answer: with draws of its own, the same wherever the same is said in the same place."""
-        seed = self.options.seed
+        options, seed = self.chosen, self.chosen.seed
         if seed is None:
-            return self.options
+            return options
         place = len(self._tree.path(exchange.parent)), self._tree.tries(exchange), len(exchange.said)
-        return replace(self.options, seed=derived_seed(seed, *place))
+        return replace(options, seed=derived_seed(seed, *place))
 
     def _followed(self, events: Iterator[Event], draft: Draft) -> Events:
         """The events as they come, saved on the way; `Done` gets the whole answer."""

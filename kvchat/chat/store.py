@@ -35,7 +35,7 @@ FILE_NAME = "kvchat.db"
 LATEST = "latest"
 """What may be said instead of a session's id: the one that was changed last."""
 
-_MIN_PREFIX = 4
+_MIN_PREFIX = 3
 
 
 class Store:

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kvchat.backends.base import Answer, FinishReason, Options, Role, Turn
 
@@ -44,8 +45,8 @@ def is_empty(answer: Answer) -> bool:
 
 
 def is_unfinished(answer: Answer) -> bool:
-    """Whether an answer was stopped, or cut by its length, so that it can go on."""
-    return answer.finish_reason in (FinishReason.CANCELLED, FinishReason.LENGTH)
+    """Whether an answer was stopped before its own end, by the user, a limit or a loop, so that it can go on."""
+    return answer.finish_reason is not FinishReason.STOP
 
 
 def joined(before: Answer, after: Answer) -> Answer:
@@ -113,6 +114,14 @@ def relinked(exchanges: Iterable[Exchange], parent: str | None) -> Iterator[Exch
         copy = replace(exchange, id=new_id(), parent=parent, answer=answer)
         parent = copy.id
         yield copy
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A saved prompt that is in place: its name, and the sampling options that go with it."""
+
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

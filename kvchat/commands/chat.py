@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from kvchat.commands.flags import FLAG_NAMES
 from kvchat.commands.starting import ending_at_once
-from kvchat.config import Config
+from kvchat.config import Config, origins
 from kvchat.errors import UntrustedCodeError, UsageError
 from kvchat.ui.files import MAX_INPUT_BYTES
 
@@ -70,7 +71,9 @@ def _dialogue(
     """The dialogue that fits, ready to be held; it is given the lines that come before what is typed."""
     from kvchat.commands.surroundings import surroundings_of
 
-    surroundings = surroundings_of(config, backends.dialogue, trusts_prompts=args.trust_prompts)
+    surroundings = surroundings_of(
+        config, backends.dialogue, trusts_prompts=args.trust_prompts, origins=_origins(args)
+    )
     if config.ui.plain or os.environ.get("TERM") in (None, "", "dumb"):
         from kvchat.ui.lines import LineDialogue
 
@@ -78,6 +81,12 @@ def _dialogue(
     from kvchat.ui.repl import Repl
 
     return Repl(session, config, surroundings, color=_is_coloured()).run
+
+
+def _origins(args: argparse.Namespace) -> dict[str, str]:
+    """Where each setting was given that has not its default."""
+    given = {name: value for name, value in vars(args).items() if "." in name}
+    return {key: origin.where for key, origin in origins(given, flag_names=FLAG_NAMES).items()}
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
@@ -123,7 +132,8 @@ def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -
     """Where the conversation begins; at nothing if the user `picks` a session later."""
     from kvchat.chat.opening import opening
 
-    return opening(config, key=None if picks else args.resume, is_fork=args.fork, flags=args.given)
+    key = None if picks else args.resume
+    return opening(config, key=key, is_fork=args.fork, flags=args.given, preset=args.preset)
 
 
 def _is_coloured() -> bool:

@@ -100,7 +100,7 @@ def given_flags(args: argparse.Namespace) -> dict[str, object]:
 def _shown(value: object) -> str:
     if value is None or value == () or value == []:
         return "-"
-    return _toml(value)
+    return as_toml(value)
 
 
 def config_edit(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -148,17 +148,17 @@ def template() -> str:
             rest = f" ({', '.join(choices)})" if choices else ""
             lines.append(f"# {about[key]}{rest}; {variable_name(section, item)}")
             example = _EXAMPLES.get(key, item.metadata.get("none", values[item.name]))
-            lines.append(f"# {item.name} = {_toml(example)}")
+            lines.append(f"# {item.name} = {as_toml(example)}")
     lines += _REMOTE
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
     """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, ByteSize | int | float):
         return str(value)
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(as_toml(item) for item in value) + "]"
     return json.dumps(str(value), ensure_ascii=False)

@@ -96,6 +96,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--min-p", "drop tokens below this share of the best", "sampling.min_p", _number(float, "P")),
         Flag("--repetition-penalty", "1 is none", "sampling.repetition_penalty", _number(float, "R")),
         Flag("--think", "whether models that can think do so", "sampling.think", {"choices": THINK}),
+        Flag(
+            "--repeat-stop",
+            "whether an answer that goes round in circles is stopped (on)",
+            "sampling.repeat_stop",
+            {"choices": ("on", "off")},
+        ),
         Flag("--seed", "for the same answers to the same conversation again", "sampling.seed", _number(int)),
         Flag(
             "--stop",

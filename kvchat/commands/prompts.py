@@ -14,6 +14,7 @@ from typing import Any
 
 from kvchat.chat.lint import Measure, lint
 from kvchat.chat.prompts import SUFFIX, Prompt, Prompts, Shelf, check_name, prompt_text, user_folder
+from kvchat.chat.tree import Preset
 from kvchat.commands.terminal import for_terminal
 from kvchat.commands.trusting import prompts_around, prompts_with
 from kvchat.config import Config, editor, load_config
@@ -38,7 +39,8 @@ the end, or into the message: the cache holds a prompt up to the first token tha
 
 
 def with_prompt(args: argparse.Namespace, given: Mapping[str, object]) -> dict[str, object]:
-    """`given` over what `-t NAME --var k=v …` sets, as `load_config` takes it; says where that comes from.
+    """`given` over what `-t NAME --var k=v …` sets, as `load_config` takes it; says where that comes from. The prompt's
+    sampling options, which go with it, are put into `args.preset`.
 
     Trust in the code of a model counts for the one that the user named, not for a prompt's. Raises UsageError.
     """
@@ -48,11 +50,13 @@ def with_prompt(args: argparse.Namespace, given: Mapping[str, object]) -> dict[s
     prompts = prompts_with(args.template, trust)
     prompt = prompts.prompt(args.template)
     settings = prompt.settings(prompt.render(_values(args.var), datetime.now()))
+    options = {name: value for name, value in prompt.options.items() if f"sampling.{name}" not in given}
+    args.preset = Preset(prompt.name, options)
     if not (args.quiet or args.json):
         tell(_origin(prompt, prompts))
     if prompt.model and "model.name" not in given:
         given = {key: value for key, value in given.items() if key != "model.trust_remote_code"}
-    return settings | dict(given)
+    return {key: value for key, value in settings.items() if not key.startswith("sampling.")} | dict(given)
 
 
 def _origin(prompt: Prompt, prompts: Prompts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kvchat.chat.writes import Deleted
 from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
 from kvchat.errors import UsageError
+from kvchat.ui.asking import agrees, can_ask, tell
 
 _HISTORY_NAME = "history"
 """Where the dialogue keeps what is typed."""
@@ -44,7 +46,10 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """What was said with these words in it, the newest first."""
     from kvchat.chat.export import local_time, session_json
 
-    for row, hit in _store(config).search(" ".join(args.words), args.limit or 20):
+    hits = _store(config).search(" ".join(args.words), args.limit or 20)
+    if not (hits or args.json or args.quiet) and sys.stderr.isatty():
+        tell("nothing that was said has these words in it")
+    for row, hit in hits:
         if args.json:
             yield json.dumps(
                 session_json(row) | {"exchange": hit.exchange, "text": hit.text}, ensure_ascii=False
@@ -69,11 +74,16 @@ def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Delete sessions, and what only they had in the search index and in the cache; all are looked up first."""
+    """Delete sessions, and what only they had in the search index and in the cache; all are looked up first.
+
+    A person at a terminal is asked once, unless they gave --yes.
+    """
     from kvchat.cache.maintenance import forget
 
     store = _store(config)
     rows = {row.id: row for row in map(store.session, args.sessions)}
+    if not (args.yes or args.json) and can_ask() and not _confirmed(list(rows.values())):
+        return
     kv_tips: set[tuple[str, str]] = set()
     for row in rows.values():
         gone = store.delete(row.id)
@@ -89,6 +99,13 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         is_scrubbed = store.database.scrub()
     if not args.json:
         yield from map(for_terminal, _left(config, is_scrubbed))
+
+
+def _confirmed(rows: list[SessionRow]) -> bool:
+    """Whether the user wants these sessions deleted."""
+    labels = ", ".join(repr(row.label or row.id) for row in rows[:3]) + (", …" if len(rows) > 3 else "")
+    which = f"the session {labels}" if len(rows) == 1 else f"{len(rows)} sessions ({labels})"
+    return agrees(f"delete {which} for good?") is True
 
 
 def _shared(gone: Deleted) -> Iterator[str]:
@@ -127,5 +144,6 @@ def _document(key: str, config: Config, kind: str) -> str:
 def _line(row: SessionRow, held: Warmth) -> str:
     from kvchat.chat.export import local_time
 
-    turns = f"{row.num_exchanges:>4} turns {row.num_tokens:>7} tokens {held!s:>12}"
+    count = f"{row.num_exchanges:>4} {'turn ' if row.num_exchanges == 1 else 'turns'}"
+    turns = f"{count} {row.num_tokens:>7} tokens {held!s:>12}"
     return for_terminal(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")

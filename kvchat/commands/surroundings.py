@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from kvchat.backends.base import Backend
 from kvchat.config import Config
 from kvchat.trust import Trust, trust_for_now
-from kvchat.ui.desk import Surroundings
+from kvchat.ui.desk import ModelRow, Surroundings
 
 
 def surroundings_of(
-    config: Config, open_backend: Callable[[Config], Backend], *, trusts_prompts: bool = False
+    config: Config,
+    open_backend: Callable[[Config], Backend],
+    *,
+    trusts_prompts: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> Surroundings:
-    """Other models with the settings of this one but its adapter and the trust in it, and this cache's folder."""
+    """Other models with the settings of this one but its adapter and the trust in it, and this cache's folder.
+
+    `origins` says where each setting (`section.key`) was given that has not its default.
+    """
     trust = Trust.from_config(config)
     if trusts_prompts:
         trust_for_now(trust)
@@ -29,15 +38,35 @@ def surroundings_of(
 
         trust_model(name, config)
 
-    def model_names() -> list[str]:
+    def models() -> list[ModelRow]:
         from kvchat.models.sources.catalog import Catalog
+        from kvchat.models.sources.others import others
 
-        local = [entry.name for entry in Catalog(config.paths.models, offline=True).entries()]
-        return local + [f"{name}:{remote.model or ''}" for name, remote in config.remotes.items()]
+        own = Catalog(config.paths.models, offline=True).entries()
+        rows = [ModelRow(entry.name, entry.name, entry.num_bytes) for entry in own]
+        remotes = [f"{name}:{remote.model or ''}" for name, remote in config.remotes.items()]
+        found = others(Path.home(), os.environ)
+        return [
+            *rows,
+            *(ModelRow(name, name, 0) for name in remotes),
+            *(ModelRow(str(each.path), each.name, each.num_bytes, each.program) for each in found),
+        ]
 
     def stored_tips() -> Mapping[tuple[str, str], int]:
         from kvchat.cache.maintenance import stored_tips
 
         return stored_tips(config.paths.cache)
 
-    return Surroundings(open_model, model_names, stored_tips, trust, trust_code)
+    def save_settings(values: Mapping[str, object]) -> Path:
+        from kvchat.commands.saving import save_settings
+
+        return save_settings(values)
+
+    def forget(gone: Collection[tuple[str, str]], kept: Collection[tuple[str, str]]) -> object:
+        from kvchat.cache.maintenance import forget
+
+        return forget(config.paths.cache, frozenset(gone), frozenset(kept))
+
+    return Surroundings(
+        open_model, models, stored_tips, trust, trust_code, origins or {}, save_settings, forget
+    )

@@ -131,7 +131,8 @@ _REMOVAL = (
     "delete some, from the search index and the cache too; exit code 2, and all stay, if one is not there"
 )
 _SEVERAL: dict[str, dict[str, Any]] = {
-    "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"}
+    "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"},
+    "--yes": {"action": "store_true", "help": "delete without asking"},
 }
 _PROMPTS = "saved system prompts"
 _HERE = ("--trust-prompts",)

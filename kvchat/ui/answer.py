@@ -12,10 +12,9 @@ from kvchat.backends.base import Prefilling, Text
 from kvchat.ui.clean import sanitize
 from kvchat.ui.render import dim, progress_row
 
-TAIL_ROWS = 6
 THOUGHT_ROWS = 3
 _TAB = "    "
-_STEP = 8192  # where a line without end is cut, so that its rows stay where they are while it grows
+_STEP = 2048  # where a line without end is cut, so that its rows stay where they are while it grows
 
 
 class Blocks(Protocol):
@@ -24,6 +23,9 @@ class Blocks(Protocol):
     @property
     def open(self) -> str:
         """What was not handed out yet, as it came."""
+
+    def preview(self, columns: int) -> str:
+        """How a table that is open looks by now; empty for everything else, which is shown as it came."""
 
     def take(self, text: str) -> None:
         """The text grew."""
@@ -38,6 +40,10 @@ class PlainBlocks:
     def __init__(self) -> None:
         self.open = ""
         self._is_begun = False
+
+    def preview(self, columns: int) -> str:
+        """Plain text is shown as it came."""
+        return ""
 
     def take(self, text: str) -> None:
         """The text grew."""
@@ -76,15 +82,31 @@ class AnswerView:
         self._thought: list[str] = []
         self._thought_since: float | None = None
         self._prefill: tuple[Prefilling, float, float] | None = None
+        self._num_texts = 0
+        self._since = 0.0
+        self._num_printed = 0  # times that something was handed out
+        self._tail: tuple[object, Tail] = (None, Tail([]))  # as it was drawn last, and for what
 
     @property
     def thought(self) -> str:
         """The reasoning so far, as it came."""
         return "".join(self._thought)
 
+    @property
+    def progress(self) -> list[str]:
+        """`57 tok`, `21.3/s`, `3 s`: how far it is since its first text; empty before."""
+        if not self._num_texts:
+            return []
+        spent = time.monotonic() - self._since
+        rate = [f"{(self._num_texts - 1) / spent:.1f}/s"] if spent > 0.5 else []
+        return [f"{self._num_texts} tok", *rate, f"{spent:.0f} s"]
+
     def take(self, event: Prefilling | Text) -> None:
         """Note what is new."""
         now = time.monotonic()
+        if isinstance(event, Text):
+            self._since = self._since or now
+            self._num_texts += 1
         if isinstance(event, Prefilling):
             since = now if self._prefill is None or event.done == 0 else self._prefill[1]
             self._prefill = (event, since, now)
@@ -108,13 +130,16 @@ class AnswerView:
             printed.append(dim(f"thought {spent:.1f} s, {len(self._thought)} tokens"))
             self._thought_since = None
         printed.append(self._blocks.finished(columns, whole=whole))
+        self._num_printed += 1
         return "\n".join(piece for piece in printed if piece)
 
-    def tail(self, columns: int) -> Tail:
-        """The rows that are live now, cut to the screen's width."""
+    def tail(self, columns: int, num_rows: int) -> Tail:
+        """The rows that are live now, cut to the screen's width; of the answer, the last `num_rows`."""
         if self._is_begun:
-            text = self._blocks.open.rstrip("\n")
-            return Tail(last_rows(text, columns, TAIL_ROWS) if text else [])
+            place = self._num_texts, self._num_printed, columns, num_rows
+            if self._tail[0] != place:  # it is asked for several times a frame
+                self._tail = place, Tail(self._open_rows(columns, num_rows))
+            return self._tail[1]
         if self._thought:
             text = self.thought.rstrip("\n") if self._show_thought else "thinking…"
             return Tail(last_rows(text, columns, THOUGHT_ROWS), "thought")
@@ -123,11 +148,18 @@ class AnswerView:
             return Tail([progress_row("prefill", event.done, event.total, now - since, columns)], "wait")
         return Tail([])
 
+    def _open_rows(self, columns: int, num_rows: int) -> list[str]:
+        """What can still change, as far as it has come."""
+        if preview := self._blocks.preview(columns):
+            return preview.split("\n")[-num_rows:]
+        text = self._blocks.open.rstrip("\n")
+        return last_rows(text, columns, num_rows) if text else []
+
 
 def last_rows(text: str, columns: int, num_rows: int) -> list[str]:
     """The last rows of a text that is wrapped at a width, in cells, between words where there are any."""
     columns = max(2, columns)
-    enough = max(0, len(text) - 4 * columns * num_rows)
+    enough = max(0, len(text) - 2 * columns * num_rows)
     start = max(text.rfind("\n", 0, enough) + 1, enough // _STEP * _STEP)
     rows = [row for line in text[start:].split("\n") for row in wrapped(line.replace("\t", _TAB), columns)]
     return rows[-num_rows:]
@@ -138,14 +170,18 @@ def wrapped(line: str, columns: int) -> list[str]:
     rows: list[str] = []
     row, width = "", 0
     for char in line:
-        cells = get_cwidth(char)
+        cells = 1 if " " <= char <= "~" else get_cwidth(char)
         if width + cells > columns:
             whole, blank, word = row.rpartition(" ")
-            if not blank or char == " " or get_cwidth(word) + cells > columns:
+            if not blank or char == " " or _width(word) + cells > columns:
                 whole, word = row, ""
             rows.append(whole)
-            row, width = word, get_cwidth(word)
+            row, width = word, _width(word)
             if char == " " and not word:
                 continue
         row, width = row + char, width + cells
     return [*rows, row]
+
+
+def _width(word: str) -> int:
+    return len(word) if word.isascii() and word.isprintable() else get_cwidth(word)

@@ -21,6 +21,14 @@ _NUM_SHOWN = 100
 """Messages that have a row of their own in the map."""
 
 
+def remembered_text(cached: int, asked: int, saved_s: float) -> str:
+    """What the cache did, in a sentence for whoever has never heard of KV."""
+    if not asked:
+        return "Nothing was asked yet, so nothing was remembered."
+    saved = f"; that saved {seconds_text(saved_s)}" if saved_s >= 0.005 else ""
+    return f"Of the last {asked} tokens {cached} were remembered and not computed again{saved}."
+
+
 def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
     """The conversation as a map, a row a message; then the budgets, and what the cache did."""
     if view.mode == "off":
@@ -31,7 +39,14 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
         head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
     tiers = [use.tier for use in view.tiers]
     legend = "  ".join(f"{sign} {name}" for name, sign, _ in _looks(tiers))
-    pieces = [head, "" if look.plain or not view.rows else legend, map_table(view.rows, tiers, look)]
+    turn = view.turn
+    sentence = remembered_text(turn.hit_tokens, turn.asked_tokens, turn.saved_s - turn.load_s)
+    pieces = [
+        sentence,
+        head,
+        "" if look.plain or not view.rows else legend,
+        map_table(view.rows, tiers, look),
+    ]
     if view.rows:
         pieces.append(
             f"held {view.cached_tokens} of {view.prompt_tokens} tokens; the rest takes {seconds_text(view.compute_s)}"
@@ -49,11 +64,10 @@ def map_table(rows: Sequence[CacheRow], tiers: Sequence[str], look: Look) -> Sty
     if num_folded:
         between = f"{num_folded} more", _sum(rows[1 : 1 + num_folded])
         shown = [shown[0], between, *shown[1 + num_folded :]]
-    return (
-        table([_map_row(name, row, tiers, look) for name, row in shown], look, left=(0, 5))
-        if rows
-        else Styled("")
-    )
+    names = ["message", "tokens", "held", "size", "saves", *(["text"] if look.columns >= _WIDE else [])]
+    heading = [] if look.plain else names
+    drawn = [_map_row(name, row, tiers, look) for name, row in shown]
+    return table(drawn, look, heading=heading, left=(0, 5)) if rows else Styled("")
 
 
 def _sum(rows: Sequence[CacheRow]) -> CacheRow:
@@ -140,6 +154,7 @@ def why_text(answer: Answer, look: Look) -> Styled:
         f"{tier_text(name)} {count}" for name, count in {"live": report.live, **report.tiers}.items() if count
     )
     lines = [
+        remembered_text(usage.cached_tokens, usage.prompt_tokens, report.saved_s),
         f"from token {report.diverged_at} of {usage.prompt_tokens} on: {report.reason}",
         Styled(_around("was", report.was, look)),
         Styled(_around("now", report.now, look)),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import os
 import textwrap
-from dataclasses import asdict, fields, replace
-from typing import Any
 
-from kvchat.backends.base import Options, Phase
-from kvchat.config import load_config
+from kvchat.backends.base import Phase
 from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
 from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
+from kvchat.ui.options_command import option_names, run_set
 from kvchat.ui.render import reuse_text, stats_line, weights_text
 from kvchat.ui.tables import joined
 
@@ -30,6 +27,27 @@ KEYS = (
 )
 
 
+ALIASES = {
+    "/?": "/help",
+    "/h": "/help",
+    "/bye": "/exit",
+    "/quit": "/exit",
+    "/q": "/exit",
+    "/regenerate": "/retry",
+    "/regen": "/retry",
+    "/load": "/resume",
+    "/save": "/rename",
+    "/history": "/sessions",
+    "/models": "/model",
+    "/prompts": "/prompt",
+    "/config": "/set",
+    "/cost": "/stats",
+    "/reset": "/clear",
+    "/file": "/read",
+}
+"""What people who come from other programs say, by the command that does it here."""
+
+
 def is_command(text: str) -> bool:
     """Whether a line is a command; `//` is a slash that is meant."""
     return text.startswith("/") and not text.startswith("//")
@@ -37,12 +55,14 @@ def is_command(text: str) -> bool:
 
 def find(text: str) -> tuple[SlashCommand, str]:
     """The command of a line, and its argument. Raises UsageError, naming the nearest command."""
-    name, *rest = text.split(maxsplit=1)
+    said, *rest = text.split(maxsplit=1)
+    name = ALIASES.get(said, said)
     for command in COMMANDS:
         if command.name == name:
             return command, rest[0].strip() if rest else ""
-    nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1, cutoff=0.0)[0]
-    raise UsageError(f"no command is called {name}", f"did you mean {nearest}? (// begins with a real slash)")
+    nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else "/help lists them all"
+    raise UsageError(f"no command is called {said}", f"{remedy} (// begins a message with a slash)")
 
 
 def completions(text: str) -> list[str]:
@@ -85,40 +105,17 @@ def _system(desk: Desk, argument: str) -> str:
     return desk.session.system or "there is no system prompt; set one with /system TEXT"
 
 
-def _set(desk: Desk, argument: str) -> str:
-    key, _, value = argument.partition(" ")
-    options = desk.session.options
-    names = [item.name for item in fields(Options)]
-    if key and key not in names:
-        nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
-        raise UsageError(f"no option is called {key!r}", f"did you mean {nearest!r}?")
-    if value.strip():
-        desk.session.options = replace(options, **{key: _option(key, value.strip())})
-    shown = [key] if key else names
-    return "\n".join(f"{name} = {_shown(getattr(desk.session.options, name))}" for name in shown)
-
-
-def _option(key: str, value: str) -> Any:
-    """A sampling option from its text, by the settings' own rules; `default` is the model's own."""
-    if value == "default":
-        return getattr(Options(), key)
-    config = load_config({f"sampling.{key}": value}, environ={"KVCHAT_CONFIG": os.devnull})
-    return asdict(config.sampling)[key]
-
-
-def _shown(value: object) -> str:
-    return "default" if value is None or value == () else repr(value)
-
-
 def _stats(desk: Desk, argument: str) -> str:
-    from kvchat.ui.cache_tables import history_table
+    from kvchat.ui.cache_tables import history_table, remembered_text
 
     totals, last = desk.session.totals, desk.session.last
     if last is None:
         return "nothing was answered yet"
     asked = totals.cached_tokens + totals.prefilled_tokens
+    usage = last.usage
     return joined(
         (
+            remembered_text(usage.cached_tokens, usage.prompt_tokens, last.cache.saved_s),
             f"answers {totals.answers} · generated {totals.completion_tokens} tokens",
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
             f" · prefilled {totals.prefilled_tokens}"
@@ -150,7 +147,7 @@ def _cache(desk: Desk, argument: str) -> str:
     session = desk.session
     if argument:
         return why_text(session.last, desk.look) if session.last else "nothing was answered yet"
-    view = session.backend.cache(session.history, session.options)
+    view = session.backend.cache(session.history, session.chosen)
     return cache_text(view, session.store.totals(), desk.look)
 
 
@@ -158,7 +155,7 @@ def _context(desk: Desk, argument: str) -> str:
     from kvchat.ui.cache_tables import context_text
 
     session, backend = desk.session, desk.session.backend
-    view = backend.cache(session.history, session.options)
+    view = backend.cache(session.history, session.chosen)
     return context_text(view, backend.info().context, desk.look)
 
 
@@ -183,10 +180,6 @@ def _copy(desk: Desk, argument: str) -> str:
     return f"{lines} went to the terminal's clipboard; if it has none: /copy > FILE"
 
 
-def _option_names(desk: Desk) -> list[str]:
-    return [item.name for item in fields(Options)]
-
-
 def _exit(desk: Desk, argument: str) -> str:
     desk.leave()
     return ""
@@ -198,7 +191,11 @@ COMMANDS: tuple[SlashCommand, ...] = (
     *MOVES,
     SlashCommand("/system", "[TEXT|-]", "show, replace or remove the system prompt", _system),
     SlashCommand(
-        "/set", "[KEY [VALUE]]", "show or change how answers are sampled", _set, choices=_option_names
+        "/set",
+        "[KEY [VALUE]] [--save]",
+        "show or change how answers are sampled; --save keeps it for new conversations",
+        run_set,
+        choices=option_names,
     ),
     SlashCommand("/stats", "", "what the cache saved", _stats, anytime=True),
     SlashCommand(

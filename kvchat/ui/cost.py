@@ -32,7 +32,7 @@ def cost_line(session: Session, history: Sequence[Turn] | None = None) -> str:
     turns = session.history if history is None else history
     if not turns or turns[-1].role is Role.SYSTEM:
         turns = (*turns, Turn(Role.USER, ""))
-    return cost_text(session.backend.cache(turns, session.options, has_rows=False))
+    return cost_text(session.backend.cache(turns, session.chosen, has_rows=False))
 
 
 def cost_text(view: CacheView, more_tokens: int = 0) -> str:
@@ -48,8 +48,8 @@ def compaction_cost(session: Session, keep: int) -> str:
     if session.backend.status().phase is not Phase.READY:
         return ""
     asking, after = session.compaction(keep)
-    before_text = cost_text(session.backend.cache(asking, session.options, has_rows=False))
-    after_text = cost_text(session.backend.cache(after, session.options, has_rows=False), _SUMMARY_TOKENS)
+    before_text = cost_text(session.backend.cache(asking, session.chosen, has_rows=False))
+    after_text = cost_text(session.backend.cache(after, session.chosen, has_rows=False), _SUMMARY_TOKENS)
     return f"for the summary {before_text}; behind it about {after_text}"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from kvchat.backends.base import Backend, Event
@@ -17,29 +18,52 @@ def _no_other(name: str) -> Backend:
     raise UsageError("the model can't be changed here", "leave, and give -m")
 
 
+def _forget_nothing(gone: Collection[tuple[str, str]], kept: Collection[tuple[str, str]]) -> None:
+    return None
+
+
+def _no_file(values: Mapping[str, object]) -> Path:
+    raise UsageError("settings can't be saved here", "write them into config.toml")
+
+
 def _no_code(name: str) -> None:
     raise UsageError("no model's code can be trusted here", f"leave, and give -m {name} --trust-remote-code")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model on this disk: the name that it is loaded by, what it is called, its size in bytes, and whose it is."""
+
+    name: str
+    label: str
+    num_bytes: int
+    program: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What lies outside of the conversation: other models, and the cache's folder.
 
-    `open_model` gives the backend of a model that is not loaded yet; `model_names` are those on this disk;
+    `open_model` gives the backend of a model that is not loaded yet; `models` are those on this disk;
     `stored_tips` says how many tokens are stored up to each (fingerprint, block hash). `trust` is whom the user trusts,
-    and `trust_code` takes their word about a model.
+    and `trust_code` takes their word about a model. `origins` says where each setting (`section.key`) was given that has
+    not its default; `save_settings` writes some into config.toml, which it returns. `forget` deletes the KV up to some
+    tips, but for what others need.
     """
 
     open_model: Callable[[str], Backend] = _no_other
-    model_names: Callable[[], Iterable[str]] = tuple
+    models: Callable[[], Sequence[ModelRow]] = tuple
     stored_tips: Callable[[], Mapping[tuple[str, str], int]] = dict
     trust: Trust = field(default_factory=Trust)
     trust_code: Callable[[str], None] = _no_code
+    origins: Mapping[str, str] = field(default_factory=dict)
+    save_settings: Callable[[Mapping[str, object]], Path] = _no_file
+    forget: Callable[[Collection[tuple[str, str]], Collection[tuple[str, str]]], object] = _forget_nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One row of a list to choose from, and the command that taking it runs."""
+    """One row of a list to choose from, and the command that taking it runs; empty for none."""
 
     label: str
     command: str
@@ -51,6 +75,12 @@ class Attachment:
 
     label: str
     message: str
+
+    @property
+    def size(self) -> str:
+        """Its length in lines."""
+        count = len(self.message.splitlines())
+        return "1 line" if count == 1 else f"{count} lines"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore, inline, text_join
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -16,12 +19,19 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+INDENT = "\ue000"
+"""Stands for a blank at the beginning of a line, which Markdown would drop; whoever draws puts the blank back."""
+
 _LEAST_COLUMN = 4
+_CODE_INDENT = "    "
+_MATHS = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)", re.DOTALL)
+_LEADING_BLANKS = re.compile(r"(?<=\n) {2,}")
 
 
 def markdown_parser() -> MarkdownIt:
     """CommonMark with tables; what a reader would lose (HTML, link definitions) stays text."""
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable(["strikethrough", "table"])
+    parser.inline.ruler.before("escape", "maths", _maths)
     return parser.disable(["reference", "html_block", "html_inline"])
 
 
@@ -33,14 +43,35 @@ def highlighted(code: str, language: str) -> Text:
     return text
 
 
+def _maths(state: StateInline, silent: bool) -> bool:
+    """A formula between `\\(…\\)`, `\\[…\\]` or dollars is text as it is: its backslashes and stars are its own."""
+    found = _MATHS.match(state.src, state.pos) if state.src[state.pos] in "\\$" else None
+    if found is None:
+        return False
+    if not silent:
+        state.pending += found[0]
+    state.pos = found.end()
+    return True
+
+
 class _Code(CodeBlock):
     """Code as it is; only inside a list or a quotation, where rich would cut it, it is folded."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        code = highlighted(str(self.text).rstrip("\n"), self.lexer_name)
+        code = highlighted(self._shown(str(self.text).rstrip("\n")), self.lexer_name)
         if options.max_width < console.width:
             code.no_wrap, code.overflow = False, "fold"
         yield code
+
+    def _shown(self, code: str) -> str:
+        return code
+
+
+class _IndentedCode(_Code):
+    """Code that has no fence but its indentation, which it keeps: it may belong to the lines before it."""
+
+    def _shown(self, code: str) -> str:
+        return textwrap.indent(code, _CODE_INDENT)
 
 
 class _Heading(Heading):
@@ -91,7 +122,7 @@ class ChatMarkdown(Markdown):
 
     elements = Markdown.elements | {
         "fence": _Code,
-        "code_block": _Code,
+        "code_block": _IndentedCode,
         "heading_open": _Heading,
         "list_item_open": _Item,
         "table_open": _Table,
@@ -99,12 +130,19 @@ class ChatMarkdown(Markdown):
 
     def __init__(self, parser: MarkdownIt, blocks: Sequence[Token]) -> None:
         super().__init__("", hyperlinks=False)
-        state = StateCore("", parser, {}, list(blocks))
+        state = StateCore("", parser, {}, [_indented(token) for token in blocks])
         inline(state)
         text_join(state)
         for token in state.tokens:
             token.children = [_as_text(child) for child in token.children] if token.children else None
         self.parsed = state.tokens
+
+
+def _indented(token: Token) -> Token:
+    """A paragraph whose further lines keep their indentation: it may be code without a fence."""
+    if token.type != "inline" or token.level != 1 or "\n  " not in token.content:
+        return token
+    return token.copy(content=_LEADING_BLANKS.sub(lambda found: INDENT * len(found[0]), token.content))
 
 
 def _as_text(token: Token) -> Token:

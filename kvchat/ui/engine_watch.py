@@ -29,8 +29,11 @@ class Audience(Protocol):
     def show_error(self, error: KvchatError) -> None:
         """It ended, or can't be loaded again."""
 
+    def load(self) -> None:
+        """The model is about to stand, and the first answer may come soon. Called in a thread."""
+
     def on_model(self) -> None:
-        """The model is about to stand. Called in a thread."""
+        """The model stands, and `info` tells of it."""
 
     def on_no_model(self, error: KvchatError) -> None:
         """It could never be loaded."""
@@ -47,6 +50,7 @@ class EngineWatch:
         self._incoming: Backend | None = None
         self._stage = ("", time.monotonic())  # of loading, and since when
         self._drawn: Status | None = None
+        self._second = 0
         self._prepared: tuple[object, ...] | None = None  # the place that was prepared last
 
     async def work(self) -> None:
@@ -58,10 +62,17 @@ class EngineWatch:
                 backend, shown = self._session.backend, None
             status = backend.status()
             self._follow(backend, shown, status)
-            if status != self._drawn or self._incoming:  # it may have changed and changed back meanwhile
+            if self._is_due(status):
                 self._audience.redraw()
             shown = status
             await asyncio.sleep(_POLL_S)
+
+    def _is_due(self, status: Status) -> bool:
+        """Whether to draw: what is done has changed, or the clock of what loads shows another second."""
+        if self._incoming is not None or status.phase is Phase.LOADING:
+            before, self._second = self._second, int(time.monotonic() - self._stage[1])
+            return status != self._drawn or self._incoming is not None or before != self._second
+        return status != self._drawn  # it may have changed and changed back meanwhile
 
     # What there is to see
 
@@ -88,7 +99,7 @@ class EngineWatch:
 
     def show_loading(self, backend: Backend | None) -> None:
         """Follow another backend that is being loaded; may be called from any thread."""
-        self._incoming = backend
+        self._incoming, self._stage = backend, ("", time.monotonic())
 
     def stop_loading(self) -> bool:
         """Give up the other backend that is being loaded; whether there is one."""
@@ -131,9 +142,9 @@ class EngineWatch:
     def _learn_of_model(self, backend: Backend) -> None:
         """In a thread: what the model is, and what rendering needs, before the first answer comes."""
         try:
-            self._audience.on_model()
+            self._audience.load()
             self.info = backend.info()
-            self._turns.hand(self._audience.redraw)
+            self._turns.hand(self._audience.on_model)
         except EngineDiedError as error:
             if (
                 backend.status().phase is Phase.FAILED

@@ -14,12 +14,14 @@ from kvchat.ui.completion import completion
 from kvchat.ui.desk import Attachment, Choice, Desk
 from kvchat.ui.editor import edited
 from kvchat.ui.entry import MAX_CHARACTERS
+from kvchat.ui.menu import menu_rows
 from kvchat.ui.picker import Picker
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
 
 _HINT_S = 2.0
+_PRINTED = 20
 
 
 class Face(Desk, Protocol):
@@ -60,6 +62,8 @@ class Keyboard:
         self._shell: ShellCommand | None = None
         self._question: Output | None = None
         self._attached: list[Attachment] = []
+        self._put = ""  # what stands in the input since it was put there, and not typed
+        self._shown: dict[str, str] = {}  # what is echoed of messages with attachments
 
     # What stands around the input
 
@@ -90,7 +94,8 @@ class Keyboard:
             return self._picker.rows(columns)
         if self._question is not None:
             return [f"add these {self._question.num_lines} lines to the next message? y/n"[: columns - 1]]
-        return [f"with the next message: {attached.label}"[: columns - 1] for attached in self._attached]
+        attached = [f"with the next message: {each.label}"[: columns - 1] for each in self._attached]
+        return attached + menu_rows(self._screen.buffer.text, columns)
 
     def show_hint(self, text: str) -> None:
         """Say something in the toolbar for a moment."""
@@ -99,13 +104,13 @@ class Keyboard:
 
     def put(self, text: str) -> None:
         """Make this the input."""
-        self._screen.buffer.text = text
+        self._screen.buffer.text = self._put = text
         self._screen.buffer.cursor_position = len(text)
 
     def put_back(self, text: str) -> None:
         """Give back to the input what was not sent, ahead of what was typed since."""
         typed = self._screen.buffer.text
-        self.put(f"{text}\n{typed}" if typed else text)
+        self.put("\n".join(part for part in (text, typed) if part))
 
     # Sending
 
@@ -131,8 +136,19 @@ class Keyboard:
         elif commands.is_command(text):
             self._submit_command(text)
         else:
-            self._turns.add("\n\n".join((text, *(attached.message for attached in self._attached))))
-            self._attached.clear()
+            self._send(text)
+
+    def _send(self, text: str) -> None:
+        """Put a message into the queue, with what goes along with it."""
+        attached, self._attached = self._attached, []
+        whole = "\n\n".join((text, *(each.message for each in attached)))
+        if attached:
+            self._shown[whole] = "\n".join((text, *(f"[{each.label}, {each.size}]" for each in attached)))
+        self._turns.add(whole)
+
+    def shown(self, text: str) -> str:
+        """A message as it is echoed: what goes along with it is named alone."""
+        return self._shown.pop(text, text)
 
     def _submit_command(self, text: str) -> None:
         try:
@@ -159,7 +175,8 @@ class Keyboard:
         self._face.show(output.text or "no output")
         if output.code:
             self._face.show(f"exit code {output.code}" if output.code > 0 else "it was stopped")
-        self._question = output if output.text else None
+        is_typing = bool(self._screen.buffer.text)  # a question would take the next key
+        self._question = output if output.text and not is_typing else None
         self._screen.app.invalidate()
 
     def reply(self, is_yes: bool) -> None:
@@ -283,23 +300,41 @@ class Keyboard:
         if self._picker is not None:
             self._picker.move(step)
 
-    def jump(self, digit: int) -> None:
-        """Go to a row by its number."""
+    def page(self, step: int) -> None:
+        """Go up or down by a screenful of the list."""
         if self._picker is not None:
-            self._picker.type(digit)
+            self._picker.page(step)
+
+    def narrow(self, char: str) -> None:
+        """Filter the list by what is typed, or go to a row by its number."""
+        if self._picker is not None:
+            self._picker.type(char)
+
+    def widen(self) -> None:
+        """Take back the last character of the filter."""
+        if self._picker is not None:
+            self._picker.erase()
 
     def offer(self, title: str, choices: Sequence[Choice], at: int) -> None:
-        """Show a list whose rows run commands."""
+        """Show a list whose rows run commands. While something is being typed it takes no keys: it is printed."""
         labels = [sanitize(choice.label) for choice in choices]
-        self._picker = Picker(title, labels, lambda row: self._turns.add(choices[row].command), at=at)
+        if self._screen.buffer.text not in ("", self._put):
+            lines = [f"{choice.command}  {label}" for choice, label in zip(choices, labels, strict=True)]
+            self._face.show("\n".join([title.partition("(")[0].strip(), *lines[:_PRINTED]]))
+            return
+        self._picker = Picker(title, labels, lambda row: self._run_choice(choices[row]), at=at)
         self._screen.app.invalidate()
+
+    def _run_choice(self, choice: Choice) -> None:
+        if choice.command:
+            self._turns.add(choice.command)
 
     def choose(self) -> None:
         """Take what the list stands at."""
         picker, self._picker = self._picker, None
         if picker is not None:
             try:
-                picker.then(picker.at)
+                picker.take()
             except KvchatError as error:
                 self._face.show_error(error)
 

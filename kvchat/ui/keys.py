@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 from prompt_toolkit.filters import Condition, Filter, is_searching, vi_insert_mode, vi_mode
@@ -62,8 +61,14 @@ class Dialogue(Protocol):
     def move(self, step: int) -> None:
         """Go up (-1) or down (1) in the list."""
 
-    def jump(self, digit: int) -> None:
-        """Go to a row by its number, a digit at a time."""
+    def page(self, step: int) -> None:
+        """Go up (-1) or down (1) by a screenful of the list."""
+
+    def narrow(self, char: str) -> None:
+        """Filter the list by what is typed, or go to a row by its number, a digit at a time."""
+
+    def widen(self) -> None:
+        """Take back the last character of the filter."""
 
     def choose(self) -> None:
         """Take what the list stands at."""
@@ -132,12 +137,19 @@ def _bind_list(keys: KeyBindings, dialogue: Dialogue, picking: Filter) -> None:
         "enter": dialogue.choose,
         "escape": dialogue.drop,
         "c-c": dialogue.drop,
+        "c-d": dialogue.drop,
         "<sigint>": dialogue.drop,
-        "<any>": lambda: None,
-        **{str(digit): partial(dialogue.jump, digit) for digit in range(10)},
+        "pageup": lambda: dialogue.page(-1),
+        "pagedown": lambda: dialogue.page(1),
+        "backspace": dialogue.widen,
     }
     for key, verb in rows.items():
         keys.add(key, filter=picking)(_calling(verb))
+
+    @keys.add("<any>", filter=picking)
+    def narrow(event: KeyPressEvent) -> None:
+        if len(event.data) == 1:  # no other key, and no paste
+            dialogue.narrow(event.data)
 
 
 def _bind_question(keys: KeyBindings, dialogue: Dialogue, asking: Filter) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from kvchat.backends.base import Backend, Done, Event, Notice, Phase, Text
-from kvchat.chat.session import Session, is_empty
+from kvchat.chat.session import Session
 from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
@@ -17,6 +17,7 @@ from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import check_length, fullness, is_full, ways_to_room
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
+from kvchat.ui.endings import ending
 from kvchat.ui.files import with_files
 from kvchat.ui.oneshot import interruptible
 from kvchat.ui.recap import recap
@@ -60,7 +61,7 @@ class LineDialogue:
         self._write("\n".join(rows) + "\n")
         answer = input("number, or nothing: ").strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
-            self._chosen.append(choices[int(answer) - 1].command)
+            self._chosen.extend(filter(None, [choices[int(answer) - 1].command]))
 
     def attach(self, attachment: Attachment) -> None:
         """Send it along with the next message."""
@@ -73,8 +74,11 @@ class LineDialogue:
 
     def run(self, first: Sequence[str] = ()) -> int:
         """Hold the dialogue until the input ends; the exit code. The lines in `first` come before what is typed."""
+        self._write(
+            "kvchat · a trailing \\ goes on in the next line · /help lists commands · Ctrl-D leaves\n"
+        )
         if self.session.path:
-            self._write(recap(self.session) + "\n")
+            self._write(f"{recap(self.session)}\n")
         self._chosen.extend(first)
         while not self._leaving:
             try:
@@ -131,9 +135,10 @@ class LineDialogue:
                 elif isinstance(event, Notice):
                     self._write(error_line(event.message) + "\n")
                 elif isinstance(event, Done):
-                    self._write("\n" + stats_line(event.answer, backend.info().context) + "\n")
-                    if is_empty(event.answer):
-                        self._write("the message was taken back\n")
+                    context = backend.info().context
+                    why = str(ending(self.session, event.answer, context))
+                    figures = stats_line(event.answer, context)
+                    self._write("\n" + "\n".join(line for line in (why, figures) if line) + "\n")
         self._watch.look()
         self._offer_room(backend.info().context)
 

@@ -57,9 +57,19 @@ class LiveAnswer:
         """Show no more of it; what `end` has not printed is lost."""
         self._view = None
 
-    def tail(self, columns: int) -> Tail | None:
-        """The rows that are live now; None while no answer is made."""
-        return self._view.tail(columns) if self._view else None
+    @property
+    def is_begun(self) -> bool:
+        """Whether some of an answer is on the screen and more may come."""
+        return bool(self.progress)
+
+    @property
+    def progress(self) -> list[str]:
+        """How many tokens came, how fast and in what time; empty while there are none."""
+        return self._view.progress if self._view else []
+
+    def tail(self, columns: int, num_rows: int) -> Tail | None:
+        """The rows that are live now, `num_rows` at most; None while no answer is made."""
+        return self._view.tail(columns, num_rows) if self._view else None
 
     def _frame(self) -> None:
         """Print what became finished and draw the rest."""

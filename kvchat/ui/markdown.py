@@ -17,7 +17,7 @@ from markdown_it.token import Token
 from rich.console import Console
 from rich.text import Text
 
-from kvchat.ui.elements import ChatMarkdown, highlighted, markdown_parser
+from kvchat.ui.elements import INDENT, ChatMarkdown, highlighted, markdown_parser
 
 CODE_LINES = 4
 """Lines of code that are handed out together."""
@@ -67,6 +67,8 @@ class MarkdownBlocks:
         self._next_line = 0  # of the open block, behind them
         self._is_begun = False
         self._is_block_begun = False
+        self._table: _Part | None = None  # that is open, as far as its last whole row
+        self._preview: tuple[_Part | None, int, str] = (None, 0, "")  # how that looked last, and how wide
 
     def take(self, text: str) -> None:
         """The answer grew."""
@@ -76,6 +78,15 @@ class MarkdownBlocks:
     def open(self) -> str:
         """What was not handed out yet, as it came."""
         return self._source.split("\n", self._next_line)[-1]
+
+    def preview(self, columns: int) -> str:
+        """How a table that is open looks by its last whole row, without colours; empty for everything else."""
+        if self._table is None:
+            return ""
+        if self._preview[:2] != (self._table, columns):
+            drawn = self._drawn(self._table, max(columns, _LEAST_COLUMNS))
+            self._preview = self._table, columns, _SGR.sub("", drawn)
+        return self._preview[2]
 
     def finished(self, columns: int, *, whole: bool = False) -> str:
         """What can't change any more and was not handed out before; all the rest if the text is `whole`.
@@ -94,6 +105,7 @@ class MarkdownBlocks:
                 self._source = self._source[sum(map(len, block.lines)) :]
                 self._num_given, self._next_line, self._is_block_begun = 0, 0, False
         self._num_lines = self._source.count("\n")
+        self._table = _open_table(blocks) if not whole else None
         return "\n".join(printed)
 
     def _given(self, parts: Iterator[_Part], columns: int) -> Iterator[str]:
@@ -132,13 +144,20 @@ class MarkdownBlocks:
         if 2 * max(token.level for token in part.what) > columns - _LEAST_COLUMNS:
             return part.source  # too deep to be drawn on so narrow a screen
         console.print(ChatMarkdown(self._parser, part.what), crop=False, end="")
-        lines = self._plain(file.getvalue()).split("\n")
+        lines = self._plain(file.getvalue().replace(INDENT, " ")).split("\n")
         shown = [number for number, line in enumerate(lines) if _SGR.sub("", line)]
         return "\n".join(lines[shown[0] : shown[-1] + 1]) if shown else ""
 
     def _plain(self, text: str) -> str:
         text = _TRAILING_BLANKS.sub(r"\1", text)
         return text if self._styled else _SGR.sub("", text)
+
+
+def _open_table(blocks: Sequence[_Block]) -> _Part | None:
+    """The table that a text ends with."""
+    if not blocks or blocks[-1].tokens[0].type != "table_open":
+        return None
+    return _Part(blocks[-1].tokens, "".join(blocks[-1].lines), 0)
 
 
 def _parts(block: _Block, *, is_open: bool, skip: int) -> Iterator[_Part]:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 
-from kvchat.backends.base import Backend, Phase, Role, Turn
-from kvchat.chat.export import FORMATS, local_time
+from kvchat.backends.base import Role, Turn
+from kvchat.chat.export import FORMATS
 from kvchat.chat.session import Session
 from kvchat.chat.store import LATEST
 from kvchat.chat.warmth import Warmth, warmth
-from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.errors import UsageError
 from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
 from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import compaction_cost, cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
+from kvchat.ui.figures import age_text
 from kvchat.ui.files import file_part, with_files
-from kvchat.ui.recap import recap
-from kvchat.ui.render import promise_text, reuse_text, template_text, weights_text
+from kvchat.ui.model_command import run_model
+from kvchat.ui.recap import recap, shown
+from kvchat.ui.tables import joined
 
 _LISTED = 200
-_TRUSTING = " --trust-remote-code"
+_RETRY_TEMPERATURE = 0.8
+_SURE = "--yes"
+_NO = Choice("no, keep it", "")
 
 
 def _new(desk: Desk, argument: str) -> str:
@@ -34,19 +39,24 @@ def _sessions(desk: Desk, argument: str) -> str:
     if not rows:
         return "there is no session yet; the first message begins one"
     warm = warmth(session.store, rows, desk.surroundings.stored_tips())
-    choices = []
+    now, choices = time.time(), []
     for row in rows:
         held = warm.get(row.id, Warmth())
         parts = [
-            local_time(row.updated),
+            _ago(now - row.updated),
             "1 turn" if row.num_exchanges == 1 else f"{row.num_exchanges} turns",
             f"{row.num_tokens} tokens",
             str(held),
             f"{row.label} (this one)" if row.id == session.id else row.label,
         ]
         choices.append(Choice(" · ".join(part for part in parts if part), f"/resume {row.id}"))
-    desk.offer("sessions: (Enter goes on with it, Esc leaves)", choices)
+    desk.offer("sessions: (Enter goes on with it, Esc leaves)", choices, 0)
     return ""
+
+
+def _ago(seconds: float) -> str:
+    age = age_text(max(0.0, seconds))
+    return "just now" if age == "now" else f"{age} ago"
 
 
 def _resume(desk: Desk, argument: str) -> str:
@@ -55,7 +65,25 @@ def _resume(desk: Desk, argument: str) -> str:
     row = session.store.session(session.id)
     other = f"it was held with {row.model}; /model {row.model} goes back to it"
     differs = bool(row.model and session.model and row.model != session.model)
-    return _joined(recap(session), other if differs else "", cost_line(session))
+    notes = _joined(other if differs else "", cost_line(session))
+    return joined([shown(recap(session), desk.look), notes], desk.look.columns - 1)
+
+
+def _delete(desk: Desk, argument: str) -> str:
+    """Delete a session, once that was asked."""
+    store = desk.session.store
+    key, _, sure = argument.partition(" ")
+    row = store.session(key or desk.session.id)
+    if sure != _SURE:
+        yes = Choice(f"yes, delete {row.label!r} for good", f"/delete {row.id} {_SURE}")
+        desk.offer("delete this session? (Enter takes it, Esc leaves)", [_NO, yes], 0)
+        return ""
+    if row.id == desk.session.id:
+        desk.session.new()
+    gone = store.delete(row.id)
+    desk.surroundings.forget(gone.kv_tips, store.kv_tips())
+    store.database.scrub()
+    return f"{row.label!r} is deleted"
 
 
 def _rename(desk: Desk, argument: str) -> str:
@@ -72,7 +100,17 @@ def _undo(desk: Desk, argument: str) -> str:
 
 
 def _retry(desk: Desk, argument: str) -> Asking:
-    return Asking(desk.session.retry())
+    """Another answer: drawn, where the likeliest tokens would give the same one again."""
+    session = desk.session
+    chosen, tip = session.chosen, session.tip
+    draws = any(value is not None for value in (chosen.top_k, chosen.top_p, chosen.min_p))
+    own = (
+        chosen.temperature if chosen.temperature is not None else session.backend.info().defaults.temperature
+    )
+    if tip is None or tip.answer is None or own or (draws and chosen.temperature is None):
+        return Asking(session.retry())
+    note = f"drawn at temperature {_RETRY_TEMPERATURE}, for the likeliest answer would be the same again"
+    return Asking(session.retry(temperature=_RETRY_TEMPERATURE), note)
 
 
 def _edit(desk: Desk, argument: str) -> str | Asking:
@@ -112,7 +150,7 @@ def _switch(desk: Desk, argument: str) -> str:
     session = desk.session
     if argument:
         session.switch(argument)
-        return _joined(recap(session), cost_line(session))
+        return joined([shown(recap(session), desk.look), cost_line(session)], desk.look.columns - 1)
     branches = session.branches
     if len(branches) < 2:
         return "there is one branch only; /edit, /retry and /undo make others"
@@ -160,51 +198,6 @@ def _read(desk: Desk, argument: str) -> str:
     return f"{argument} goes along with the next message"
 
 
-def _model(desk: Desk, argument: str) -> str:
-    session = desk.session
-    if not argument:
-        name = session.model or session.backend.info().name
-        return _joined(f"{name} answers; /model NAME changes that", *_facts(session.backend))
-    if argument.endswith(_TRUSTING):
-        argument = argument.removesuffix(_TRUSTING).strip()
-        desk.surroundings.trust_code(argument)
-    backend = desk.surroundings.open_model(argument)
-    desk.show_loading(backend)
-    try:
-        backend.start()
-        backend.info()
-    except UntrustedCodeError as error:
-        backend.close()
-        choice = Choice(
-            "trust it from now on: it runs with all of your rights", f"/model {argument}{_TRUSTING}"
-        )
-        desk.offer(f"{error.message}: (Enter takes it, Esc leaves)", [choice])
-        return f"{error.message}; {session.model or 'the model before'} stays until you say that you trust it"
-    except BaseException:
-        backend.close()
-        raise
-    finally:
-        desk.show_loading(None)
-    session.change_model(argument, backend)
-    return _joined(f"{argument} answers from now on", cost_line(session))
-
-
-def _facts(backend: Backend) -> list[str]:
-    """Its adapter, what its chat template does to the past, what of that is reused and from what it decodes, once that
-    is known."""
-    if backend.status().phase in (Phase.STARTING, Phase.LOADING, Phase.FAILED):
-        return []
-    info = backend.info()
-    adapter = f"with the adapter {info.adapter}" if info.adapter else ""
-    return [
-        adapter,
-        f"its chat template {template_text(info.template)}",
-        reuse_text(info),
-        promise_text(info),
-        weights_text(info),
-    ]
-
-
 def _prompt(desk: Desk, argument: str) -> str:
     from kvchat.ui.prompt_command import run_prompt  # YAML and Jinja, which the first key must not wait for
 
@@ -231,9 +224,18 @@ MOVES: tuple[SlashCommand, ...] = (
         _resume,
         choices=lambda desk: [row.name or row.id for row in desk.session.store.sessions(_LISTED)],
     ),
+    SlashCommand(
+        "/delete",
+        "[SESSION]",
+        "delete a saved conversation, or this one, after a question",
+        _delete,
+        choices=lambda desk: [row.name or row.id for row in desk.session.store.sessions(_LISTED)],
+    ),
     SlashCommand("/rename", "NAME", "name this conversation", _rename),
     SlashCommand("/undo", "[N]", "take the last N messages back", _undo),
-    SlashCommand("/retry", "", "answer the last message anew", _retry),
+    SlashCommand(
+        "/retry", "", "another answer to the last message; the one before stays as a branch", _retry
+    ),
     SlashCommand("/edit", "[N [TEXT]]", "say message N (or the last) differently", _edit),
     SlashCommand("/continue", "", "go on with an answer that stopped", _continue),
     SlashCommand("/fork", "[NAME]", "go on beside this conversation", _fork),
@@ -261,9 +263,9 @@ MOVES: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/model",
         "[NAME]",
-        "show or change the model",
-        _model,
-        choices=lambda desk: desk.surroundings.model_names(),
+        "show the model and those on this disk, or change it",
+        run_model,
+        choices=lambda desk: [row.name for row in desk.surroundings.models()],
     ),
 )
 """The rows of the table."""

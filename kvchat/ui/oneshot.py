@@ -29,6 +29,7 @@ from kvchat.errors import EXIT_INTERRUPTED, UsageError, reason_of
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clean import CleanStream, for_data, for_messages, sanitize
 from kvchat.ui.cost import check_length
+from kvchat.ui.endings import ending
 from kvchat.ui.files import MAX_INPUT_BYTES
 from kvchat.ui.progress import WaitingBar
 from kvchat.ui.render import reuse_text, stats_line, weights_text
@@ -202,8 +203,12 @@ class OneShot:
             report = answer_json(self.session, answer, info, tokens=self.manner.tokens)
             self._stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
             self._stdout.flush()
+        why = ending(self.session, answer, info.context).why
+        if why and not (self.manner.quiet or self.manner.json):
+            self._note(f"kvchat: {why}\n")
         if not self.manner.quiet and (self._stderr.isatty() or self.manner.verbose):
-            self._note(stats_line(answer, info.context) + "\n", dim=True)
+            columns = shutil.get_terminal_size().columns if self._stderr.isatty() else 0
+            self._note(stats_line(answer, info.context, columns) + "\n", dim=True)
         if self.manner.verbose and not self._has_told:
             self._has_told = True
             self._note(f"{weights_text(info)}\n{reuse_text(info)}\n", dim=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from kvchat.chat.prompts import Prompt, Prompts
+from kvchat.chat.tree import Preset
 from kvchat.errors import UsageError
 from kvchat.trust import Kind, owner_of
 from kvchat.ui.cost import cost_line
@@ -46,8 +46,7 @@ def run_prompt(desk: Desk, argument: str) -> str:
     prompt = prompts.prompt(name)
     text = _rendered(prompt, values)
     session = desk.session
-    session.set_system(text, pinned=prompt.pin)
-    session.options = replace(session.options, **prompt.options)
+    session.set_system(text, pinned=prompt.pin, preset=Preset(prompt.name, prompt.options))
     return "\n".join(line for line in (*_preview(prompt, text), *_advice(desk, prompt)) if line)
 
 
@@ -103,7 +102,7 @@ def _advice(desk: Desk, prompt: Prompt) -> list[str]:
     options = ", ".join(f"{name} {value}" for name, value in prompt.options.items())
     other = prompt.model if prompt.model and prompt.model != desk.session.model else ""
     return [
-        f"sampling: {options}" if options else "",
+        f"as long as it is in place: {options}" if options else "",
         f"it is meant for another model: /model {other}" if other else "",
         "it is pinned: its KV is evicted last" if prompt.pin else "",
         f"it counts from the next message on; {cost_line(desk.session)}".rstrip("; "),

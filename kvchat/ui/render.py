@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from kvchat.backends.base import Answer, FinishReason, ModelInfo, Status
+from kvchat.backends.base import Answer, ModelInfo, Status
 from kvchat.ui.clean import sanitize as sanitize
 from kvchat.ui.figures import tier_text
 
 
-def stats_line(answer: Answer, context: int) -> str:
-    """The dim line after an answer; `context` in tokens.
+def stats_line(answer: Answer, context: int, columns: int = 0) -> str:
+    """The dim line after an answer; `context` in tokens. Parts that `columns` have no room for are left out from its end.
 
     `cached 1842/1910 (96%) · prefill 68 in 0.21s · ttft 0.24s · 212 tok 31.4/s · ctx 2122/8192`
     """
     usage, timings = answer.usage, answer.timings
     if not usage.prompt_tokens:  # the engine died and took its figures along, or a server never gave them
-        return "stopped" if answer.finish_reason is FinishReason.CANCELLED else "usage not reported"
+        return "no figures were reported"
     percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
     tiers = "+".join(tier_text(name) for name, count in answer.cache.tiers.items() if count)
     guesses = f" ({timings.draft_n_accepted} guessed)" if timings.draft_n_accepted else ""
@@ -27,9 +27,7 @@ def stats_line(answer: Answer, context: int) -> str:
         f"{usage.completion_tokens} tok {timings.decode_tokens_per_s:.1f}/s{guesses}",
         f"ctx {usage.total_tokens}" + (f"/{context}" if context else ""),
     ]
-    if answer.finish_reason is FinishReason.CANCELLED:
-        parts.append("stopped")
-    return " · ".join(parts)
+    return toolbar(parts, columns) if columns else " · ".join(parts)
 
 
 def phase_text(status: Status) -> str:
@@ -135,10 +133,12 @@ def error_line(message: str, remedy: str = "") -> str:
 
 def toolbar(parts: list[str], columns: int) -> str:
     """One line of parts in falling importance; what doesn't fit is left out from the end."""
+    from prompt_toolkit.utils import get_cwidth  # which a listing need not wait for
+
     line = ""
     for part in parts:
         longer = f"{line} · {part}" if line else part
-        if len(longer) >= columns:
+        if get_cwidth(longer) >= columns:
             break
         line = longer
     return line or parts[0][: max(0, columns - 1)]

@@ -13,19 +13,22 @@ from kvchat.backends.base import Answer, Backend, Done, Event, Notice, Phase
 from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
+from kvchat.ui import commands
 from kvchat.ui.answer import Tail, wrapped
 from kvchat.ui.cache_watch import CacheWatch, cache_part
 from kvchat.ui.clean import sanitize
 from kvchat.ui.clipboard import clipboard_sequence
 from kvchat.ui.cost import fullness, is_full, ways_to_room
 from kvchat.ui.desk import Attachment, Choice, Surroundings
+from kvchat.ui.endings import ending
 from kvchat.ui.engine_watch import EngineWatch
 from kvchat.ui.entry import MAX_CHARACTERS
+from kvchat.ui.greeting import PLACEHOLDER, farewell, greeting, model_lines
 from kvchat.ui.history import message_history
 from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.live_answer import LiveAnswer
-from kvchat.ui.recap import recap
+from kvchat.ui.recap import recap, shown
 from kvchat.ui.render import dim, error_line, phase_text, stats_line, toolbar
 from kvchat.ui.screen import PROMPT, Content, Screen
 from kvchat.ui.tables import Look, Styled
@@ -50,7 +53,7 @@ class Repl:
         self._engine = EngineWatch(session, self._turns, self)
         self._cache = CacheWatch(session)
         self._screen = Screen(
-            Content(self._tail, self._queued, self._toolbar),
+            Content(self._tail, self._queued, self._toolbar, self._placeholder),
             message_history(config.paths.data / "history", save=config.chat.save, complain=self.show_error),
             vi=config.ui.vi,
             on_large_paste=self._refuse_paste,
@@ -59,6 +62,10 @@ class Repl:
         self._screen.listen(key_bindings(self._keyboard))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
         self._hopeless: KvchatError | None = None
+        self._warnings: list[str] = []  # that came amid an answer
+        self._introduced = ""  # the model that was last said to answer
+        self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
+        self._seen: object = session.place  # the place that was looked at last
 
     # The dialogue's life
 
@@ -73,6 +80,8 @@ class Repl:
         code = asyncio.run(self._run())
         if self._hopeless is not None:
             raise self._hopeless
+        if code == 0 and (line := farewell(self.session, is_saved=self._config.chat.save)):
+            self._screen.say_last(dim(sanitize(line)))
         return code
 
     async def _run(self) -> int:
@@ -81,7 +90,7 @@ class Repl:
         for signum in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, self._end, 128 + signum)
         loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
-        log = _LogLines(lambda message: self._turns.hand(self._say_error, message))
+        log = _LogLines(lambda message: self._turns.hand(self._warn, message))
         logging.getLogger("kvchat").addHandler(log)
         works = (self._turns.work(), self._greet(), self._engine.work())
         tasks = [asyncio.create_task(work) for work in works]
@@ -96,9 +105,9 @@ class Repl:
             self._turns.abandon(_LEAVE_S)
 
     async def _greet(self) -> None:
-        self._screen.print_above(dim(f"kvchat · {self._name()} · /help"))
+        self._screen.print_above(dim(self._wrapped(greeting())))
         if self.session.path:
-            self.show(recap(self.session))
+            self._screen.print_above(shown(recap(self.session), self.look))
 
     def _end(self, code: int) -> None:
         """Leave though the user did not ask for it: what was typed goes into the history."""
@@ -183,12 +192,12 @@ class Repl:
         """A message is sent now."""
         self._live.begin()
         if text:
-            self.echo(text)
+            self.echo(self._keyboard.shown(text))
 
     def on_event(self, event: Event) -> None:
         """Show it."""
         if isinstance(event, Notice):
-            self._say_error(event.message)
+            self._warn(event.message)
         elif isinstance(event, Done):
             self._on_done(event.answer)
         else:
@@ -203,12 +212,15 @@ class Repl:
         self._say_error(error.message, error.remedy)
         if isinstance(error, ContextOverflowError):
             self._turns.start(self._offer_room, not self._screen.buffer.text)
-        self._turns.waiting.appendleft(text)
+        if not commands.is_command(text):  # a command is in the history; here it would begin the next message
+            self._turns.waiting.appendleft(text)
         self._keyboard.put_back(self._turns.take_back())
 
     def on_turn_end(self) -> None:
         """The next message may come."""
+        self._recount(is_answered=not commands.is_command(self._turns.running or ""))
         self._live.drop()
+        self._say_warnings()
         self._screen.app.invalidate()
         self._engine.prepare_again()
 
@@ -221,9 +233,20 @@ class Repl:
             )
         if error:
             self._say_error(error.message, error.remedy)
+        self._recount()
+
+    def _recount(self, *, is_answered: bool = False) -> None:
+        """Count the conversation anew if it moved; an answer to a message tells its length itself."""
+        if self._seen != (place := self.session.place):
+            self._seen = place
+            if not is_answered:
+                self._turns.start(self._count)
 
     def _on_done(self, answer: Answer) -> None:
-        self._live.end(then=dim(stats_line(answer, self._context())) + "\n")
+        columns = self._screen.columns
+        why = self._wrapped(str(ending(self.session, answer, self._context())))
+        figures = stats_line(answer, self._context(), columns)
+        self._live.end(then="\n".join(dim(line) for line in (why, figures) if line) + "\n")
         self._turns.start(self._look_at_cache)
         if is_full(self.session, self._context()) and not is_full(self.session, self._context(), back=2):
             self._turns.start(self._offer_room, False)
@@ -246,9 +269,17 @@ class Repl:
         """What the engine does has changed."""
         self._screen.app.invalidate()
 
-    def on_model(self) -> None:
+    def load(self) -> None:
         """In a thread: the first answer may come soon."""
         self._live.load()
+
+    def on_model(self) -> None:
+        """Say who answers, once for each model; not amid what is said."""
+        self._screen.app.invalidate()
+        info = self._engine.info
+        if info is not None and info.name != self._introduced and not self._turns.running:
+            self._introduced = info.name
+            self.show(self._wrapped("\n".join(model_lines(info))))
 
     def on_no_model(self, error: KvchatError) -> None:
         """There is nobody to talk to: end."""
@@ -265,6 +296,18 @@ class Repl:
         line = self._wrapped(error_line(message, remedy))
         self._screen.print_above(f"\x1b[31m{line}\x1b[39m" if self._color else line)
 
+    def _warn(self, message: str) -> None:
+        """Say something that is no answer to what was asked: not in the middle of an answer, but behind it."""
+        if self._live.is_begun:
+            self._warnings.append(message)
+        else:
+            self._say_error(message)
+
+    def _say_warnings(self) -> None:
+        warnings, self._warnings = self._warnings, []
+        for message in warnings:
+            self._say_error(message)
+
     def _wrapped(self, text: str) -> str:
         """The text broken between words, as the terminal would not."""
         columns = max(2, self._screen.columns)
@@ -277,8 +320,8 @@ class Repl:
         info = self._engine.info
         return info.context if info else self._config.model.context or 0
 
-    def _tail(self, columns: int) -> Tail:
-        tail = self._live.tail(columns)
+    def _tail(self, columns: int, num_rows: int) -> Tail:
+        tail = self._live.tail(columns, num_rows)
         if tail is not None:
             return tail
         loading = self._engine.loading(columns)
@@ -296,15 +339,36 @@ class Repl:
         if self._keyboard.hint:
             return toolbar([self._keyboard.hint], columns)
         status = self._engine.status()
-        parts = [self._name(), phase_text(status)]
+        parts = [*self._screen.mode, self._name(), phase_text(status)]
         if status.phase in (Phase.PREFILLING, Phase.DECODING):
-            parts = [phase_text(status), "Ctrl-C stops", self._name()]
-        if self.session.last and self.session.last.usage.total_tokens:
-            parts.append(f"ctx {self.session.last.usage.total_tokens}/{self._context()}")
+            parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, self._name()]
+        if used := self._used():
+            parts.append(f"ctx {used}/{self._context()}")
+        if self.session.totals.answers:
             parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")
         if self._cache.view:
             parts.append(cache_part(self._cache.view))
         return toolbar(parts, columns)
+
+    def _placeholder(self) -> str:
+        return "" if self.session.path or self._turns.running else PLACEHOLDER
+
+    def _used(self) -> int:
+        """Tokens of the conversation: as they were counted after a move, or as the last answer left them."""
+        place, tokens = self._counted
+        if place == self.session.place:
+            return tokens
+        return self.session.last.usage.total_tokens if self.session.last else 0
+
+    def _count(self) -> None:
+        """In a thread, for it waits: how long the conversation is where it moved to."""
+        place, history = self.session.place, self.session.history
+        with suppress(KvchatError):
+            view = (
+                self.session.backend.cache(history, self.session.chosen, has_rows=False) if history else None
+            )
+            self._counted = place, view.prompt_tokens if view else 0
+            self._turns.hand(self._screen.app.invalidate)
 
 
 class _LogLines(logging.Handler):

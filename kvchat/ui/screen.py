@@ -6,8 +6,10 @@ Nothing else may write to the terminal while it runs. Knows no session and no ba
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +24,15 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.input.base import Input
 from prompt_toolkit.key_binding import KeyBindingsBase
+from prompt_toolkit.key_binding.vi_state import InputMode
 from prompt_toolkit.layout import BufferControl, ConditionalContainer, HSplit, Layout, VerticalAlign, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.layout.dimension import Dimension
-from prompt_toolkit.layout.processors import TabsProcessor
+from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor, Processor, TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.search import SearchDirection, start_search
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.widgets import SearchToolbar
 
 from kvchat.ui.answer import Tail
@@ -38,7 +42,9 @@ from kvchat.ui.reflow import Footprint
 
 PROMPT = "> "
 _INDENT = "  "
-_ROWS_KEPT = 4  # a row for what was said, two for the input, one for the toolbar
+_KEPT_LINES = 500  # of what was printed, for a screen that is drawn anew
+_SGR = re.compile(r"\x1b\[[0-9;]*m")
+_ROWS_KEPT = 2  # one for what was said, one for the toolbar
 _BEGIN_SYNC = "\x1b[?2026h"
 _END_SYNC = "\x1b[?2026l"
 _STYLE = Style.from_dict(
@@ -98,11 +104,12 @@ def _terminal_size() -> Size:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the screen shows, asked for at every redraw with the screen's columns."""
+    """What the screen shows, asked for at every redraw with the screen's columns; the tail also with its rows."""
 
-    tail: Callable[[int], Tail]
+    tail: Callable[[int, int], Tail]
     queued: Callable[[int], list[str]]
     toolbar: Callable[[int], str]
+    placeholder: Callable[[], str] = str
 
 
 class _Application(Application[int]):
@@ -156,6 +163,7 @@ class Screen:
         self.is_lent = False
         self._content = content
         self._held: list[str] = []
+        self._printed: deque[str] = deque(maxlen=_KEPT_LINES)
         self._search = SearchToolbar(
             forward_search_prompt="search forward: ", backward_search_prompt="search: "
         )
@@ -171,6 +179,13 @@ class Screen:
         """Columns of the terminal."""
         return self.output.get_size().columns
 
+    @property
+    def mode(self) -> list[str]:
+        """Vi's mode in a word, where the input has vi's keys."""
+        if self.app.editing_mode is not EditingMode.VI:
+            return []
+        return ["INSERT" if self.app.vi_state.input_mode is InputMode.INSERT else "NORMAL"]
+
     def print_above(self, text: str) -> None:
         """Print lines above the input for good; `text` may carry SGR colours that we made ourselves."""
         if self.app.is_done:
@@ -179,10 +194,14 @@ class Screen:
         if self.is_lent:
             self._held.append(text)
             return
+        self._printed.extend(text.split("\n"))
         with self.output.frame():
             self.app.erase()
-            self.output.write_raw(text.replace("\n", "\r\n") + "\x1b[0m\r\n")
+            self._write_lines(text)
             self.app._redraw()
+
+    def _write_lines(self, text: str) -> None:
+        self.output.write_raw(text.replace("\n", "\r\n") + "\x1b[0m\r\n")
 
     def write(self, sequence: str) -> None:
         """Send a sequence of our own making that shows nothing."""
@@ -206,8 +225,28 @@ class Screen:
         start_search(direction=SearchDirection.BACKWARD)
 
     def clear(self) -> None:
-        """Empty the visible screen and draw the live part at its top."""
-        self.app.renderer.clear()
+        """Draw the visible screen anew, with what was printed last and the live part below it."""
+        if self.app.is_done or self.is_lent:
+            return
+        drawn = self.app.renderer.last_rendered_screen
+        lines = self._last_lines(self.output.get_size().rows - (drawn.height if drawn else 1))
+        with self.output.frame():
+            self.app.erase()
+            self.output.cursor_goto(1, 1)
+            self.output.erase_down()
+            if lines:
+                self._write_lines("\n".join(lines))
+            self.app._redraw()
+
+    def _last_lines(self, num_rows: int) -> list[str]:
+        """The lines printed last that take no more than so many rows."""
+        lines: list[str] = []
+        for line in reversed(self._printed):
+            num_rows -= max(1, -(-get_cwidth(_SGR.sub("", line)) // self.columns))
+            if num_rows < 0:
+                break
+            lines.insert(0, line)
+        return lines
 
     def suspend(self) -> None:
         """Give the terminal back to the shell until it says `fg`."""
@@ -220,6 +259,11 @@ class Screen:
         else:
             run_in_terminal(stop)
 
+    def say_last(self, text: str) -> None:
+        """Print a line after the dialogue has ended."""
+        self.output.write_raw(styled(text) + "\r\n")
+        self.output.flush()
+
     def leave(self, code: int) -> None:
         """End `run` with an exit code."""
         if not self.app.is_done:
@@ -227,10 +271,33 @@ class Screen:
 
     def _tail(self) -> StyleAndTextTuples:
         """The newest rows of the tail that leave room for the input."""
-        room = self.output.get_size().rows - _ROWS_KEPT
-        tail = self._content.tail(self.columns)
+        room = self._room()
+        tail = self._content.tail(max(1, self.columns - 1), max(1, room))
         rows = tail.rows[-room:] if room > 0 else []
         return _lines(rows, f"class:{tail.kind}") if rows else []
+
+    def _room(self) -> int:
+        """Rows for the tail: all that the input and what stands around it leave.
+
+        Where the terminal rewraps, half of the screen, so that a tail that is twice as high on half of the columns does
+        not scroll out, where nothing could erase it.
+        """
+        rows, columns = self.output.get_size().rows, self.columns
+        lines = self.buffer.text.split("\n", rows)
+        entry = sum(1 + (get_cwidth(line[: rows * columns]) + len(_INDENT)) // columns for line in lines)
+        taken = min(entry, self._entry_rows()) + len(self._content.queued(columns)) + _ROWS_KEPT
+        return min(rows - taken, rows // 2 if self.output.rewraps else rows)
+
+    def _entry_rows(self) -> int:
+        """Most rows that the input takes."""
+        return max(1, self.output.get_size().rows - 10)
+
+    def _hint(self) -> Processor:
+        """Shows the placeholder in an empty input."""
+        return ConditionalProcessor(
+            AfterInput(lambda: self._content.placeholder()[: max(0, self.columns - 4)], style="class:wait"),
+            Condition(lambda: not self.buffer.text),
+        )
 
     def _root(self) -> HSplit:
         live = Window(
@@ -245,11 +312,11 @@ class Screen:
         entry = Window(
             BufferControl(
                 self.buffer,
-                input_processors=[AroundCursor(), TabsProcessor(char1=" ", char2=" ")],
+                input_processors=[AroundCursor(), TabsProcessor(char1=" ", char2=" "), self._hint()],
                 search_buffer_control=self._search.control,
                 preview_search=True,
             ),
-            height=lambda: Dimension(min=1, max=max(1, self.output.get_size().rows - 10)),
+            height=lambda: Dimension(min=1, max=self._entry_rows()),
             dont_extend_height=True,
             wrap_lines=True,
             get_line_prefix=_line_prefix,

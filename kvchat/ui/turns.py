@@ -68,8 +68,8 @@ class Turns:
         self._news.set()
 
     def take_back(self) -> str:
-        """Everything that waits, as one text; nothing waits any more."""
-        text = "\n".join(self.waiting)
+        """The messages that wait, as one text; nothing waits any more, commands neither."""
+        text = "\n".join(text for text in self.waiting if not commands.is_command(text))
         self.waiting.clear()
         return text
 

@@ -73,9 +73,9 @@ def test_a_repositorys_prompt_hides_no_other(run: Run, prompts: Path) -> None:
 def test_where_a_prompt_comes_from_and_what_it_sets_is_said(run: Run, prompts: Path) -> None:
     _, out, err = run("-t", "theirs", "--trust-prompts", "-p", "slow 3")
     assert out == "word0 \n"
-    assert (
-        err
-        == f"kvchat: the prompt theirs is {prompts}/theirs.md (here); it sets model theirs, max_tokens 1\n"
+    assert err == (
+        f"kvchat: the prompt theirs is {prompts}/theirs.md (here); it sets model theirs, max_tokens 1\n"
+        "kvchat: stopped at 1 tokens, the limit of the prompt theirs\n"
     )
     assert run("-q", "-t", "theirs", "--trust-prompts", "-p", "hello")[2] == ""
     assert run("--json", "-t", "theirs", "--trust-prompts", "-p", "hello")[2] == ""

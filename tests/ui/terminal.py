@@ -40,6 +40,7 @@ class Terminal:
         }
         names = ("CACHE_DIR", "DATA", "CONFIG", *(("MODELS",) if own_models else ()))
         folders = {f"KVCHAT_{name}": str(folder / name) for name in names}
+        folders |= {name: str(folder / name) for name in ("OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_CACHE")}
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", module, *argv],
@@ -58,7 +59,7 @@ class Terminal:
     def ready(self) -> "Terminal":
         """Wait until the prompt is there and the child takes keys itself: before, the kernel would echo them."""
         self.until(lambda: not termios.tcgetattr(self.child.child_fd)[LFLAG] & termios.ICANON, "raw mode")
-        self.until(lambda: ">" in self.visible, "the prompt")
+        self.until(lambda: any(row.startswith(">") for row in self.visible), "the prompt")
         return self
 
     def type(self, text: str) -> None:

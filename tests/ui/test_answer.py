@@ -116,9 +116,44 @@ def test_the_tail_shows_prefill_then_text() -> None:
     view = AnswerView(PlainBlocks())
     view.take(Prefilling(0, 1800, 100))
     view.take(Prefilling(512, 1800, 100))
-    assert "512/1800" in view.tail(80).rows[0]
-    assert len(view.tail(20).rows[0]) < 20
+    assert "512/1800" in view.tail(80, 20).rows[0]
+    assert len(view.tail(20, 20).rows[0]) < 20
     view.take(Text("hello"))
-    assert view.tail(80).rows == ["hello"]
+    assert view.tail(80, 20).rows == ["hello"]
     assert view.finished(80, whole=True) == "hello"
-    assert view.tail(80).rows == []
+    assert view.tail(80, 20).rows == []
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_code_without_a_fence_keeps_its_indentation(size: int) -> None:
+    code = "def f(x):\n    if x:\n        return 1\n    return 2\n\n    more = 3"
+    assert fed(f"Like this:\n\n{code}\n\nend", size, markdown()) == f"Like this:\n\n{code}\n\nend"
+
+
+@pytest.mark.parametrize(
+    "maths", [r"\(x_1^2 + \frac{a}{b}\)", r"\[a*b*c\]", r"$$\sum_i *x* \\ y$$", r"$a*b*c$", r"$\alpha$"]
+)
+def test_maths_is_shown_as_it_was_written(maths: str) -> None:
+    assert fed(f"so {maths} holds", 3, markdown()) == f"so {maths} holds"
+
+
+def test_money_is_no_maths() -> None:
+    assert fed("it costs $5 and \\* not $6", 3, markdown()) == "it costs $5 and * not $6"
+
+
+def test_a_table_shows_its_head_and_rows_before_it_is_finished() -> None:
+    view = markdown()
+    for piece in ("| fruit | colour |\n", "|---|---|\n", "| apple | red |\n", "| pear | gre"):
+        view.take(Text(piece))
+        assert view.finished(60) == ""
+    rows = [row.strip() for row in view.tail(60, 20).rows if row.strip()]
+    assert rows[0].split() == ["fruit", "colour"]
+    assert rows[-1].split()[:2] == ["apple", "red"]
+    assert len(view.tail(60, 2).rows) == 2
+
+
+def test_the_tail_takes_the_rows_that_it_is_given() -> None:
+    view = AnswerView(PlainBlocks())
+    view.take(Text("word " * 200))
+    assert len(view.tail(20, 30).rows) == 30
+    assert len(view.tail(20, 5).rows) == 5

@@ -52,14 +52,17 @@ def test_commands_tell_of_a_real_conversation(make_config: Callable[..., Config]
         session.ask("hello world")
         session.ask("the quick brown fox")
         shown = done(desk, "/cache")
-        assert [line.split()[0] for line in shown.splitlines()[2:7]] == [
+        assert "were remembered and not computed again" in shown
+        lines = shown.splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("message "))
+        assert [line.split()[0] for line in lines[start + 1 : start + 6]] == [
             "system",
             "user",
             "answer",
             "user",
             "answer",
         ]
-        assert "█" in shown.splitlines()[2]
+        assert "█" in lines[start + 1]
         last = session.last
         assert last
         assert f"from token {last.cache.diverged_at} of {last.usage.prompt_tokens} on: new text" in done(

@@ -90,9 +90,10 @@ def test_the_map_has_a_row_a_message_with_all_its_figures_at_40_columns() -> Non
 def test_the_middle_of_a_long_conversation_is_one_row_and_no_token_is_left_out() -> None:
     rows = [ROWS[0], *ROWS[1:] * 300]
     lines = bare(map_table(rows, ["ram", "disk"], Look(60)))
-    assert len(lines) == 101
-    assert lines[0].startswith("system")
-    assert lines[1].split()[:2] == ["801", "more"]
+    assert len(lines) == 102
+    assert lines[0].split() == ["message", "tokens", "held", "size", "saves"]
+    assert lines[1].startswith("system")
+    assert lines[2].split()[:2] == ["801", "more"]
     shown = [int(match[1]) for line in lines if (match := re.match(r"(?:\w+|\d+ more) +(\d+) ", line))]
     assert sum(shown) == sum(row.tokens for row in rows)
 
@@ -125,7 +126,10 @@ def test_totals_stand_for_turn_process_and_all_time() -> None:
 
 
 def test_why_shows_both_texts_the_cause_and_the_cost() -> None:
-    lines = why_text(ANSWER, Look(80)).split("\n")
+    sentence, *lines = why_text(ANSWER, Look(120)).split("\n")
+    assert sentence == (
+        "Of the last 1910 tokens 1842 were remembered and not computed again; that saved 1.90 s."
+    )
     assert lines[0] == "from token 1842 of 1910 on: edited system prompt"
     assert lines[1] == "was  you are⏎kind│ and brief"
     assert lines[2].startswith("now  you are⏎kind│ and ␛]0;x")

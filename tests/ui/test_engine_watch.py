@@ -49,6 +49,9 @@ class Told:
     def redraw(self) -> None:
         pass
 
+    def load(self) -> None:
+        pass
+
     def on_model(self) -> None:
         pass
 

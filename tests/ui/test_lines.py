@@ -34,7 +34,7 @@ def test_ctrl_c_stops_a_plain_answer_and_only_hints_at_the_prompt(tmp_path: Path
     terminal.enter("slow 500")
     terminal.wait_for("word5")
     terminal.kill(signal.SIGINT)
-    terminal.wait_for("· stopped")
+    terminal.wait_for("stopped by you")
     for _ in range(20):  # a key in the instant before `input` reads is lost
         terminal.type("\x03")
         time.sleep(0.3)

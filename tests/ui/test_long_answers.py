@@ -68,6 +68,8 @@ def test_a_resize_in_the_middle_loses_no_row_and_repeats_none(tmp_path: Path) ->
     terminal = Terminal(tmp_path, columns=80, rows=24).ready()
     terminal.enter(f"file {source}")
     terminal.wait_for("Chapter 4")
+    for columns in range(79, 71, -1):  # as somebody drags the window's edge
+        terminal.resize(columns, 24)
     terminal.resize(COLUMNS_OF_THE_NARROWEST, 20)
     terminal.wait_for("Chapter 8")
     terminal.resize(80, 24)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from kvchat.ui.greeting import PLACEHOLDER
 from tests.ui.terminal import Terminal, figures
 
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|48|9[0-7])[;m]")
@@ -87,7 +88,7 @@ def test_a_ctrl_c_right_after_enter_is_not_lost(tmp_path: Path, pause_s: float) 
         )
         terminal.until(lambda: "ready" in terminal.visible[-1], f"the end of answer {number}")
         terminal.type("\x03")
-        terminal.until(lambda: terminal.visible[-2] == ">", "the empty input")
+        terminal.until(lambda: terminal.visible[-2] in (">", f"> {PLACEHOLDER}"), "the empty input")
     terminal.enter("go on")
     terminal.wait_for("[1] you said: go on")
     terminal.leave()

@@ -80,7 +80,7 @@ def test_continue_goes_on_where_ctrl_c_stopped(terminal: Terminal) -> None:
     terminal.enter("slow 60")
     terminal.wait_for("word5")
     terminal.type("\x03")
-    terminal.wait_for("· stopped")
+    terminal.wait_for("stopped by you")
     terminal.enter("/continue")
     terminal.wait_for("word59")
     terminal.settle()
@@ -237,6 +237,9 @@ def test_an_unknown_model_leaves_the_old_one_in_place(terminal: Terminal) -> Non
     terminal.wait_for("[5] you said: three")
     terminal.enter("/model")
     terminal.wait_for("other answers; /model NAME changes that")
+    terminal.wait_for("models on this disk:")
+    terminal.type("\x1b")
+    terminal.until(lambda: "→" not in "\n".join(terminal.visible), "the end of the list")
     leave(terminal)
 
 
@@ -246,7 +249,7 @@ def test_ctrl_c_gives_up_loading_another_model(tmp_path: Path) -> None:
     terminal.enter("/model other")
     terminal.until(lambda: any(row.startswith("loading ") for row in terminal.visible), "its loading")
     terminal.type("\x03")
-    terminal.wait_for("! the engine was closed")
+    terminal.wait_for("! loading other was given up: smollm2-135m answers as before")
     say(terminal, "two")
     terminal.wait_for("[3] you said: two")
     terminal.enter("/model")

@@ -72,7 +72,7 @@ def test_a_terminal_that_rewraps_keeps_no_ghost_of_an_answer_and_loses_nothing(t
     for number, columns in ((40, 61), (60, 37), (75, 90), (85, 45)):
         tmux.wait_for(rf"word{number}\b")
         tmux.ask("resize-window", "-x", str(columns))
-    tmux.wait_for("100 tok")
+    tmux.wait_for(r"cached 122/124")
     shown = " ".join(tmux.rows)
     assert [int(n) for n in re.findall(r"word ?(\d+)", shown)] == list(range(100))
     assert [int(n) for n in re.findall(r"line number (\d+)", shown)] == list(range(40))

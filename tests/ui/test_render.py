@@ -40,8 +40,12 @@ def test_the_line_says_how_many_guesses_came_true() -> None:
     assert "212 tok 31.4/s (31 guessed) ·" in stats_line(guessed, 8192)
 
 
-def test_a_cancelled_answer_says_stopped() -> None:
-    assert stats_line(answer(reason=FinishReason.CANCELLED), 8192).endswith("ctx 2122/8192 · stopped")
+@pytest.mark.parametrize("columns", [24, 40, 60, 80, 100])
+def test_the_line_drops_parts_from_its_end_where_there_is_no_room(columns: int) -> None:
+    line, whole = stats_line(answer(), 8192, columns), stats_line(answer(), 8192)
+    assert len(line) < columns
+    assert line.startswith("cached 1842/1910 (96%)")
+    assert whole.startswith(line)
 
 
 @pytest.mark.parametrize(

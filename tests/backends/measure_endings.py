@@ -1,0 +1,141 @@
+"""Counts how answers to plain questions end: python -m tests.backends.measure_endings [QUESTIONS [MAX_TOKENS]].
+
+Asks the default model, each question in a conversation of its own, with whatever KVCHAT_* says of sampling. Prints one
+line an answer and the counts by the reason it ended. Takes an hour for 100 questions on two slow cores.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+
+from kvchat.backends.base import Options
+from kvchat.backends.local import LocalBackend
+from kvchat.chat.session import Session
+from kvchat.chat.store import Store
+from kvchat.config import load_config
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "How do I boil an egg?",
+    "Write a Python function that adds two numbers.",
+    "Explain photosynthesis in simple words.",
+    "Give me a list of ten fruits.",
+    "What is the difference between a virus and a bacterium?",
+    "Write a short poem about the sea.",
+    "How does a bicycle stay upright?",
+    "Who wrote Romeo and Juliet?",
+    "Tell me a joke.",
+    "How can I sleep better?",
+    "What are the planets of the solar system?",
+    "Write an email asking my boss for a day off.",
+    "What is machine learning?",
+    "Give me a recipe for pancakes.",
+    "How do airplanes fly?",
+    "Summarize the story of Cinderella.",
+    "What should I pack for a trip to the mountains?",
+    "Explain the water cycle.",
+    "Write a haiku about autumn.",
+    "How do I learn to play the guitar?",
+    "What causes the seasons?",
+    "Compare cats and dogs as pets.",
+    "Write a SQL query that selects all users older than 30.",
+    "What is inflation?",
+    "How do vaccines work?",
+    "Plan a three day trip to Rome.",
+    "What is the meaning of life?",
+    'Translate "good morning" into Spanish, French and German.',
+    "Why is the sky blue?",
+    "How do I change a flat tire?",
+    "Give me five tips for saving money.",
+    "Write a story about a dragon and a mouse.",
+    "What is a black hole?",
+    "How does the internet work?",
+    "Make a table of three countries and their capitals.",
+    "What are the benefits of exercise?",
+    "Explain recursion.",
+    "How do I make coffee?",
+    "What happened in 1969?",
+    "Write a bash script that renames all .txt files to .md.",
+    "What is the largest ocean?",
+    "How many legs does a spider have?",
+    "Give me ideas for a birthday party.",
+    "What is democracy?",
+    "How do I remove a coffee stain?",
+    "Write a song about friendship with a chorus.",
+    "What is the speed of light?",
+    "How do I start a small business?",
+    "Explain gravity to a child.",
+    "Name three famous painters and their works.",
+    "What is the difference between weather and climate?",
+    "How do I train a dog to sit?",
+    "Write a limerick about a cat.",
+    "What does a heart do?",
+    "Count from one to twenty.",
+    "How do bees make honey?",
+    "What is a healthy breakfast?",
+    "Describe a sunset.",
+    "Write a dialogue between a teacher and a student.",
+    "What is the Pythagorean theorem?",
+    "How do I tie a tie?",
+    "What is blockchain?",
+    "Give me a workout plan for a week.",
+    "Explain how a car engine works.",
+    "What are the primary colors?",
+    "How do I write a good resume?",
+    "What is the tallest mountain?",
+    "Tell me about the Roman Empire.",
+    "What is JSON?",
+    "Write HTML for a simple page with a heading and a list.",
+    "How do I grow tomatoes?",
+    "What is an atom?",
+    "How can I be more productive?",
+    "What is the difference between HTTP and HTTPS?",
+    "Describe the life cycle of a butterfly.",
+    "How do I make a paper airplane?",
+    "Why do we dream?",
+    "What is a good name for a cat?",
+    "How do magnets work?",
+    "Write a product description for a water bottle.",
+    "What is the stock market?",
+    "How do I take care of a cactus?",
+    "Explain supply and demand.",
+    "What is the fastest animal?",
+    "How do I introduce myself in an interview?",
+    "What is the greenhouse effect?",
+    "Write a birthday message for my grandmother.",
+    "How do computers store data?",
+    "What is yoga?",
+    'Fix this sentence: "he go to school yesterday".',
+    "What is a noun?",
+    "How do I make a budget?",
+    "What are the symptoms of a cold?",
+    "Write a for loop in JavaScript that prints 1 to 10.",
+    "Who was Albert Einstein?",
+    "What is the best way to learn a language?",
+    "How does a refrigerator work?",
+    "What is a metaphor?",
+    "Give three reasons to read books.",
+)
+
+
+def main(num_questions: int = len(QUESTIONS), max_tokens: int = 400) -> None:
+    """Ask them, and say how the answers ended."""
+    config = load_config({"chat.save": False})
+    options = replace(Options(**asdict(config.sampling)), max_tokens=max_tokens)
+    reasons: Counter[str] = Counter()
+    backend = LocalBackend(config)
+    for question in QUESTIONS[:num_questions]:
+        session = Session(backend, options, store=Store())
+        session.ask(question)
+        answer = session.last
+        assert answer is not None
+        reasons[str(answer.finish_reason)] += 1
+        print(
+            f"{answer.finish_reason:<10} {answer.usage.completion_tokens:>4} tokens  {question}", flush=True
+        )
+    backend.close()
+    print(dict(reasons))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
