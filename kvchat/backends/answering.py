@@ -185,7 +185,7 @@ class Answering:
             decode=self.loaded.tokenizer.decode,
             saved_s=max(0.0, computing_s - reuse.kv_load_s),
         )
-        return replace(report, codec=engine.cache.codec) if engine.cache else report
+        return replace(report, codec=engine.cache.settings.codec) if engine.cache else report
 
     def _ids_of_shown(self) -> list[int]:
         """The generated ids up to the stop string; where it began inside a token, the rest of the text encoded."""
@@ -274,7 +274,7 @@ def never_begun(loaded: Loaded) -> Answer:
         finish_reason=FinishReason.CANCELLED,
         usage=base.Usage(0, 0, 0),
         timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
-        cache=base.CacheReport(0, 0, 0, 0, "it was cancelled before it began"),
+        cache=base.CacheReport(0, {}, 0, "it was cancelled before it began"),
     )
 
 

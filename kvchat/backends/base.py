@@ -5,7 +5,7 @@ A backend holds no conversation: each call carries all of it. Everything here is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -135,7 +135,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class CacheReport:
-    """Where the prompt's KV came from, in tokens, and why the rest had to be computed.
+    """Where the prompt's KV came from, in tokens, of the cache by tier, and why the rest had to be computed.
 
     `diverged_at` is the position of the first token that was not reused; `reason` says why in a few words, `was` and
     `now` are the texts around that position in what was computed before and in this prompt. `saved_s` is the time
@@ -143,8 +143,7 @@ class CacheReport:
     """
 
     live: int
-    ram: int
-    disk: int
+    tiers: Mapping[str, int]
     diverged_at: int
     reason: str
     was: str = ""

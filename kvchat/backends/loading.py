@@ -10,8 +10,8 @@ from pathlib import Path
 
 from kvchat.backends.base import ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.folder import make_private_folder
-from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config, ModelConfig
 from kvchat.engine.engine import Engine
@@ -204,7 +204,7 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
         continuation=loaded.rule.continuation.value,
-        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.codec == "raw"),
+        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.settings.codec == "raw"),
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,

@@ -309,7 +309,7 @@ def _cut_short(said: Sequence[base.Text]) -> base.Answer:
         finish_reason=base.FinishReason.CANCELLED,
         usage=base.Usage(0, 0, 0),
         timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
-        cache=base.CacheReport(0, 0, 0, 0, "the engine ended"),
+        cache=base.CacheReport(0, {}, 0, "the engine ended"),
     )
 
 

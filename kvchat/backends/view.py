@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kvchat.backends.base import Role
 from kvchat.backends.inspection import CacheRow, CacheView
-from kvchat.cache.match import Coverage
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.errors import ModelUnavailableError
@@ -32,19 +31,17 @@ def cache_view(
     ids = engine.told(tokens)
     cache = engine.cache
     live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
-    coverage = cache.contains(ids) if cache else Coverage(0, 0)
-    pinned = cache.num_kept(ids, PINNED_PRIORITY) if cache else 0
-    rows = _rows(engine, messages, ends, (live, coverage.ram, coverage.disk, pinned))
+    held = cache.contains(ids) if cache else {}
+    pinned = max(cache.contains(ids, priority=PINNED_PRIORITY).values(), default=0) if cache else 0
+    rows = _rows(engine, messages, ends, (live, held, pinned))
     match = cache.match(ids) if cache else None
     cached = max(live, match.num_tokens if match else 0)
-    loading_s = cache.estimate_load_s(match, live) if cache and match else 0.0
+    loading_s = match.load_s(live) if match else 0.0
     return CacheView(
-        mode="off" if cache is None else cache.mode,
-        codec=cache.codec if cache else "raw",
-        block_size=cache.block_size if cache else 0,
-        ram_used=cache.ram_used_bytes if cache else 0,
-        ram_budget=cache.ram_budget_bytes if cache else 0,
-        disk_budget=cache.disk_budget_bytes if cache else 0,
+        mode="off" if cache is None else cache.settings.mode,
+        codec=cache.settings.codec if cache else "raw",
+        block_size=cache.settings.block_size if cache else 0,
+        tiers=cache.usage() if cache else (),
         arena_used=len(engine.state.tokens) * engine.kv_bytes_per_token,
         rows=rows,
         prompt_tokens=len(ids),
@@ -52,7 +49,6 @@ def cache_view(
         compute_s=(len(ids) - cached) * engine.prefill_s_per_token + loading_s,
         turn=cache.stats.turn if cache else CacheStats(),
         process=cache.stats.process if cache else CacheStats(),
-        disk_used=cache.disk_used_bytes if cache else 0,
         weights_bytes=engine.loaded.num_bytes,
         process_bytes=_resident_bytes(),
     )
@@ -116,20 +112,20 @@ def _frames(template: ChatTemplate) -> dict[str, int]:
 
 
 def _rows(
-    engine: Engine, messages: Sequence[Message], ends: Sequence[int], held: tuple[int, int, int, int]
+    engine: Engine, messages: Sequence[Message], ends: Sequence[int], held: tuple[int, Mapping[str, int], int]
 ) -> tuple[CacheRow, ...]:
     rows: list[CacheRow] = []
     for message, start, end in zip(messages, [0, *ends], ends, strict=False):
-        live, ram, disk, pinned = (min(max(tokens - start, 0), end - start) for tokens in held)
+        live, pinned = (min(max(tokens - start, 0), end - start) for tokens in (held[0], held[2]))
+        tiers = {name: min(max(tokens - start, 0), end - start) for name, tokens in held[1].items()}
         row = CacheRow(
             role=Role(message.role),
             text=message.text[:80],
             tokens=end - start,
             live=live,
-            ram=ram,
-            disk=disk,
+            tiers=tiers,
             num_bytes=(end - start) * engine.kv_bytes_per_token,
-            saves_s=max(live, ram, disk) * engine.prefill_s_per_token,
+            saves_s=max(live, *tiers.values()) * engine.prefill_s_per_token,
             pinned=pinned,
         )
         rows.append(row)

@@ -10,7 +10,7 @@ import torch
 
 from kvchat.backends.loading import Loaded, load
 from kvchat.bench.measure import english
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.models.kinds import as_generated
@@ -70,7 +70,7 @@ def _row(loaded: Loaded, tokens: list[int]) -> CodecRow:
         cache = PrefixCache(layout, b"bench", CacheSettings(ram_bytes=2**31, codec=codec))
         with torch.inference_mode():
             cache.commit(tokens, state.planes, PREFIX_TOKENS)
-        sizes[codec] = cache.ram_used_bytes
+        sizes[codec] = cache.usage()[0].used_bytes
         logs[codec] = _log_probabilities(loaded, cache, tokens)
     divergence = (logs["raw"].exp() * (logs["raw"] - logs["int8"])).sum(-1)
     agree = (logs["raw"].argmax(-1) == logs["int8"].argmax(-1)).float().mean()

@@ -19,7 +19,7 @@ import torch
 
 from kvchat.backends.loading import Loaded, load
 from kvchat.bench.measure import english, isolated
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
@@ -184,7 +184,7 @@ def _from_ram(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
     talker.stored(prompt)
     said = talker.say(prompt, seed)
-    assert talker.reuse.ram or len(prompt) <= PAGE_TOKENS, "nothing came from RAM"
+    assert talker.reuse.tiers.get("ram") or len(prompt) <= PAGE_TOKENS, "nothing came from RAM"
     return said
 
 
@@ -192,7 +192,7 @@ def _from_disk(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
     talker.stored(prompt, on_disk=True)
     said = talker.say(prompt, seed)
-    assert talker.reuse.disk or len(prompt) <= PAGE_TOKENS, "nothing came from the disk"
+    assert talker.reuse.tiers.get("disk") or len(prompt) <= PAGE_TOKENS, "nothing came from the disk"
     return said
 
 

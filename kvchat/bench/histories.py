@@ -38,8 +38,8 @@ class Histories:
             ask(backend, [Turn(Role.SYSTEM, "Something else."), self._message()])
         answer = ask(backend, [*history, self._message()])
         report = answer.cache
-        tier = {"live": report.live, "ram": report.ram, "disk": report.disk, "none": 1}[mode]
-        assert tier > 0 or "faster" in report.reason, f"the history was not found in {mode}: {report}"
+        num_found = {"live": report.live, "none": 1, **report.tiers}.get(mode, 0)
+        assert num_found > 0 or "faster" in report.reason, f"the history was not found in {mode}: {report}"
         return answer
 
     def _message(self) -> Turn:

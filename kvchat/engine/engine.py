@@ -202,8 +202,7 @@ class Engine:
         asked = CacheStats(
             asked_tokens=len(prompt),
             live_tokens=reuse.live,
-            ram_tokens=reuse.ram,
-            disk_tokens=reuse.disk,
+            tier_tokens=reuse.tiers,
             saved_s=self.pace.saved_s(reuse.num_tokens),
         )
         self.cache.stats.add(asked)

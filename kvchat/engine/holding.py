@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from kvchat.cache.match import Ended, Match
+from kvchat.cache.base import Ended, Match
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import Reuse
@@ -59,11 +59,7 @@ class Holding:
             return replace(reuse, skipped=best - live)
         reuse = self._load(prompt[:stored], match, reuse, shared)
         usable = schedule.start(len(self.state.tokens))  # less than hoped for where something was damaged
-        return (
-            reuse
-            if self.state.keep(usable) >= reuse.num_tokens
-            else replace(reuse, live=usable, ram=0, disk=0)
-        )
+        return reuse if self.state.keep(usable) >= reuse.num_tokens else replace(reuse, live=usable, tiers={})
 
     def store(self, num_tokens: int | None = None, *, priority: int = 0) -> None:
         """Give what is held of the first `num_tokens` (all of them by default) to the cache.
@@ -87,8 +83,11 @@ class Holding:
             self.cache.commit(state.tokens, state.planes, length, priority=priority, first=first)
             for at, states in list(state.taken.items()):
                 tokens = state.tokens[:at]
-                if at <= length and self.cache.commit_snapshot(
-                    tokens, state.planes, states, priority=priority, first=first
+                if (
+                    at <= length
+                    and self.cache.commit(
+                        tokens, state.planes, at, states=states, priority=priority, first=first
+                    ).is_whole
                 ):
                     state.drop(at)
 
@@ -101,7 +100,7 @@ class Holding:
     def _rest(self) -> None:
         """Leave the whole budget in RAM to the cache that is in use."""
         other = self.caches[not self.state.is_long]
-        if other and other.ram_used_bytes:
+        if other:
             other.clear_ram()
 
     def _is_slower_than_all(self, held: int, length: int) -> bool:
@@ -111,12 +110,11 @@ class Holding:
         return (length - held) * self.pace.step_s > length * self.pace.prefill_s_per_token + self.pace.step_s
 
     def _is_worth_loading(self, match: Match, stored: int, live: int) -> bool:
-        assert self.cache is not None
         token_s = self.pace.prefill_s_per_token
         if live and self.rule.continuation is Continuation.ONE_TOKEN:
             token_s = self.pace.step_s
         computing_s = (stored - live) * token_s
-        return not token_s or self.cache.estimate_load_s(match, live) < computing_s
+        return not token_s or match.load_s(live) < computing_s
 
     def _load(self, tokens: Sequence[int], match: Match, reuse: Reuse, shared: int) -> Reuse:
         """Load what the match has of `tokens` behind what is live; the KV of the first `shared` is there, whatever else
@@ -135,11 +133,11 @@ class Holding:
         self._bring_in(tokens[live : loaded.end], start if loaded.end else self.state.first_held)
         end = len(self.state.tokens)
         ended = match.ended if end >= wanted else Ended.CORRUPT
-        ram, disk = (loaded.ram, loaded.disk) if end > live else (0, 0)
-        if lease.match.snapshot:
-            ram, disk = (end - live, 0) if lease.match.snapshot.block else (0, end - live)
-        live = end - ram - disk  # more than before where only a window had to be loaded
-        return replace(reuse, live=live, ram=ram, disk=disk, kv_load_s=loaded.seconds, ended=ended)
+        tiers = loaded.tokens if end > live else {}
+        if lease.state:
+            tiers = {lease.state.tier: end - live}
+        live = end - sum(tiers.values())  # more than before where only a window had to be loaded
+        return replace(reuse, live=live, tiers=tiers, kv_load_s=loaded.seconds, ended=ended)
 
     def _bring_in(self, tokens: Sequence[int], start: int) -> None:
         """Count `tokens` as held, whose KV was loaded from token `start` on; none where a window was not loaded whole."""

@@ -51,7 +51,7 @@ def answer(backend: LocalBackend, history: Sequence[Turn], **options: object) ->
     assert "".join(e.text for e in events if isinstance(e, Text) and not e.reasoning) == answer.text
     usage, timings, cache = answer.usage, answer.timings, answer.cache
     assert timings.cache_n + timings.prompt_n == usage.prompt_tokens == len(answer.prompt)
-    assert cache.live + cache.ram + cache.disk == timings.cache_n == usage.cached_tokens
+    assert cache.live + sum(cache.tiers.values()) == timings.cache_n == usage.cached_tokens
     assert timings.prompt_n >= 1
     assert usage.completion_tokens == len(answer.completion)
     return answer
@@ -250,7 +250,7 @@ def test_the_cache_view_has_a_row_a_message_that_adds_up(backend: LocalBackend) 
     assert [row.role for row in view.rows] == [Role.SYSTEM, Role.USER, Role.ASSISTANT]
     assert sum(row.tokens for row in view.rows) == view.prompt_tokens == said.usage.total_tokens
     assert sum(row.live for row in view.rows) == view.cached_tokens == said.usage.total_tokens
-    assert sum(row.ram for row in view.rows) == said.usage.total_tokens // 16 * 16
+    assert sum(row.tiers["ram"] for row in view.rows) == said.usage.total_tokens // 16 * 16
     assert view.turn.asked_tokens == said.usage.prompt_tokens
     assert view.arena_used == said.usage.total_tokens * backend.info().kv_bytes_per_token
     other = backend.cache([user("something else")])
@@ -332,7 +332,7 @@ def test_a_second_backend_finds_on_disk_what_the_first_one_stored(make_config: C
     second = LocalBackend(make_config())
     again = answer(second, history)
     assert again.completion == said.completion
-    assert again.cache.disk >= (said.usage.prompt_tokens - 1) // 16 * 16
+    assert again.cache.tiers["disk"] >= (said.usage.prompt_tokens - 1) // 16 * 16
     second.close()
 
 

@@ -70,7 +70,7 @@ def test_a_conversation_is_the_same_as_without_a_cache_and_reuses_what_was_kept(
         resumed = said(
             later, *follow_up, Turn(Role.ASSISTANT, "x", "", second.completion, second.tokenizer), MORE
         )
-        assert resumed.cache.disk == len(second.prompt) + 8
+        assert resumed.cache.tiers["disk"] == len(second.prompt) + 8
         sample = later.verify(8)
         assert sample.runs and sample.wrong == ()
         assert all(run.difference < 1e-4 for run in sample.runs)

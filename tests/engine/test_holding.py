@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finish, Finished, Request, Token
@@ -118,7 +118,7 @@ def test_turns_a_retry_a_branch_and_a_return_are_right_and_reuse_what_is_held(fa
     said, _ = say(engine, prompt, shared=20)
     assert said == from_scratch(engine, prompt)
     again, retried = say(engine, prompt)
-    assert (again, retried.prefilled, retried.reuse.ram) == (said, 1, 36)
+    assert (again, retried.prefilled, retried.reuse.tiers["ram"]) == (said, 1, 36)
     follow_up = prompt + said + random_tokens(7, seed=1)
     replied, finished = say(engine, follow_up)
     assert replied == from_scratch(engine, follow_up)
@@ -131,7 +131,7 @@ def test_turns_a_retry_a_branch_and_a_return_are_right_and_reuse_what_is_held(fa
     first, finished = say(engine, other)
     assert first == from_scratch(engine, other)
     if engine.loaded.rule.continuation is Continuation.CHUNK:
-        assert finished.reuse.ram == 20, "the system prompt has a snapshot of its own"
+        assert finished.reuse.tiers["ram"] == 20, "the system prompt has a snapshot of its own"
     assert is_held_right(engine)
 
 
@@ -145,7 +145,7 @@ def test_after_a_restart_the_disk_serves(family: str, tmp_path: Path) -> None:
     follow_up = prompt + said + random_tokens(5, seed=1)
     replied, finished = say(engine, follow_up)
     assert replied == from_scratch(engine, follow_up)
-    assert (finished.prefilled, finished.reuse.disk) == (5, len(prompt + said))
+    assert (finished.prefilled, finished.reuse.tiers["disk"]) == (5, len(prompt + said))
     again, finished = say(engine, prompt)
     assert (again, finished.prefilled) == (said, 1)
 
@@ -254,7 +254,7 @@ def test_a_readable_only_cache_still_restores(tmp_path: Path) -> None:
     engine.close()
     engine = engine_of("falcon_h1", tmp_path, mode="ro")
     again, finished = say(engine, prompt)
-    assert (again, finished.reuse.disk) == (said, 29)
+    assert (again, finished.reuse.tiers["disk"]) == (said, 29)
     assert engine.state.taken, "what could not be stored is kept"
 
 

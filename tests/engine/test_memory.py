@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finished, Request, Token
@@ -98,15 +98,15 @@ def test_the_blocks_in_ram_make_room_and_those_on_disk_stay(tmp_path: Path) -> N
     expected = from_scratch(engine, prompt)
     answer(engine, prompt)
     engine.store()
-    assert engine.cache.ram_used_bytes > 0
+    assert engine.cache.usage()[0].used_bytes > 0
     assert engine.cache.drain(10)
     Shortage(engine.loaded.model, 1)
     assert answer(engine, random_tokens(20, seed=1))
-    assert engine.cache.ram_used_bytes == 0
+    assert engine.cache.usage()[0].used_bytes == 0
     *told, finished = engine.generate(Request(prompt, max_tokens=6), lambda: False)
     assert said(engine.loaded, [event.id for event in told if isinstance(event, Token)]) == expected
     assert isinstance(finished, Finished)
-    assert finished.reuse.disk == 64, "a whole page"
+    assert finished.reuse.tiers == {"disk": 64}, "a whole page"
 
 
 def test_a_state_that_is_brought_in_halfway_does_not_count(tmp_path: Path) -> None:

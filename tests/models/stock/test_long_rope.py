@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.foresight import Fixed
