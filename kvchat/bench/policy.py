@@ -17,7 +17,7 @@ from typing import Any
 
 from kvchat.bench.traces import Request, Trace, read
 from kvchat.cache.base import Forecast, Policy
-from kvchat.cache.policy import Cost, LeastRecentlyUsed, Worth
+from kvchat.cache.policy import USUAL_COST, Cost, LeastRecentlyUsed, Worth
 
 BUDGETS = (0.01, 0.03, 0.1)
 """Parts of a trace's unique blocks that there is room for."""
@@ -29,7 +29,9 @@ class SimulatedRun:
 
     __slots__ = ("blocks", "is_state", "num_bytes", "num_children", "num_pins", "parent", "priority", "start")
 
-    def __init__(self, parent: SimulatedRun | None, start: int, blocks: Sequence[int], block_bytes: int) -> None:
+    def __init__(
+        self, parent: SimulatedRun | None, start: int, blocks: Sequence[int], block_bytes: int
+    ) -> None:
         """`blocks` are numbers, the first of them behind `start` others."""
         self.parent = parent
         self.start = start
@@ -81,30 +83,32 @@ class Pool:
         self._policy.asked(blocks)
         at = self.num_held(blocks)
         tail = self._by_block[blocks[at - 1]] if at else None
+        path = list(tail.lineage()) if tail else []
         self._use(tail)
-        while at < len(blocks):
-            size = self._make_room(tail, min(self._geometry.run_blocks, len(blocks) - at))
-            if not size:
-                return
+        num_pinned = sum(run.num_blocks for run in path)
+        for run in path:
+            run.num_pins += 1
+        while at < len(blocks) and (size := self._room_for(len(blocks) - at, num_pinned)):
             tail = self._add(tail, at, blocks[at : at + size])
+            tail.num_pins += 1
+            path.append(tail)
+            num_pinned += size
             at += size
+        for run in path:
+            run.num_pins -= 1
+        self._use(tail)
 
     def _use(self, tail: SimulatedRun | None) -> None:
         for run in tail.lineage() if tail else ():
             self._policy.used(run)
 
-    def _make_room(self, tail: SimulatedRun | None, size: int) -> int:
-        """Evict for so many blocks, or for half of them, and so on, behind `tail`, which stays; returns for how many."""
-        num_pinned = 0
-        for run in tail.lineage() if tail else ():
-            run.num_pins += 1
-            num_pinned += run.num_blocks
-        while size and size > self._geometry.num_blocks - num_pinned:
+    def _room_for(self, num_blocks: int, num_pinned: int) -> int:
+        """Evict for a run of so many blocks, or for half of them, and so on, beside what is pinned; returns for how many."""
+        size = min(self._geometry.run_blocks, num_blocks)
+        while size > self._geometry.num_blocks - num_pinned:
             size //= 2
         while self._num_free < size:
             self._evict()
-        for run in tail.lineage() if tail else ():
-            run.num_pins -= 1
         return size
 
     def _add(self, parent: SimulatedRun | None, start: int, blocks: Sequence[int]) -> SimulatedRun:
@@ -114,7 +118,6 @@ class Pool:
         if parent:
             parent.num_children += 1
         self._policy.added(run)
-        self._use(parent)
         return run
 
     def _evict(self) -> None:
@@ -217,7 +220,9 @@ class PolicyRow:
     @property
     def closed(self) -> Hits:
         """Parts of the gap; 0 where there is none."""
-        return Hits(*(_part(*three) for three in zip(*map(_pair, (self.lru, self.kvchat, self.optimum)), strict=True)))
+        return Hits(
+            *(_part(*three) for three in zip(*map(_pair, (self.lru, self.kvchat, self.optimum)), strict=True))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -232,7 +237,9 @@ class PolicyRow:
         return {"room": f"{self.budget:.1%} ({self.num_blocks} blocks)", **tokens, **seconds, **gap}
 
 
-def measure(path: Path, *, budgets: Sequence[float] = BUDGETS, cost: Cost = Cost()) -> Iterator[PolicyRow]:
+def measure(
+    path: Path, *, budgets: Sequence[float] = BUDGETS, cost: Cost = USUAL_COST
+) -> Iterator[PolicyRow]:
     """A row a budget, as it is replayed. Raises UsageError for what is no trace."""
     trace = read(path)
     num_unique = trace.num_unique
@@ -247,9 +254,7 @@ def compare(trace: Trace, num_blocks: int, cost: Cost) -> tuple[Hits, Hits, Hits
     ours = Worth(trace.block_size, cost=cost, clock=clock)
     policies: tuple[Policy, ...] = (LeastRecentlyUsed(clock), ours, Optimum(trace))
     geometry = Geometry(num_blocks, max(1, min(RUN_TOKENS // trace.block_size, num_blocks // 8)))
-    lru, kvchat, optimum = (
-        hits(trace, replay(trace, geometry, policy, clock), cost) for policy in policies
-    )
+    lru, kvchat, optimum = (hits(trace, replay(trace, geometry, policy, clock), cost) for policy in policies)
     return lru, kvchat, optimum
 
 

@@ -46,6 +46,9 @@ class Cost:
         return (end - start) * self.token_s * (1 + (start + end) / 2 / self.doubling_tokens)
 
 
+USUAL_COST = Cost()
+
+
 class LeastRecentlyUsed(Policy):
     """Runs of the lowest priority first, and of those the one that was not used for longest."""
 
@@ -74,7 +77,12 @@ class LeastRecentlyUsed(Policy):
     def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
         """The run to evict next, of those that can go; None when there is none."""
         return next(
-            (run for priority in sorted(self._by_priority) for run in self._by_priority[priority] if can_go(run)),
+            (
+                run
+                for priority in sorted(self._by_priority)
+                for run in self._by_priority[priority]
+                if can_go(run)
+            ),
             None,
         )
 
@@ -113,7 +121,12 @@ class Worth(Policy):
     """The run of the least expected seconds saved a byte first. Not safe for threads."""
 
     def __init__(
-        self, block_size: int, *, cost: Cost = Cost(), rates: Rates | None = None, clock: Clock = time.time
+        self,
+        block_size: int,
+        *,
+        cost: Cost = USUAL_COST,
+        rates: Rates | None = None,
+        clock: Clock = time.time,
     ) -> None:
         """`rates` is what was learned before; several tiers may share them."""
         self.rates = rates or Rates()
@@ -202,7 +215,9 @@ class Worth(Policy):
         age_s = max(0.0, self._clock() - tip.used_s)
         chance = self.rates.chance(self.rates.level(tip), age_s, 86_400.0)
         start, end = run.start * block_size, (run.start + run.num_blocks) * block_size
-        return Forecast(start, end, run.num_bytes, age_s, tip.num_turns + 1, chance, self._cost.of(start, end))
+        return Forecast(
+            start, end, run.num_bytes, age_s, tip.num_turns + 1, chance, self._cost.of(start, end)
+        )
 
     def _value(self, run: Any) -> int:
         """Of the seconds that a run saves by byte, the logarithm, rounded. A snapshot saves all that is before it."""
@@ -258,7 +273,9 @@ class Worth(Policy):
     def _rank(self, key: _Key, held: _Held) -> float:
         age_s = self._ranked[0] - held.tip.used_s if self._ranked[0] > -math.inf else 0.0
         factor = FACTORS[max(0, min(held.run.priority, len(FACTORS) - 1))]
-        return factor * self.rates.worth(self.rates.level(held.tip), age_s) * 2.0 ** (key[3] / _BINS_A_DOUBLING)
+        return (
+            factor * self.rates.worth(self.rates.level(held.tip), age_s) * 2.0 ** (key[3] / _BINS_A_DOUBLING)
+        )
 
     def _sweep(self) -> None:
         """Leave out what stands in a queue and no longer belongs there."""
@@ -270,8 +287,8 @@ class Worth(Policy):
             self._queue(held)
 
 
-
-
-def make_policy(name: str, block_size: int, *, rates: Rates | None = None, clock: Clock = time.time) -> Policy:
+def make_policy(
+    name: str, block_size: int, *, rates: Rates | None = None, clock: Clock = time.time
+) -> Policy:
     """The policy called `name`, `kvchat` or `lru`."""
     return Worth(block_size, rates=rates, clock=clock) if name == "kvchat" else LeastRecentlyUsed(clock)

@@ -47,7 +47,7 @@ class Kind(NamedTuple):
 class Tip:
     """One use of a chain, at `used_s`; `is_left` once another one went on from it."""
 
-    __slots__ = ("is_left", "kind", "number", "num_turns", "used_s")
+    __slots__ = ("is_left", "kind", "num_turns", "number", "used_s")
 
     def __init__(self, number: int, kind: Kind, num_turns: int, used_s: float) -> None:
         self.number = number
@@ -90,7 +90,9 @@ class Rates:
         kind = tip.kind
         level = self._levels.get(kind)
         if level is None:
-            ratio = math.prod(ratios.get(value, 1.0) for ratios, value in zip(self._ratios, kind, strict=True))
+            ratio = math.prod(
+                ratios.get(value, 1.0) for ratios, value in zip(self._ratios, kind, strict=True)
+            )
             level = self._levels[kind] = round(_LEVELS_A_DOUBLING * math.log2(ratio)) + _EVEN_LEVEL
         return min(_NUM_LEVELS - 1, max(0, level - _LEFT_BEHIND * tip.is_left))
 
@@ -200,7 +202,9 @@ def _row(value: object) -> list[float] | None:
         return None
     used, gap, *kind = value
     numbers = [used, math.nan if gap is None else gap, *kind]
-    if not all(isinstance(number, int | float) and abs(number) < 1e12 or number != number for number in numbers):
+    if not all(
+        (isinstance(number, int | float) and abs(number) < 1e12) or number != number for number in numbers
+    ):
         return None
     if used != used or not all(isinstance(field, int | float) and 0 <= field < 16 for field in kind):
         return None
