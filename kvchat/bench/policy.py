@@ -78,6 +78,12 @@ class Pool:
         held = self._by_block
         return next((at for at, block in enumerate(blocks) if block not in held), len(blocks))
 
+    def lease(self, blocks: Sequence[int]) -> None:
+        """Count what is held of a prompt as used."""
+        self._policy.asked(blocks)
+        at = self.num_held(blocks)
+        self._use(self._by_block[blocks[at - 1]] if at else None)
+
     def store(self, blocks: Sequence[int]) -> None:
         """Count what is held of a chain as used, and store what is not, as far as there is room beside it."""
         self._policy.asked(blocks)
@@ -140,15 +146,16 @@ class Optimum(Policy):
             request = trace.requests[number]
             for block in request.blocks[: request.num_asked]:
                 self._times[block].append(number)
-        self._now = -1
+        self._now, self._calls = -1, -1
         self._next: dict[Any, float] = {}
         self._queue: list[tuple[float, int, int, Any]] = []
         self._num_children: dict[Any, int] = {}
         self._num_queued = 0
 
     def asked(self, hashes: Sequence[Any], priority: int = 0) -> None:
-        """The next request is here."""
-        self._now += 1
+        """The next request is here, or its answer."""
+        self._calls += 1
+        self._now = self._calls // 2
 
     def added(self, run: Any) -> None:
         """A run is here now."""
@@ -274,6 +281,7 @@ def replay(trace: Trace, geometry: Geometry, policy: Policy, clock: Clock) -> It
     for request in trace.requests:
         clock.now_s = request.time_s
         yield pool.num_held(request.blocks[: request.num_asked])
+        pool.lease(request.blocks[: request.num_asked])
         pool.store(request.blocks)
 
 

@@ -98,7 +98,8 @@ class Rates:
 
     def worth(self, level: int, age_s: float) -> float:
         """Continuations a second of holding, at best, that may be hoped for at an age; never greater later on."""
-        return self._worths[level][age_bin(age_s)]
+        worth: float = self._worths[level][age_bin(age_s)]
+        return worth
 
     def chance(self, level: int, age_s: float, within_s: float) -> float:
         """The chance of being continued within a time."""
