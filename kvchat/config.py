@@ -29,6 +29,7 @@ from kvchat.setting import parse_bytes as parse_bytes
 DEFAULT_MODEL = "smollm2-135m"
 CACHE_MODES = ("rw", "ro", "off")
 CODECS = ("raw", "int8")
+POLICIES = ("kvchat", "lru")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
@@ -89,8 +90,8 @@ class SamplingConfig:
 class CacheConfig:
     """The prefix cache. Budgets in bytes; None means the default worked out for this machine.
 
-    `mode`: `rw` uses and stores, `ro` uses only, `off` computes every prompt from its first token. `prepare`: what
-    the next prompt begins with (a resumed conversation, a past that the template changes) is computed while nobody
+    `mode`: `rw` uses and stores, `ro` uses only, `off` computes every prompt from its first token. `policy`: what is
+    evicted first, what is worth least or what was not used for longest. `prepare`: what the next prompt begins with (a resumed conversation, a past that the template changes) is computed while nobody
     waits, and not when the message is sent.
     """
 
@@ -98,6 +99,7 @@ class CacheConfig:
     ram: ByteSize | None = None
     disk: ByteSize | None = None
     codec: str = field(default="raw", metadata={"choices": CODECS})
+    policy: str = field(default="kvchat", metadata={"choices": POLICIES})
     block_size: int = field(default=16, metadata={"min": 1, "max": 1024})
     prepare: bool = True
 

@@ -37,6 +37,7 @@ class CacheView:
     Of the `prompt_tokens` of the conversation `cached_tokens` are held somewhere; `compute_s` is about what computing
     the others, and loading what is not live, would take. `weights_bytes` is what the model's weights take,
     `process_bytes` what the engine's whole process has resident, 0 where that can't be told.
+    `next_out` says what RAM would forget next, and why.
     """
 
     mode: str
@@ -52,6 +53,7 @@ class CacheView:
     process: CacheTotals
     weights_bytes: int = 0
     process_bytes: int = 0
+    next_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from kvchat.backends.asking import conversation
 from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheView
 from kvchat.backends.loading import Talk
+from kvchat.cache.base import Forecast
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.errors import ModelUnavailableError
@@ -55,7 +56,19 @@ def cache_view(
         process=cache.stats.process if cache else CacheStats(),
         weights_bytes=engine.loaded.num_bytes,
         process_bytes=_resident_bytes(),
+        next_out=_next_out(cache.forecast()) if cache else "",
     )
+
+
+def _next_out(forecast: Forecast | None) -> str:
+    """What would be forgotten next, and why, in a line."""
+    if forecast is None:
+        return ""
+    what = f"tokens {forecast.start}-{forecast.end}, unused for {forecast.age_s / 60:.0f} min"
+    if forecast.chance is None:
+        return f"{what}: unused for longest"
+    turns = f"{forecast.num_turns} turn{'' if forecast.num_turns == 1 else 's'}"
+    return f"{what}, after {turns}: {forecast.chance:.0%} likely to be gone on with in a day"
 
 
 def message_ends(

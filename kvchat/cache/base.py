@@ -121,12 +121,32 @@ class Tier(Protocol):
         return
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What would be forgotten next, and why: tokens [start, end), unused for `age_s`, of a conversation of `num_turns`.
+
+    `chance` is that of being gone on with in the next day; `saves_s` what that would save. Both are None where only the
+    last use counts.
+    """
+
+    start: int
+    end: int
+    num_bytes: int
+    age_s: float
+    num_turns: int
+    chance: float | None
+    saves_s: float | None
+
+
 class Policy(Protocol):
     """In which order a tier's runs go. A tier tells it what happens to them; it never changes one.
 
     A run says `num_bytes`, `num_blocks`, `start` (blocks before it), `is_state`, `priority` and `parent` (a run or None).
     A chain is told of from its tail to its root, so a parent is used after its children.
     """
+
+    def asked(self, hashes: Sequence[bytes], priority: int = 0) -> None:
+        """A chain with blocks of these hashes is used now, held or not; which of its runs are, `used` and `added` tell next."""
 
     def added(self, run: Any) -> None:
         """A run is here now, and was used."""
@@ -140,12 +160,15 @@ class Policy(Protocol):
     def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
         """The run to evict next, of those that can go: a leaf that nobody uses. None when there is none."""
 
+    def forecast(self, can_go: Callable[[Any], bool], block_size: int) -> Forecast | None:
+        """What the next victim is, and why."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
     """How a cache is run. Budgets in bytes; `disk_root` None means no disk tier, `ram_bytes` 0 no RAM tier.
 
-    `further` are slower tiers, behind the disk. `policy` says what RAM evicts first; None is the least recently used.
+    `further` are slower tiers, behind the disk. `policy` says what goes first: `kvchat` or `lru`.
     `wait_s` bounds how long one commit may wait for the background writer, `lock_timeout_s` how long the writer may
     wait for another process, `retry_s` how soon it tries again what the system refused. `stats` is counted on; None is
     a new counter.
@@ -158,7 +181,7 @@ class CacheSettings:
     block_size: int = 16
     codec: str = "raw"
     further: tuple[Tier, ...] = ()
-    policy: Callable[[], Policy] | None = None
+    policy: str = "kvchat"
     wait_s: float = 2.0
     lock_timeout_s: float = 10.0
     retry_s: float = RETRY_S
@@ -176,7 +199,15 @@ class CacheSettings:
         disk_bytes = 0
         if root is not None:
             disk_bytes = default_disk_bytes(root) if config.disk is None else config.disk
-        return cls(config.mode, ram_bytes, disk_bytes, root, config.block_size, config.codec)
+        return cls(
+            config.mode,
+            ram_bytes,
+            disk_bytes,
+            root,
+            config.block_size,
+            config.codec,
+            policy=config.policy,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from kvchat.cache.base import CacheSettings, Committed, Piece, Stored
 from kvchat.cache.block import Chain
 from kvchat.cache.codec import allocate
 from kvchat.cache.encoding import Arena, Encoding
+from kvchat.cache.policy import make_policy
 from kvchat.cache.ram import RamTier
 from kvchat.cache.stats import StatsCounter
 from kvchat.cache.writer import Writer
@@ -47,7 +48,7 @@ class Filling:
         # What doesn't fit into RAM passes through one run's worth of memory on its way to the others.
         staging_bytes = self._run_blocks * encoding.block_bytes if writer.is_open else 0
         self._staging: np.ndarray[Any, Any] | None = None
-        policy = settings.policy() if settings.policy else None
+        policy = make_policy(settings.policy, settings.block_size)
         self.ram = RamTier(max(0, settings.ram_bytes - staging_bytes), policy=policy, stats=stats)
 
     def commit(self, given: Given) -> Committed:

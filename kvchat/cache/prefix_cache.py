@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvchat.cache.base import CacheSettings, Committed, Ended, Loaded, Match, Piece, Span, Tier, Warn
+from kvchat.cache.base import (
+    CacheSettings,
+    Committed,
+    Ended,
+    Forecast,
+    Loaded,
+    Match,
+    Piece,
+    Span,
+    Tier,
+    Warn,
+)
 from kvchat.cache.block import TOKEN_BYTES, Chain, Chains, KVLayout, chain_root
 from kvchat.cache.disk import open_disk
 from kvchat.cache.encoding import Arena, Encoding
@@ -191,6 +202,10 @@ class PrefixCache:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Drain and end the writer, within the bound. False when something was left unwritten."""
         return self._writer.close(timeout_s)
+
+    def forecast(self) -> Forecast | None:
+        """What RAM would forget next, and why; None when it holds nothing that can go."""
+        return self._ram.forecast(self.settings.block_size)
 
     def clear_ram(self) -> None:
         """Evict everything from RAM that nobody uses."""

@@ -8,13 +8,13 @@ which order leaves go is the policy's to say.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kvchat.cache.base import Ended, Piece, Policy, Stored, Tier
+from kvchat.cache.base import Ended, Forecast, Piece, Policy, Stored, Tier
 from kvchat.cache.block import Chain
+from kvchat.cache.policy import LeastRecentlyUsed
 from kvchat.cache.stats import CacheStats, StatsCounter
 from kvchat.cache.tree import RecentDigests, Tree
 
@@ -70,35 +70,6 @@ class RamRun:
         while run:
             yield run
             run = run.parent
-
-
-class LeastRecentlyUsed:
-    """Runs of the lowest priority first, and of those the one that was not used for longest."""
-
-    def __init__(self) -> None:
-        self._by_priority: dict[int, OrderedDict[Any, None]] = {}
-
-    def added(self, run: Any) -> None:
-        """A run is here now, and was used."""
-        self._by_priority.setdefault(run.priority, OrderedDict())[run] = None
-
-    def used(self, run: Any) -> None:
-        """A run was asked for, or got a higher priority."""
-        self.removed(run)
-        self.added(run)
-
-    def removed(self, run: Any) -> None:
-        """A run is gone."""
-        for runs in self._by_priority.values():
-            runs.pop(run, None)
-
-    def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
-        """The run to evict next, of those that can go; None when there is none."""
-        for priority in sorted(self._by_priority):
-            for run in self._by_priority[priority]:
-                if can_go(run):
-                    return run
-        return None
 
 
 class RamTier(Tier):
@@ -198,6 +169,7 @@ class RamTier(Tier):
         """Count what is held of a chain as used now; raise its priority to at least `priority`."""
         with self._lock:
             pieces = self._tree.match(chain)
+            self._policy.asked(chain.hashes, priority)
             self._use(pieces[-1].run if pieces else None, priority)
 
     def pin(self, pieces: Sequence[Piece]) -> bool:
@@ -225,6 +197,11 @@ class RamTier(Tier):
             if run is not None:
                 self._evict(run)
             return run is not None
+
+    def forecast(self, block_size: int) -> Forecast | None:
+        """What would be evicted next, and why; None when all is pinned."""
+        with self._lock:
+            return self._policy.forecast(_can_go, block_size)
 
     def clear(self) -> None:
         """Evict everything that is not pinned."""

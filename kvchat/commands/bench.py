@@ -16,6 +16,7 @@ from kvchat.bench import codec, decode, exact, lookup, memory, plot, prefill, re
 from kvchat.bench.contender import Setup, parse_names
 from kvchat.bench.measure import Row, use_threads
 from kvchat.config import Config
+from kvchat.errors import UsageError
 from kvchat.ui.tables import Look, Styled, table
 
 _PIPE_COLUMNS = 240
@@ -84,6 +85,21 @@ def weighed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     use_threads(args.threads)
     (num_tokens,) = (args.lengths or (weights.NUM_TOKENS,))[:1]
     yield from _shown(args, weights.measure(config, num_tokens=num_tokens))
+
+
+def forgotten(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Which part of a trace each policy hits. Raises UsageError without a trace."""
+    from kvchat.bench import chats, policy, traces
+
+    path = args.trace or args.make
+    if not path:
+        raise UsageError("there is no trace to replay", "give one with --trace FILE, or --make FILE")
+    if args.make:
+        try:
+            traces.write(chats.made(days=args.days, seed=args.seed), Path(args.make))
+        except OSError as error:
+            raise UsageError(f"{args.make} can't be written: {error.strerror}", "give another file") from None
+    yield from _shown(args, policy.measure(Path(path)))
 
 
 def _setup(args: argparse.Namespace, config: Config) -> Setup:

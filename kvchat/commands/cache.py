@@ -101,6 +101,20 @@ def _folder_text(info: FolderInfo) -> str:
     return f"{one_line(_name(info)):<32} {counts}  {codec}{' (lossy)' if codec == 'int8' else ''}"
 
 
+def cache_trace(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """The saved conversations as a trace: a line an answer, with lengths, times and numbers for blocks; no text."""
+    from kvchat.chat.store import FILE_NAME, Store
+    from kvchat.commands.history import trace_lines
+
+    if not (config.paths.data / FILE_NAME).exists():
+        return
+    store = Store(config.paths.data / FILE_NAME)
+    try:
+        yield from trace_lines(store, config.cache.block_size)
+    finally:
+        store.close()
+
+
 def all_time_totals(config: Config) -> CacheTotals:
     """What the cache did for all answers that were saved; nothing is created."""
     from kvchat.chat.store import FILE_NAME, Store

@@ -7,7 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvchat.config import CACHE_MODES, CODECS, DEVICES, DTYPES, MARKDOWN, THINK, WEIGHTS, parse_bytes
+from kvchat.config import (
+    CACHE_MODES,
+    CODECS,
+    DEVICES,
+    DTYPES,
+    MARKDOWN,
+    POLICIES,
+    THINK,
+    WEIGHTS,
+    parse_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "compute nothing ahead while nobody waits",
             "cache.prepare",
             {"action": "store_const", "const": False},
+        ),
+        Flag(
+            "--cache-policy",
+            "what is forgotten first: what is worth least, or what was unused for longest",
+            "cache.policy",
+            {"choices": POLICIES},
         ),
         Flag("--cache-codec", "how KV is kept; int8 is lossy", "cache.codec", {"choices": CODECS}),
     ),

@@ -152,6 +152,16 @@ _SOME_PROMPTS: dict[str, dict[str, Any]] = {
     "names": {"metavar": "PROMPT", "nargs": "*", "help": "prompts, as after -t; without, all"}
 }
 
+_TRACE: dict[str, dict[str, Any]] = {
+    "--trace": {"metavar": "FILE", "help": "a trace, in Mooncake's form or kvchat's own"},
+    "--make": {
+        "metavar": "FILE",
+        "help": "make up a trace of terminal chats first, and write it there",
+    },
+    "--days": {"type": _positive, "default": 60, "metavar": "N", "help": "how many days it spans (60)"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "which one is made up (0)"},
+}
+
 COMMANDS: tuple[Command, ...] = (
     Command("models ls", _MODELS, "list the models on this disk and of remotes", _models("listed"), _REMOTE),
     Command("models pull", _MODELS, "fetch a model ahead of use", _models("pulled"), _NAME),
@@ -180,6 +190,18 @@ COMMANDS: tuple[Command, ...] = (
         _cache("cache_prune"),
         _PRUNE | _DRY_RUN,
         _AT,
+    ),
+    Command(
+        "cache trace",
+        _CACHE,
+        "export what was asked when, as numbers without any text",
+        _cache("cache_trace"),
+        {
+            "what": {
+                "choices": ("export",),
+                "help": "print the saved conversations as a trace, a line a request",
+            }
+        },
     ),
     Command("cache clear", _CACHE, "remove all stored KV", _cache("cache_clear"), _DRY_RUN, _AT),
     Command("cache path", _CACHE, "print the folder that KV is stored in", _cache("cache_path"), flags=_AT),
@@ -256,6 +278,13 @@ COMMANDS: tuple[Command, ...] = (
         (*_HOW, "--draft"),
     ),
     Command("bench codec", _BENCH, "what int8 costs in quality", _bench("encoded"), _RUNS, _HOW),
+    Command(
+        "bench policy",
+        _BENCH,
+        "what is forgotten, replayed from a trace against LRU and the optimum",
+        _bench("forgotten"),
+        _TRACE,
+    ),
     Command("sessions ls", _SESSIONS, "list them, the latest first", _sessions("listed"), _LIMIT),
     Command("sessions show", _SESSIONS, "print one", _sessions("shown"), _SESSION),
     Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),

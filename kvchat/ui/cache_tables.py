@@ -51,7 +51,10 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
         pieces.append(
             f"held {view.cached_tokens} of {view.prompt_tokens} tokens; the rest takes {seconds_text(view.compute_s)}"
         )
-    return joined([*pieces, budgets_text(view, look), totals_table(view, all_time, look)], look.columns - 1)
+    next_out = [f"RAM would forget next: {view.next_out}"] if view.next_out else []
+    return joined(
+        [*pieces, budgets_text(view, look), *next_out, totals_table(view, all_time, look)], look.columns - 1
+    )
 
 
 def map_table(rows: Sequence[CacheRow], tiers: Sequence[str], look: Look) -> Styled:

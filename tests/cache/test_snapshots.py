@@ -209,7 +209,7 @@ def test_a_snapshot_that_is_used_outlives_one_that_is_not(tmp_path: Path) -> Non
     size = cache_of(layout)._encoding.state_bytes
     cache = cache_of(layout, None, ram_bytes=8 * size)
     keep(cache, layout, [1])
-    keep(cache, layout, [2], priority=1)
+    keep(cache, layout, [2], priority=2)
     for number in range(10, 20):
         keep(cache, layout, [number])
         assert taken_up(cache, layout, [1, 3]) == 1
