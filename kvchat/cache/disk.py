@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,16 @@ from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
     TEMPORARY,
-    eviction_order,
     hold_lock,
     make_private_folder,
     put_file,
     remove_file,
     scan_folder,
-    with_ancestors,
 )
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
+from kvchat.cache.ram import LeastRecentlyUsed
+from kvchat.cache.shelf import Shelf
 from kvchat.cache.stats import CacheStats, StatsCounter
 
 MAX_RETRY_S = 300.0
@@ -66,6 +66,7 @@ class DiskTier(Tier):
         self._warn = warn
         self._warned: set[str] = set()
         self._index = FolderIndex(self.folder, meta, self.condemn)
+        self._shelf = Shelf(self._root, LeastRecentlyUsed())
         self._newest_ns = 0
         self._resting = 0.0
         self._resumes_at = 0.0
@@ -130,6 +131,7 @@ class DiskTier(Tier):
             with suppress(OSError):
                 self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)
                 self._stamp_now(path)
+                self._shelf.used(self.folder, name, self._newest_ns)
                 if name.priority < priority:
                     self._raise_priority(name, priority)
 
@@ -148,7 +150,7 @@ class DiskTier(Tier):
         """Remove what dead processes left half-written, and evict down to the budget; skipped while others write."""
         if not self.is_writable or not self._root.is_dir():
             return
-        with suppress(OSError, filelock.Timeout), hold_lock(self._root, 0.0):
+        with suppress(OSError, filelock.Timeout), self._turn(0.0):
             self._evict_for(0, frozenset())
 
     def condemn(self, name: EntryName | None, error: Exception) -> None:
@@ -196,7 +198,7 @@ class DiskTier(Tier):
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
-            pass
+            self._index.lose(str(piece.run.name))
         except (OSError, EntryError) as error:
             self.condemn(piece.run.name, error)
         return low
@@ -212,7 +214,7 @@ class DiskTier(Tier):
         try:
             make_private_folder(self.folder)
             check_folder(self.folder)
-            with hold_lock(self._root, self._settings.lock_timeout_s):
+            with self._turn(self._settings.lock_timeout_s):
                 is_stored = write()
             self._resting = 0.0
             return is_stored
@@ -258,27 +260,24 @@ class DiskTier(Tier):
 
         Raises OSError where it can't be seen how much there is.
         """
-        scan = scan_folder(self._root)
-        if scan.refused:
-            raise scan.refused
-        for path in scan.left_over:
-            remove_file(path)
-        self._newest_ns = max([self._newest_ns, *(file.mtime_ns for file in scan.files)])
-        excess = scan.num_bytes + num_bytes - self._settings.disk_bytes
-        if excess <= 0:
-            return True
-        protected = with_ancestors(scan, ((self.folder.name, key) for key in kept))
-        if excess > sum(file.num_bytes for file in scan.files if file.id not in protected):
-            return False
-        num_evicted = 0
-        for file in eviction_order(scan.files):
-            if excess <= 0:
-                break
-            if file.id not in protected and remove_file(file.path):
-                excess -= file.num_bytes
-                num_evicted += 1
-        self._stats.add(CacheStats(evicted_files=num_evicted))
-        return excess <= 0
+        self._newest_ns = max(self._newest_ns, self._shelf.newest_ns)
+        excess = self._shelf.num_bytes + num_bytes - self._settings.disk_bytes
+        evicted = self._shelf.evict(excess, ((self.folder.name, key) for key in kept))
+        for run in evicted or ():
+            if run.folder == self.folder:
+                self._index.lose(run.text)
+        self._stats.add(CacheStats(evicted_files=len(evicted or ())))
+        return evicted is not None
+
+    @contextmanager
+    def _turn(self, timeout_s: float) -> Iterator[None]:
+        """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
+        with hold_lock(self._root, timeout_s) as turn:
+            self._shelf.refresh(turn)
+            self._index.sync(turn)
+            yield
+            self._shelf.settle()
+            self._index.settle()
 
     def _write(self, name: EntryName, header: bytes, payload: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""
@@ -287,6 +286,7 @@ class DiskTier(Tier):
         self._put(path, name.key, memoryview(header), payload)
         self._index.admit(name)
         self._stamp_now(path)
+        self._shelf.add(self.folder, name, self._meta.block_size)
 
     def _describe(self, key: str) -> None:
         """Say what the folder's files share, where that is not said yet."""
@@ -304,8 +304,11 @@ class DiskTier(Tier):
 
     def _raise_priority(self, name: EntryName, priority: int) -> None:
         raised = replace(name, priority=priority)
-        with suppress(filelock.Timeout), hold_lock(self._root, self._settings.lock_timeout_s):
+        with suppress(filelock.Timeout), self._turn(self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
+            self._index.lose(str(name))
+            self._index.admit(raised)
+            self._shelf.add(self.folder, raised, self._meta.block_size, was=name)
 
 
 def open_disk(

@@ -10,11 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 
 from kvchat.cache.base import Piece
 from kvchat.cache.block import Chain
 from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_header
+from kvchat.cache.folder import turn_of
 from kvchat.cache.ownership import check_folder, open_own
 from kvchat.cache.tree import RecentDigests, Tree
 
@@ -78,6 +80,8 @@ class FolderIndex:
         self._unusable: set[str] = set()
         self._state_ends: set[int] = set()
         self._stamp: tuple[int, int] | None = None
+        self._is_racy = False
+        self._turn: int | None = None
         self.gone = RecentDigests()
         """Blocks of files that were seen and then vanished or were evicted."""
         self.corrupt = RecentDigests()
@@ -125,7 +129,7 @@ class FolderIndex:
                 descriptor, run.header = self.open(run.name)
                 os.close(descriptor)
             except FileNotFoundError:
-                return None
+                self.lose(str(run.name))
             except (OSError, EntryError) as error:
                 self._on_unusable(run.name, error)
         return run.header
@@ -137,22 +141,45 @@ class FolderIndex:
                 self._unusable.add(str(name))
             self._forget(str(name), self.corrupt)
 
+    def lose(self, text: str) -> None:
+        """A file was found to be gone, or was evicted."""
+        with self._lock:
+            self._forget(text, self.gone)
+
     def admit(self, name: EntryName) -> None:
         """A file was written anew: what was known of one by that name no longer holds."""
         with self._lock:
             self._unusable.discard(str(name))
+            if str(name) not in self._runs:
+                self._add(str(name), name)
+
+    def sync(self, turn: int | None) -> None:
+        """See what others did since; for whoever holds the folder's lock, with the number that it gave."""
+        with self._lock:
+            if turn is None or self._turn is None or turn != self._turn + 1:
+                self._stamp = None
+            self._turn = turn
+            self._refresh()
+            self._turn = turn
+
+    def settle(self) -> None:
+        """All that happened since `sync` was told: the folder need not be listed again for it. Needs the lock."""
+        with self._lock, suppress(OSError):
+            stat = self._folder.lstat()
+            self._stamp, self._is_racy = (stat.st_ino, stat.st_mtime_ns), True
 
     def _refresh(self) -> None:
         """List the folder again if it may have changed."""
         try:
             stat = check_folder(self._folder)
             stamp = stat.st_ino, stat.st_mtime_ns
-            if self._stamp == stamp:
+            if self._stamp == stamp and not (self._is_racy and self._may_have_changed()):
                 return
-            is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
+            self._turn = None
+            self._is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
             with os.scandir(self._folder) as entries:
                 listed = {entry.name for entry in entries}
-            self._stamp = None if is_racy else stamp
+            self._stamp = stamp
         except (FileNotFoundError, NotADirectoryError):
             listed, self._stamp = set(), None
         except EntryError as error:
@@ -167,6 +194,10 @@ class FolderIndex:
             name = EntryName.parse(text)
             if name is not None:
                 self._add(text, name)
+
+    def _may_have_changed(self) -> bool:
+        """Whether another process may have written here since our last turn."""
+        return self._turn is None or turn_of(self._folder.parent) != self._turn
 
     def _add(self, text: str, name: EntryName) -> None:
         run = FileRun(name, self, self._meta.block_size)
