@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from kvchat.cache.base import CacheSettings, Ended, Piece, Stored, Tier, Warn
 from kvchat.cache.block import Chain, KVLayout
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, pack_header, read_blocks
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, pack_header
 from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
@@ -38,8 +37,6 @@ from kvchat.cache.stats import CacheStats, StatsCounter
 
 MAX_RETRY_S = 300.0
 MAX_NOTE_BYTES = 2**16
-SCRATCH_BYTES = 4 * 2**20
-"""So much is read at a time, so that it stays in the CPU's caches."""
 
 
 class DiskTier(Tier):
@@ -110,14 +107,13 @@ class DiskTier(Tier):
         """Blocks [start, end), some at a time; nothing is given out before its checksum is verified."""
         for piece in pieces:
             low, high = max(piece.start, start), min(piece.end, end)
-            if low < high and (yield from self._read_file(piece, low, high)) < high:
+            if low < high and (yield from self._index.read(piece.run, low, high)) < high:
                 return
 
     def store(self, chain: Chain, start: int, data: np.ndarray[Any, Any], *, priority: int = 0) -> bool:
         """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.
 
-        Evicts first, under the folder's lock. The blocks before `start` have to be stored; what is stored after it, be
-        it by another process just now, is not written twice.
+        What is stored after `start`, be it by another process just now, is not written twice.
         """
         return self._locked(lambda: self._store_locked(chain, start, data.data, priority))
 
@@ -144,7 +140,13 @@ class DiskTier(Tier):
 
     def keep_note(self, content: bytes) -> bool:
         """Note something beside the files, in place of what was there. False when it is not there afterwards."""
-        return self._locked(lambda: self._keep_note_locked(content))
+
+        def write() -> bool:
+            self._describe(NOTE_NAME)
+            self._put(self.folder / NOTE_NAME, NOTE_NAME, memoryview(content))
+            return True
+
+        return self._locked(write)
 
     def sweep(self) -> None:
         """Remove what dead processes left half-written, and evict down to the budget; skipped while others write."""
@@ -177,36 +179,6 @@ class DiskTier(Tier):
         if kind not in self._warned:
             self._warned.add(kind)
             self._warn(message)
-
-    def _read_file(self, piece: Piece, low: int, high: int) -> Generator[Stored, None, int]:
-        """Read a file's blocks, as far as that goes; returns up to where. It stays readable if it is evicted meanwhile.
-
-        Its header is read again, for another process may have replaced the file under the same name.
-        """
-        try:
-            descriptor, header = self._index.open(piece.run.name)
-            try:
-                size = header.block_bytes
-                most = max(1, SCRATCH_BYTES // size)
-                scratch = np.empty(min(most, high - low) * size, dtype=np.uint8)
-                while low < high:
-                    end = min(low + most, high)
-                    data = scratch[: (end - low) * size]
-                    read_blocks(descriptor, header, low - piece.run.start, data.data)
-                    yield Stored(low, end, data)
-                    low = end
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            self._index.lose(str(piece.run.name))
-        except (OSError, EntryError) as error:
-            self.condemn(piece.run.name, error)
-        return low
-
-    def _keep_note_locked(self, content: bytes) -> bool:
-        self._describe(NOTE_NAME)
-        self._put(self.folder / NOTE_NAME, NOTE_NAME, memoryview(content))
-        return True
 
     def _locked(self, write: Callable[[], bool]) -> bool:
         if not self.is_writable:
@@ -263,9 +235,8 @@ class DiskTier(Tier):
         self._newest_ns = max(self._newest_ns, self._shelf.newest_ns)
         excess = self._shelf.num_bytes + num_bytes - self._settings.disk_bytes
         evicted = self._shelf.evict(excess, ((self.folder.name, key) for key in kept))
-        for run in evicted or ():
-            if run.folder == self.folder:
-                self._index.lose(run.text)
+        for run in (run for run in evicted or () if run.folder == self.folder):
+            self._index.lose(run.text)
         self._stats.add(CacheStats(evicted_files=len(evicted or ())))
         return evicted is not None
 
@@ -303,7 +274,7 @@ class DiskTier(Tier):
         os.utime(path, ns=(self._newest_ns, self._newest_ns))
 
     def _raise_priority(self, name: EntryName, priority: int) -> None:
-        raised = replace(name, priority=priority)
+        raised = name._replace(priority=priority)
         with suppress(filelock.Timeout), self._turn(self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
             self._index.lose(str(name))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import filelock
 
@@ -35,24 +35,28 @@ NOTE_NAME = "costs.json"
 TEMPORARY = ".tmp"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
+class StoredFile(NamedTuple):
     """One run or snapshot on disk. `mtime_ns` is when it was last used."""
 
-    path: Path
+    folder: Path
     name: EntryName
     num_bytes: int
     mtime_ns: int
 
     @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder / str(self.name)
+
+    @property
     def id(self) -> tuple[str, str]:
         """Its folder's name and its key."""
-        return self.path.parent.name, self.name.key
+        return self.folder.name, self.name.key
 
     @property
     def parent_id(self) -> tuple[str, str]:
         """The `id` of the file that it continues."""
-        return self.path.parent.name, self.name.parent
+        return self.folder.name, self.name.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,8 @@ def scan_folder(root: Path) -> FolderScan:
     refused: list[OSError] = []
     for folder in fingerprint_folders(root, refused):
         for entry in _listing(folder, refused):
-            path = folder / entry.name
             if entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
-                left_over.append(path)
+                left_over.append(folder / entry.name)
             elif name := EntryName.parse(entry.name):
                 try:
                     stat = entry.stat(follow_symlinks=False)
@@ -89,7 +92,7 @@ def scan_folder(root: Path) -> FolderScan:
                 except OSError:
                     continue
                 if not is_folder:
-                    files.append(StoredFile(path, name, stat.st_size, stat.st_mtime_ns))
+                    files.append(StoredFile(folder, name, stat.st_size, stat.st_mtime_ns))
     return FolderScan(tuple(files), tuple(left_over), refused[0] if refused else None)
 
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from contextlib import suppress
 from pathlib import Path
 
-from kvchat.cache.base import Piece
+import numpy as np
+
+from kvchat.cache.base import Piece, Stored
 from kvchat.cache.block import Chain
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_blocks, read_header
 from kvchat.cache.folder import turn_of
 from kvchat.cache.ownership import check_folder, open_own
 from kvchat.cache.tree import RecentDigests, Tree
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
+
+SCRATCH_BYTES = 4 * 2**20
+"""So much is read at a time, so that it stays in the CPU's caches."""
 
 
 class FileRun:
@@ -133,6 +138,31 @@ class FolderIndex:
             except (OSError, EntryError) as error:
                 self._on_unusable(run.name, error)
         return run.header
+
+    def read(self, run: FileRun, low: int, high: int) -> Generator[Stored, None, int]:
+        """Read a file's blocks [low, high), as far as that goes; returns up to where. It stays readable if it is evicted meanwhile.
+
+        Its header is read again, for another process may have replaced the file under the same name.
+        """
+        try:
+            descriptor, header = self.open(run.name)
+            try:
+                size = header.block_bytes
+                most = max(1, SCRATCH_BYTES // size)
+                scratch = np.empty(min(most, high - low) * size, dtype=np.uint8)
+                while low < high:
+                    end = min(low + most, high)
+                    data = scratch[: (end - low) * size]
+                    read_blocks(descriptor, header, low - run.start, data.data)
+                    yield Stored(low, end, data)
+                    low = end
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            self.lose(str(run.name))
+        except (OSError, EntryError) as error:
+            self._on_unusable(run.name, error)
+        return low
 
     def drop(self, name: EntryName, *, is_removed: bool) -> None:
         """Take an unusable file out; it stays out until it is removed or written anew."""
