@@ -90,7 +90,7 @@ def _newest(folder: Path) -> Iterator[tuple[Path, list[int]]]:
     Where there are snapshots, only these can be taken up; each is followed by its last token once more, to see what
     the model says behind it.
     """
-    files = [file for file in scan_folder(folder.parent).files if file.path.parent == folder]
+    files = [file for file in scan_folder(folder.parent).files if file.folder == folder]
     has_snapshots = any(file.name.is_state for file in files)
     for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True):
         if file.name.is_state != has_snapshots:

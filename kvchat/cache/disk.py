@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,25 @@ import numpy as np
 
 from kvchat.cache.base import CacheSettings, Ended, Piece, Stored, Tier, Warn
 from kvchat.cache.block import Chain, KVLayout
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, pack_header, read_blocks
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, pack_header
 from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
     TEMPORARY,
-    eviction_order,
     hold_lock,
     make_private_folder,
     put_file,
     remove_file,
     scan_folder,
-    with_ancestors,
 )
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
+from kvchat.cache.ram import LeastRecentlyUsed
+from kvchat.cache.shelf import Shelf
 from kvchat.cache.stats import CacheStats, StatsCounter
 
 MAX_RETRY_S = 300.0
 MAX_NOTE_BYTES = 2**16
-SCRATCH_BYTES = 4 * 2**20
-"""So much is read at a time, so that it stays in the CPU's caches."""
 
 
 class DiskTier(Tier):
@@ -66,6 +63,7 @@ class DiskTier(Tier):
         self._warn = warn
         self._warned: set[str] = set()
         self._index = FolderIndex(self.folder, meta, self.condemn)
+        self._shelf = Shelf(self._root, LeastRecentlyUsed())
         self._newest_ns = 0
         self._resting = 0.0
         self._resumes_at = 0.0
@@ -109,14 +107,13 @@ class DiskTier(Tier):
         """Blocks [start, end), some at a time; nothing is given out before its checksum is verified."""
         for piece in pieces:
             low, high = max(piece.start, start), min(piece.end, end)
-            if low < high and (yield from self._read_file(piece, low, high)) < high:
+            if low < high and (yield from self._index.read(piece.run, low, high)) < high:
                 return
 
     def store(self, chain: Chain, start: int, data: np.ndarray[Any, Any], *, priority: int = 0) -> bool:
         """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.
 
-        Evicts first, under the folder's lock. The blocks before `start` have to be stored; what is stored after it, be
-        it by another process just now, is not written twice.
+        What is stored after `start`, be it by another process just now, is not written twice.
         """
         return self._locked(lambda: self._store_locked(chain, start, data.data, priority))
 
@@ -130,6 +127,7 @@ class DiskTier(Tier):
             with suppress(OSError):
                 self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)
                 self._stamp_now(path)
+                self._shelf.used(self.folder, name, self._newest_ns)
                 if name.priority < priority:
                     self._raise_priority(name, priority)
 
@@ -142,13 +140,19 @@ class DiskTier(Tier):
 
     def keep_note(self, content: bytes) -> bool:
         """Note something beside the files, in place of what was there. False when it is not there afterwards."""
-        return self._locked(lambda: self._keep_note_locked(content))
+
+        def write() -> bool:
+            self._describe(NOTE_NAME)
+            self._put(self.folder / NOTE_NAME, NOTE_NAME, memoryview(content))
+            return True
+
+        return self._locked(write)
 
     def sweep(self) -> None:
         """Remove what dead processes left half-written, and evict down to the budget; skipped while others write."""
         if not self.is_writable or not self._root.is_dir():
             return
-        with suppress(OSError, filelock.Timeout), hold_lock(self._root, 0.0):
+        with suppress(OSError, filelock.Timeout), self._turn(0.0):
             self._evict_for(0, frozenset())
 
     def condemn(self, name: EntryName | None, error: Exception) -> None:
@@ -176,43 +180,13 @@ class DiskTier(Tier):
             self._warned.add(kind)
             self._warn(message)
 
-    def _read_file(self, piece: Piece, low: int, high: int) -> Generator[Stored, None, int]:
-        """Read a file's blocks, as far as that goes; returns up to where. It stays readable if it is evicted meanwhile.
-
-        Its header is read again, for another process may have replaced the file under the same name.
-        """
-        try:
-            descriptor, header = self._index.open(piece.run.name)
-            try:
-                size = header.block_bytes
-                most = max(1, SCRATCH_BYTES // size)
-                scratch = np.empty(min(most, high - low) * size, dtype=np.uint8)
-                while low < high:
-                    end = min(low + most, high)
-                    data = scratch[: (end - low) * size]
-                    read_blocks(descriptor, header, low - piece.run.start, data.data)
-                    yield Stored(low, end, data)
-                    low = end
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            pass
-        except (OSError, EntryError) as error:
-            self.condemn(piece.run.name, error)
-        return low
-
-    def _keep_note_locked(self, content: bytes) -> bool:
-        self._describe(NOTE_NAME)
-        self._put(self.folder / NOTE_NAME, NOTE_NAME, memoryview(content))
-        return True
-
     def _locked(self, write: Callable[[], bool]) -> bool:
         if not self.is_writable:
             return False
         try:
             make_private_folder(self.folder)
             check_folder(self.folder)
-            with hold_lock(self._root, self._settings.lock_timeout_s):
+            with self._turn(self._settings.lock_timeout_s):
                 is_stored = write()
             self._resting = 0.0
             return is_stored
@@ -258,27 +232,23 @@ class DiskTier(Tier):
 
         Raises OSError where it can't be seen how much there is.
         """
-        scan = scan_folder(self._root)
-        if scan.refused:
-            raise scan.refused
-        for path in scan.left_over:
-            remove_file(path)
-        self._newest_ns = max([self._newest_ns, *(file.mtime_ns for file in scan.files)])
-        excess = scan.num_bytes + num_bytes - self._settings.disk_bytes
-        if excess <= 0:
-            return True
-        protected = with_ancestors(scan, ((self.folder.name, key) for key in kept))
-        if excess > sum(file.num_bytes for file in scan.files if file.id not in protected):
-            return False
-        num_evicted = 0
-        for file in eviction_order(scan.files):
-            if excess <= 0:
-                break
-            if file.id not in protected and remove_file(file.path):
-                excess -= file.num_bytes
-                num_evicted += 1
-        self._stats.add(CacheStats(evicted_files=num_evicted))
-        return excess <= 0
+        self._newest_ns = max(self._newest_ns, self._shelf.newest_ns)
+        excess = self._shelf.num_bytes + num_bytes - self._settings.disk_bytes
+        evicted = self._shelf.evict(excess, ((self.folder.name, key) for key in kept))
+        for run in (run for run in evicted or () if run.folder == self.folder):
+            self._index.lose(run.text)
+        self._stats.add(CacheStats(evicted_files=len(evicted or ())))
+        return evicted is not None
+
+    @contextmanager
+    def _turn(self, timeout_s: float) -> Iterator[None]:
+        """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
+        with hold_lock(self._root, timeout_s) as turn:
+            self._shelf.refresh(turn)
+            self._index.sync(turn)
+            yield
+            self._shelf.settle()
+            self._index.settle()
 
     def _write(self, name: EntryName, header: bytes, payload: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""
@@ -287,6 +257,7 @@ class DiskTier(Tier):
         self._put(path, name.key, memoryview(header), payload)
         self._index.admit(name)
         self._stamp_now(path)
+        self._shelf.add(self.folder, name, self._meta.block_size)
 
     def _describe(self, key: str) -> None:
         """Say what the folder's files share, where that is not said yet."""
@@ -303,9 +274,12 @@ class DiskTier(Tier):
         os.utime(path, ns=(self._newest_ns, self._newest_ns))
 
     def _raise_priority(self, name: EntryName, priority: int) -> None:
-        raised = replace(name, priority=priority)
-        with suppress(filelock.Timeout), hold_lock(self._root, self._settings.lock_timeout_s):
+        raised = name._replace(priority=priority)
+        with suppress(filelock.Timeout), self._turn(self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
+            self._index.lose(str(name))
+            self._index.admit(raised)
+            self._shelf.add(self.folder, raised, self._meta.block_size, was=name)
 
 
 def open_disk(

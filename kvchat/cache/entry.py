@@ -21,7 +21,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -52,8 +52,7 @@ class EntryError(Exception):
         self.is_kept = is_kept
 
 
-@dataclass(frozen=True, slots=True)
-class EntryName:
+class EntryName(NamedTuple):
     """What a file's name says: the tokens [start, end) of a chain in blocks whose hashes are `first` to `last`.
 
     `key` names the content from the root on, `parent` the key of the file with the block before; both and the hashes in

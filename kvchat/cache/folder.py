@@ -1,6 +1,7 @@
 """The cache folder as a whole: all fingerprints' files, the lock, what to evict first; knows no torch, no KV.
 
     <root>/.lock                          held by whoever writes or evicts
+    <root>/.turn                          how often it was held, u64 little-endian
     <root>/<chain root>/meta.json         what the folder's files share
     <root>/<chain root>/costs.json        what the model's user noted: how long computing takes
     <root>/<chain root>/<name>.kv         one immutable run of blocks
@@ -20,37 +21,42 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import filelock
 
-from kvchat.cache.entry import NO_PARENT, EntryName, is_old_name
-from kvchat.cache.ownership import is_own_folder
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, is_old_name
+from kvchat.cache.ownership import is_own_folder, read_own
 
 LOCK_NAME = ".lock"
+TURN_NAME = ".turn"
 META_NAME = "meta.json"
 NOTE_NAME = "costs.json"
 TEMPORARY = ".tmp"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
+class StoredFile(NamedTuple):
     """One run or snapshot on disk. `mtime_ns` is when it was last used."""
 
-    path: Path
+    folder: Path
     name: EntryName
     num_bytes: int
     mtime_ns: int
 
     @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder / str(self.name)
+
+    @property
     def id(self) -> tuple[str, str]:
         """Its folder's name and its key."""
-        return self.path.parent.name, self.name.key
+        return self.folder.name, self.name.key
 
     @property
     def parent_id(self) -> tuple[str, str]:
         """The `id` of the file that it continues."""
-        return self.path.parent.name, self.name.parent
+        return self.folder.name, self.name.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +83,8 @@ def scan_folder(root: Path) -> FolderScan:
     refused: list[OSError] = []
     for folder in fingerprint_folders(root, refused):
         for entry in _listing(folder, refused):
-            path = folder / entry.name
             if entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
-                left_over.append(path)
+                left_over.append(folder / entry.name)
             elif name := EntryName.parse(entry.name):
                 try:
                     stat = entry.stat(follow_symlinks=False)
@@ -87,7 +92,7 @@ def scan_folder(root: Path) -> FolderScan:
                 except OSError:
                     continue
                 if not is_folder:
-                    files.append(StoredFile(path, name, stat.st_size, stat.st_mtime_ns))
+                    files.append(StoredFile(folder, name, stat.st_size, stat.st_mtime_ns))
     return FolderScan(tuple(files), tuple(left_over), refused[0] if refused else None)
 
 
@@ -138,23 +143,35 @@ def eviction_order(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
             heapq.heappush(leaves, _rank(rooted[file.parent_id]))
 
 
-def with_ancestors(scan: FolderScan, ids: Iterable[FileId]) -> set[FileId]:
-    """Some files and all that they continue."""
-    by_id = {file.id: file for file in scan.files}
-    found: set[FileId] = set()
-    for file_id in ids:
-        file = by_id.get(file_id)
-        while file is not None and file.id not in found:
-            found.add(file.id)
-            file = by_id.get(file.parent_id)
-    return found
-
-
 @contextmanager
-def hold_lock(root: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the folder's lock against all processes. Raises filelock.Timeout, OSError."""
+def hold_lock(root: Path, timeout_s: float) -> Iterator[int | None]:
+    """Hold the folder's lock against all processes; yields which turn it is. Raises filelock.Timeout, OSError.
+
+    Whoever had the turn before knows that nobody has written since. None where turns can't be counted.
+    """
     with filelock.FileLock(root / LOCK_NAME, timeout=timeout_s, poll_interval=0.01, mode=0o600):
-        yield
+        yield _next_turn(root / TURN_NAME)
+
+
+def turn_of(root: Path) -> int | None:
+    """Whose turn it was last; None where turns can't be counted."""
+    try:
+        return int.from_bytes(read_own(root / TURN_NAME, 8), "little")
+    except (OSError, EntryError):
+        return None
+
+
+def _next_turn(path: Path) -> int | None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            turn = int.from_bytes(os.pread(descriptor, 8, 0), "little") + 1
+            os.pwrite(descriptor, (turn % 2**64).to_bytes(8, "little"), 0)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    return turn
 
 
 def make_private_folder(path: Path) -> None:

@@ -9,17 +9,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
+from contextlib import suppress
 from pathlib import Path
 
-from kvchat.cache.base import Piece
+import numpy as np
+
+from kvchat.cache.base import Piece, Stored
 from kvchat.cache.block import Chain
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_blocks, read_header
+from kvchat.cache.folder import turn_of
 from kvchat.cache.ownership import check_folder, open_own
 from kvchat.cache.tree import RecentDigests, Tree
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
+
+SCRATCH_BYTES = 4 * 2**20
+"""So much is read at a time, so that it stays in the CPU's caches."""
 
 
 class FileRun:
@@ -78,6 +85,8 @@ class FolderIndex:
         self._unusable: set[str] = set()
         self._state_ends: set[int] = set()
         self._stamp: tuple[int, int] | None = None
+        self._is_racy = False
+        self._turn: int | None = None
         self.gone = RecentDigests()
         """Blocks of files that were seen and then vanished or were evicted."""
         self.corrupt = RecentDigests()
@@ -125,10 +134,35 @@ class FolderIndex:
                 descriptor, run.header = self.open(run.name)
                 os.close(descriptor)
             except FileNotFoundError:
-                return None
+                self.lose(str(run.name))
             except (OSError, EntryError) as error:
                 self._on_unusable(run.name, error)
         return run.header
+
+    def read(self, run: FileRun, low: int, high: int) -> Generator[Stored, None, int]:
+        """Read a file's blocks [low, high), as far as that goes; returns up to where. It stays readable if it is evicted meanwhile.
+
+        Its header is read again, for another process may have replaced the file under the same name.
+        """
+        try:
+            descriptor, header = self.open(run.name)
+            try:
+                size = header.block_bytes
+                most = max(1, SCRATCH_BYTES // size)
+                scratch = np.empty(min(most, high - low) * size, dtype=np.uint8)
+                while low < high:
+                    end = min(low + most, high)
+                    data = scratch[: (end - low) * size]
+                    read_blocks(descriptor, header, low - run.start, data.data)
+                    yield Stored(low, end, data)
+                    low = end
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            self.lose(str(run.name))
+        except (OSError, EntryError) as error:
+            self._on_unusable(run.name, error)
+        return low
 
     def drop(self, name: EntryName, *, is_removed: bool) -> None:
         """Take an unusable file out; it stays out until it is removed or written anew."""
@@ -137,22 +171,45 @@ class FolderIndex:
                 self._unusable.add(str(name))
             self._forget(str(name), self.corrupt)
 
+    def lose(self, text: str) -> None:
+        """A file was found to be gone, or was evicted."""
+        with self._lock:
+            self._forget(text, self.gone)
+
     def admit(self, name: EntryName) -> None:
         """A file was written anew: what was known of one by that name no longer holds."""
         with self._lock:
             self._unusable.discard(str(name))
+            if str(name) not in self._runs:
+                self._add(str(name), name)
+
+    def sync(self, turn: int | None) -> None:
+        """See what others did since; for whoever holds the folder's lock, with the number that it gave."""
+        with self._lock:
+            if turn is None or self._turn is None or turn != self._turn + 1:
+                self._stamp = None
+            self._turn = turn
+            self._refresh()
+            self._turn = turn
+
+    def settle(self) -> None:
+        """All that happened since `sync` was told: the folder need not be listed again for it. Needs the lock."""
+        with self._lock, suppress(OSError):
+            stat = self._folder.lstat()
+            self._stamp, self._is_racy = (stat.st_ino, stat.st_mtime_ns), True
 
     def _refresh(self) -> None:
         """List the folder again if it may have changed."""
         try:
             stat = check_folder(self._folder)
             stamp = stat.st_ino, stat.st_mtime_ns
-            if self._stamp == stamp:
+            if self._stamp == stamp and not (self._is_racy and self._may_have_changed()):
                 return
-            is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
+            self._turn = None
+            self._is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
             with os.scandir(self._folder) as entries:
                 listed = {entry.name for entry in entries}
-            self._stamp = None if is_racy else stamp
+            self._stamp = stamp
         except (FileNotFoundError, NotADirectoryError):
             listed, self._stamp = set(), None
         except EntryError as error:
@@ -167,6 +224,10 @@ class FolderIndex:
             name = EntryName.parse(text)
             if name is not None:
                 self._add(text, name)
+
+    def _may_have_changed(self) -> bool:
+        """Whether another process may have written here since our last turn."""
+        return self._turn is None or turn_of(self._folder.parent) != self._turn
 
     def _add(self, text: str, name: EntryName) -> None:
         run = FileRun(name, self, self._meta.block_size)

@@ -24,6 +24,7 @@ from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
     FileId,
+    FolderScan,
     StoredFile,
     eviction_order,
     fingerprint_folders,
@@ -103,11 +104,11 @@ class Freed:
         return asdict(self)
 
 
-def list_folders(root: Path) -> list[FolderInfo]:
-    """All fingerprints' folders, the most recently used first."""
+def list_folders(root: Path, scan: FolderScan | None = None) -> list[FolderInfo]:
+    """All fingerprints' folders, the most recently used first; with the files of a `scan` that was made already."""
     files: dict[Path, list[StoredFile]] = defaultdict(list)
-    for file in scan_folder(root).files:
-        files[file.path.parent].append(file)
+    for file in (scan or scan_folder(root)).files:
+        files[file.folder].append(file)
     infos = [_describe(folder, files[folder]) for folder in fingerprint_folders(root)]
     return sorted(infos, key=lambda info: info.newest_s, reverse=True)
 
@@ -118,7 +119,7 @@ def stored_tips(root: Path) -> dict[tuple[str, str], int]:
     A file is evicted before the one that it continues, so all blocks before that one are stored as well.
     """
     files = scan_folder(root).files
-    return {(file.path.parent.name, file.name.last): file.name.end for file in files}
+    return {(file.folder.name, file.name.last): file.name.end for file in files}
 
 
 def verify_checksums(root: Path) -> VerifyReport:
@@ -186,12 +187,12 @@ def forget(root: Path, gone: Set[FileId], kept: Set[FileId], *, dry_run: bool = 
         by_id = {file.id: file for file in files}
         needed: set[FileId] = set()
         for file in files:
-            above = file if (file.path.parent.name, file.name.last) in kept else None
+            above = file if (file.folder.name, file.name.last) in kept else None
             while above is not None and above.id not in needed:
                 needed.add(above.id)
                 above = by_id.get(above.parent_id)
         for file in files:
-            if file.path.parent.name in fingerprints and file.id not in needed:
+            if file.folder.name in fingerprints and file.id not in needed:
                 yield file
 
     return _remove(root, choose, dry_run)
@@ -243,7 +244,7 @@ def _verify(file: StoredFile) -> int:
     """Blocks of a sound file. Raises EntryError, OSError."""
     with os.fdopen(open_own(file.path), "rb", buffering=0) as stream:
         header = read_header(stream.fileno())
-        header.check(file.name, file.path.parent.name)
+        header.check(file.name, file.folder.name)
         for offset, size, expected in zip(header.offsets, header.sizes, header.checksums, strict=False):
             block = os.pread(stream.fileno(), size, offset)
             if checksum(memoryview(block)) != expected:

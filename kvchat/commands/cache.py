@@ -40,11 +40,15 @@ def cache_path(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def cache_ls(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One line a stored run, the one used last first."""
-    folders = {info.path: info for info in list_folders(config.paths.cache)}
-    files = sorted(scan_folder(config.paths.cache).files, key=lambda file: -file.mtime_ns)
-    for file in files:
-        row = _run_json(file, folders.get(file.path.parent))
-        yield json.dumps(row, ensure_ascii=False) if args.json else _run_text(row)
+    scan = scan_folder(config.paths.cache)
+    folders = {info.path: info for info in list_folders(config.paths.cache, scan)}
+    names = {path: _name(info) for path, info in folders.items()}
+    now_s = time.time()
+    for file in sorted(scan.files, key=lambda file: -file.mtime_ns):
+        if args.json:
+            yield json.dumps(_run_json(file, folders.get(file.folder)), ensure_ascii=False)
+        else:
+            yield _run_text(file, names.get(file.folder, "?"), now_s)
 
 
 def _run_json(file: StoredFile, info: FolderInfo | None) -> dict[str, Any]:
@@ -61,11 +65,12 @@ def _run_json(file: StoredFile, info: FolderInfo | None) -> dict[str, Any]:
     }
 
 
-def _run_text(row: dict[str, Any]) -> str:
-    tokens = f"tokens {row['start']}-{row['end']}"
-    age = age_text(max(0.0, time.time() - row["used"]))
-    kept = _PRIORITIES.get(row["priority"], f"priority {row['priority']}")
-    line = f"{one_line(row['model']):<32} {tokens:<20} {size_text(row['bytes']):>9}  {age:>6}  {kept}"
+def _run_text(file: StoredFile, model: str, now_s: float) -> str:
+    name = file.name
+    tokens = f"tokens {name.start}-{name.end}"
+    age = age_text(max(0.0, now_s - file.mtime_ns / 1e9))
+    kept = _PRIORITIES.get(name.priority, f"priority {name.priority}")
+    line = f"{one_line(model):<32} {tokens:<20} {size_text(file.num_bytes):>9}  {age:>6}  {kept}"
     return line.rstrip()
 
 

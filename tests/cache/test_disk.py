@@ -343,7 +343,7 @@ def test_the_default_budget_is_bounded_and_needs_no_folder(tmp_path):
 
 def a_file(key: int, parent: int, mtime: int, priority: int = 0) -> StoredFile:
     name = EntryName(f"{key:032x}", f"{parent:032x}", "1" * 32, "2" * 32, 0, 4, priority)
-    return StoredFile(Path("kv") / ("d" * 32) / str(name), name, 10, mtime)
+    return StoredFile(Path("kv") / ("d" * 32), name, 10, mtime)
 
 
 FILES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(0, 2)), max_size=12).map(

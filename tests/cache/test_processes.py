@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 from tests.cache.arena import store, tiny_cache
 cache = tiny_cache(Path(sys.argv[1]), ram_bytes=0)
-print("ready", flush=True)
 for number in range(10_000):
     store(cache, [int(sys.argv[2]), number % 500] * 16)
+    if number == 0:
+        print("ready", flush=True)
 """
 
 TAKE_TURNS = """
