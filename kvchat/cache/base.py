@@ -10,7 +10,7 @@ The first tier is written at once. What it holds, and what it has no room for, i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -145,7 +145,7 @@ class Policy(Protocol):
     A chain is told of from its tail to its root, so a parent is used after its children.
     """
 
-    def asked(self, hashes: Sequence[bytes], priority: int = 0) -> None:
+    def asked(self, hashes: Sequence[Hashable], priority: int = 0) -> None:
         """A chain with blocks of these hashes is used now, held or not; which of its runs are, `used` and `added` tell next."""
 
     def added(self, run: Any) -> None:

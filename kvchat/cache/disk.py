@@ -31,7 +31,7 @@ from kvchat.cache.folder import (
 )
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
-from kvchat.cache.ram import LeastRecentlyUsed
+from kvchat.cache.policy import LeastRecentlyUsed
 from kvchat.cache.shelf import Shelf
 from kvchat.cache.stats import CacheStats, StatsCounter
 

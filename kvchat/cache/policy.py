@@ -273,9 +273,8 @@ class Worth(Policy):
     def _rank(self, key: _Key, held: _Held) -> float:
         age_s = self._ranked[0] - held.tip.used_s if self._ranked[0] > -math.inf else 0.0
         factor = FACTORS[max(0, min(held.run.priority, len(FACTORS) - 1))]
-        return (
-            factor * self.rates.worth(self.rates.level(held.tip), age_s) * 2.0 ** (key[3] / _BINS_A_DOUBLING)
-        )
+        worth = self.rates.worth(self.rates.level(held.tip), age_s)
+        return float(factor * worth * 2.0 ** (key[3] / _BINS_A_DOUBLING))
 
     def _sweep(self) -> None:
         """Leave out what stands in a queue and no longer belongs there."""
