@@ -10,6 +10,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
@@ -205,6 +206,16 @@ def editor(environ: Mapping[str, str] | None = None) -> str:
     """The command that opens a file to be edited: VISUAL, EDITOR, or vi."""
     environ = os.environ if environ is None else environ
     return environ.get("VISUAL") or environ.get("EDITOR") or "vi"
+
+
+def pager(environ: Mapping[str, str] | None = None) -> list[str]:
+    """The command that shows a long text: PAGER, or less; empty where PAGER is empty, `cat` or no command."""
+    environ = os.environ if environ is None else environ
+    try:
+        command = shlex.split(environ.get("PAGER", "less"))
+    except ValueError:  # an open quote
+        return []
+    return [] if command == ["cat"] else command
 
 
 def load_config(

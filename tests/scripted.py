@@ -34,6 +34,7 @@ from kvchat.backends.base import (
     Usage,
 )
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
+from kvchat.cache.stats import TierUse
 from kvchat.errors import (
     ContextOverflowError,
     EngineDiedError,
@@ -191,7 +192,7 @@ class ScriptedBackend:
                     min(spent, 20.0),
                     idle_n=self._idle_n,
                 ),
-                CacheReport(cached, 0, 0, cached, "new text"),
+                CacheReport(cached, {}, cached, "new text"),
             )
         )
 
@@ -224,16 +225,17 @@ class ScriptedBackend:
         last = set(self.histories[-1]) if self.histories else set()
         before = {turn for turns in self.histories for turn in turns}
         rows = tuple(self._cache_row(turn, turn in last, turn in before) for turn in history)
-        num_tokens, num_held = sum(row.tokens for row in rows), sum(max(row.live, row.disk) for row in rows)
+        num_tokens, num_held = (
+            sum(row.tokens for row in rows),
+            sum(max(row.live, row.tiers["disk"]) for row in rows),
+        )
         asked = sum(len(turn.text.split()) for turns in self.histories for turn in turns)
         process = CacheTotals(asked_tokens=asked, stored_blocks=len(self.histories), stored_bytes=100 * asked)
         return CacheView(
             mode="rw",
             codec="raw",
             block_size=16,
-            ram_used=0,
-            ram_budget=10**6,
-            disk_budget=10**7,
+            tiers=(TierUse("ram", 0, 10**6), TierUse("disk", 100 * asked, 10**7)),
             arena_used=100 * num_held,
             rows=rows if has_rows else (),
             prompt_tokens=num_tokens,
@@ -241,7 +243,6 @@ class ScriptedBackend:
             compute_s=0.01 * (num_tokens - num_held),
             turn=CacheTotals(asked_tokens=asked),
             process=process,
-            disk_used=100 * asked,
             weights_bytes=10**6,
         )
 
@@ -249,7 +250,13 @@ class ScriptedBackend:
         words = len(turn.text.split())
         held = words if is_known else 0
         return CacheRow(
-            turn.role, turn.text[:80], words, words if is_live else 0, 0, held, 100 * words, 0.01 * held
+            turn.role,
+            turn.text[:80],
+            words,
+            words if is_live else 0,
+            {"ram": 0, "disk": held},
+            100 * words,
+            0.01 * held,
         )
 
     def _wait_for_load(self) -> None:

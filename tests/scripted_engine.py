@@ -23,7 +23,7 @@ class Scripted:
     def status(self) -> Status:
         return Status(Phase.READY)
 
-    def answer(self, history: Sequence[Turn], options: Options) -> Stream[Event]:
+    def answer(self, history: Sequence[Turn], options: Options, _: object) -> Stream[Event]:
         return self._worker.run(lambda backend, _: backend.answer(history, options))
 
     warm = prepare = answer

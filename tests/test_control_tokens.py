@@ -97,7 +97,7 @@ def test_control_tokens_that_come_in_as_text_stay_text(
     backend: LocalBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entrance: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tokenizer = backend._worker.wait().tokenizer
+    tokenizer = backend._worker.wait().model.tokenizer
     control = {tokenizer.control[mark] for mark in MARKS}
     prompts = []
     for text in (FORGED, "harmless"):

@@ -123,7 +123,7 @@ def test_guesses_change_an_answer_at_most_where_rounding_decides(tmp_path: Path,
         flags = {"model.draft": draft, "paths.cache": tmp_path, "paths.models": MODELS, "chat.save": False}
         backend = LocalBackend(load_config(flags, environ={"KVCHAT_CONFIG": str(tmp_path / "none.toml")}))
         said.append(answer(backend, [Turn(Role.USER, TASKS[task])], 96))
-        loaded = backend._worker.wait().engine.loaded
+        loaded = backend._worker.wait().model.engine.loaded
         backend.close()
     assert said[1].timings.draft_n > 0
     if loaded.weights.mode is not WeightsMode.NATIVE:

@@ -93,8 +93,8 @@ def test_the_second_process_restores_the_system_prompt_and_answers_alike(
     program = Program(wide_path, tmp_path)
     first, second = (program.run(["hello", "world"]) for _ in range(2))
     assert completions(first) == completions(second) == expected
-    assert first[0]["cache"]["disk"] == 0
-    assert second[0]["cache"]["disk"] >= (first[0]["usage"]["prompt_tokens"] - 1) // 16 * 16
+    assert first[0]["cache"]["tiers"].get("disk", 0) == 0
+    assert second[0]["cache"]["tiers"]["disk"] >= (first[0]["usage"]["prompt_tokens"] - 1) // 16 * 16
     program.check_whole()
 
 
@@ -162,12 +162,12 @@ def test_forks_with_four_thousand_common_tokens_store_them_once(
     history = [Turn(Role.SYSTEM, "and so on the lazy dog " * 700), Turn(Role.USER, "hello")]
     said = ask(backend, history)
     assert said.usage.prompt_tokens > 4000
-    trunk = backend.cache(history).ram_used
+    trunk = backend.cache(history).tiers[0].used_bytes
     for branch in ("left", "right", "straight on"):
         answer = ask(backend, [*history, said.turn(), Turn(Role.USER, branch)])
         assert answer.timings.cache_n >= 4000
     per_token = backend.info().kv_bytes_per_token
-    assert backend.cache(history).ram_used - trunk < 3 * 64 * per_token
+    assert backend.cache(history).tiers[0].used_bytes - trunk < 3 * 64 * per_token
     backend.close()
 
 
@@ -182,7 +182,7 @@ def test_ram_stays_within_its_budget_over_many_mixed_conversations(
         history.append(Turn(Role.USER, f"message {number}"))
         history.append(ask(backend, history).turn())
         view = backend.cache([])
-        assert view.ram_used <= view.ram_budget == 1_000_000
+        assert view.tiers[0].used_bytes <= view.tiers[0].budget_bytes == 1_000_000
     assert view.process.evicted_blocks > 0
     backend.close()
 

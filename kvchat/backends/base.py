@@ -5,21 +5,18 @@ A backend holds no conversation: each call carries all of it. Everything here is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from kvchat.backends.turn import Role as Role
+from kvchat.backends.turn import Turn as Turn
+from kvchat.backends.turn import time_of as time_of
+
 if TYPE_CHECKING:
     from kvchat.backends.inspection import CacheView
-
-
-class Role(StrEnum):
-    """Who speaks in a turn."""
-
-    SYSTEM = "system"
-    USER = "user"
-    ASSISTANT = "assistant"
+    from kvchat.config import Config
 
 
 class FinishReason(StrEnum):
@@ -43,31 +40,6 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation.
-
-    `tokens` are the exact ids of an answer as the model generated them (without the token that ends the turn), and
-    `tokenizer` names the tokenizer that they belong to; a backend with another tokenizer encodes `text` anew.
-    `text` is the answer without its reasoning, `reasoning` the part in front of it. `time_s` (since the epoch) is what
-    time it is in the whole conversation, for a template that prints it: that of the first turn that has one counts.
-    What is `pinned`, a system prompt, is evicted last.
-    """
-
-    role: Role
-    text: str
-    reasoning: str = ""
-    tokens: tuple[int, ...] | None = None
-    tokenizer: str | None = None
-    time_s: float | None = field(default=None, compare=False)
-    pinned: bool = field(default=False, compare=False)
-
-
-def time_of(history: Sequence[Turn]) -> float | None:
-    """What time it is in a conversation, in seconds since the epoch; None if it does not say."""
-    return next((turn.time_s for turn in history if turn.time_s is not None), None)
-
-
-@dataclass(frozen=True, slots=True)
 class Options:
     """How to answer; None leaves a value to the model's own generation_config.
 
@@ -88,6 +60,23 @@ class Options:
 
 DEFAULTS = Options()
 """All is left to the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What one call may use of what was computed before, and what may stay of it.
+
+    `mode` is `rw` to use and store, `ro` to use only, `off` to compute everything. Unless it `saves`, nothing of it
+    reaches the disk, or blocks that others could take up. An engine that was started with less has no more to give.
+    """
+
+    mode: str = "rw"
+    saves: bool = True
+
+    @classmethod
+    def from_config(cls, config: Config) -> Keeping:
+        """What the user's settings say."""
+        return cls(config.cache.mode, config.chat.save)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +124,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class CacheReport:
-    """Where the prompt's KV came from, in tokens, and why the rest had to be computed.
+    """Where the prompt's KV came from, in tokens, of the cache by tier, and why the rest had to be computed.
 
     `diverged_at` is the position of the first token that was not reused; `reason` says why in a few words, `was` and
     `now` are the texts around that position in what was computed before and in this prompt. `saved_s` is the time
@@ -143,8 +132,7 @@ class CacheReport:
     """
 
     live: int
-    ram: int
-    disk: int
+    tiers: Mapping[str, int]
     diverged_at: int
     reason: str
     was: str = ""
@@ -310,7 +298,7 @@ class Backend(Protocol):
         """
 
     def cancel(self) -> None:
-        """End the answer that is being made; it finishes with `FinishReason.CANCELLED`."""
+        """End what was asked here and is being made; an answer finishes with `FinishReason.CANCELLED`."""
 
     def count(self, text: str) -> int:
         """How many tokens a text is."""

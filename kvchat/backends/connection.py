@@ -90,6 +90,13 @@ class Connection:
             call.replies.put(("error", _REFUSED))
         return call
 
+    def cancel(self, *calls: Call) -> None:
+        """Have calls end soon, by default all that are being made here."""
+        with self._lock:
+            numbers = [call.number for call in calls] or [*self._calls]
+        for number in numbers:
+            self.send({"call": "cancel", "target": number})
+
     def forget(self, call: Call) -> None:
         """Nobody reads this call's replies any more."""
         with self._lock:

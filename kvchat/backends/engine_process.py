@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from kvchat.backends.base import Event, Options, Phase, Role, Status, Turn
+from kvchat.backends.base import Event, Keeping, Options, Phase, Role, Status, Turn
 from kvchat.backends.wire import error_to_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError
@@ -70,19 +70,18 @@ class EngineProcess:
 
     def _handle(self, call: dict[str, Any]) -> None:
         if call["call"] == "cancel":
-            self._cancel(call.get("target"))
+            self._cancel(call["target"])
             return
         with self._lock:
             self._running[call["id"]] = None
         _in_background(self._run, call)
 
-    def _cancel(self, target: int | None) -> None:
-        """Cancel one call, or all; what others ask of the same engine goes on."""
+    def _cancel(self, number: int) -> None:
+        """Cancel one call; all others go on."""
         with self._lock:
-            for number in [*self._running] if target is None else {target} & self._running.keys():
+            if number in self._running:
                 self._cancelled.add(number)
-                stream = self._running[number]
-                if stream is not None:
+                if stream := self._running[number]:
                     stream.cancel()
 
     def _run(self, call: dict[str, Any]) -> None:
@@ -110,14 +109,16 @@ class EngineProcess:
         if call["call"] not in ("answer", "warm", "prepare", "cache"):
             raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
         history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
+        keeping = from_wire(Keeping, call.get("keeping"))
         if call["call"] == "cache":
-            return to_wire(self._backend.cache(history, options, has_rows=call["has_rows"]))
+            view = self._backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
+            return to_wire(view)
         streams = {
             "answer": self._backend.answer,
             "warm": self._backend.warm,
             "prepare": self._backend.prepare,
         }
-        events = streams[call["call"]](history, options)
+        events = streams[call["call"]](history, options, keeping)
         with self._lock:
             self._running[number] = events
             if number in self._cancelled:

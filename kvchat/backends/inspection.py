@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvchat.backends.base import Role
-from kvchat.cache.stats import CacheStats
+from kvchat.backends.turn import Role
+from kvchat.cache.stats import CacheStats, TierUse
 
 CacheTotals = CacheStats
 """What the cache was asked for and what it did, over a turn, a process or all time."""
@@ -13,7 +14,8 @@ CacheTotals = CacheStats
 
 @dataclass(frozen=True, slots=True)
 class CacheRow:
-    """One message of a conversation in the cache: of its `tokens`, how many each tier holds, and how many are pinned.
+    """One message of a conversation in the cache: of its `tokens`, how many are live, how many each tier holds, and how
+    many are pinned.
 
     `num_bytes` is what they take in the arena, `saves_s` the time that computing those which are held would take.
     """
@@ -22,8 +24,7 @@ class CacheRow:
     text: str
     tokens: int
     live: int
-    ram: int
-    disk: int
+    tiers: Mapping[str, int]
     num_bytes: int
     saves_s: float
     pinned: int = 0
@@ -41,9 +42,7 @@ class CacheView:
     mode: str
     codec: str
     block_size: int
-    ram_used: int
-    ram_budget: int
-    disk_budget: int
+    tiers: tuple[TierUse, ...]
     arena_used: int
     rows: tuple[CacheRow, ...]
     prompt_tokens: int
@@ -51,7 +50,6 @@ class CacheView:
     compute_s: float
     turn: CacheTotals
     process: CacheTotals
-    disk_used: int = 0
     weights_bytes: int = 0
     process_bytes: int = 0
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvchat.backends.base import ModelInfo, Options, Phase, Status
+from kvchat.backends.base import Keeping, ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.folder import make_private_folder
-from kvchat.cache.match import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config, ModelConfig
 from kvchat.engine.engine import Engine
-from kvchat.engine.speculation import Speculation
+from kvchat.engine.sequence import LiveSequence
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models.arithmetic import arithmetic
 from kvchat.models.device import is_out_of_memory
@@ -25,7 +25,7 @@ from kvchat.models.generation import not_done
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.numbers import check_numbers
-from kvchat.models.probe import checked
+from kvchat.models.probe import Verdict, checked
 from kvchat.models.sources.catalog import Catalog, ModelFiles
 from kvchat.models.sources.contents import Contents
 from kvchat.models.text.template import ChatTemplate
@@ -33,8 +33,6 @@ from kvchat.models.text.template_kind import kind_of
 from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
 from kvchat.trust import Kind, Trust
 
-LONG_MARK = b"long"
-"""Behind the fingerprint of conversations beyond LongRoPE's threshold."""
 Show = Callable[[Status], None]
 """Is told what is going on."""
 
@@ -51,21 +49,34 @@ class Idle:
         return Idle(self.tokens + tokens, self.seconds + seconds)
 
 
-@dataclass(slots=True)
-class Loaded:
-    """Everything that one model needs to answer; `last` is what it answered last."""
+@dataclass(frozen=True, slots=True)
+class ReadyModel:
+    """Everything that one model needs to answer, whatever the conversation."""
 
     engine: Engine
     tokenizer: ChatTokenizer
     template: ChatTemplate
     info: ModelInfo
     ready_at: float
+
+    def stores(self, keeping: Keeping) -> bool:
+        """Whether what a call computes is given to the cache; one of the engine's own, off the disk, is as private."""
+        cache = self.engine.cache
+        return keeping.mode == "rw" and (keeping.saves or cache is None or not cache.settings.disk_bytes)
+
+
+@dataclass(slots=True)
+class Talk:
+    """What is live of one conversation with a model; `last` is what was computed last in it."""
+
+    model: ReadyModel
+    sequence: LiveSequence
     last: Asked | None = None
     idle: Idle = Idle()
 
 
-def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
-    """Load the model of `config`; `warn` takes the cache's warnings. Raises KvchatError."""
+def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
+    """Load the model of `config`, for a first conversation; `warn` takes warnings. Raises KvchatError."""
     started = time.perf_counter()
     with suppress(OSError):  # where it can't be written, what is remembered of models is found out each time
         make_private_folder(config.paths.models)
@@ -78,46 +89,69 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Loaded:
         lambda stage, done, total: show(Status(Phase.LOADING, stage, done, total)),
     )
     model = load_model(files.folder, wanted, name=files.name, origin=origin)
+    template = _template(files, wanted, warn)
+    model = _with_end_of(model, template.tokenizer)
+    if undone := not_done(model.generation_defaults, model.context):
+        warn(
+            f"{files.name}: its generation_config.json asks for {', '.join(undone)}, which kvchat does not do"
+        )
+    trial = _Trial(config, files, model)
+    show(Status(Phase.LOADING, "checking what can be reused"))
+    verdict = trial.passed(warn)
+    engine = trial.engine
+    engine.cache = _open_cache(config, engine, trial.mark, warn)
+    engine.pace.keep_in(engine.cache)
+    ready_at = time.perf_counter()
+    info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
+    info = replace(info, verdict=str(verdict))
+    return Talk(ReadyModel(engine, template.tokenizer, template, info, ready_at), trial.sequence)
+
+
+class _Trial:
+    """A model on trial: run in the way that it is declared to allow, and in weaker ones until it keeps its promise."""
+
+    def __init__(self, config: Config, files: ModelFiles, model: LoadedModel) -> None:
+        self._config = config
+        self._files = files
+        self._begin(model)
+
+    def passed(self, warn: Callable[[str], None]) -> Verdict:
+        """What was found; the engine runs the model in the way that is right."""
+        verdict = self._checked()
+        if verdict.is_exact is False and self._model.page == 1:
+            # in pages, whose products never change their sizes
+            self._begin(replace(self._model, page=PAGE_TOKENS))
+            verdict = self._checked()
+        if not verdict.is_as_declared:
+            check_numbers(self._model)  # where there are none, nothing is wrong with what is reused
+            warn(f"{self._files.name}: {verdict}")
+        if verdict.is_exact is False or not verdict.is_as_declared:
+            self._begin(replace(self._model, rule=verdict.rule, is_exact=False, page=1))
+        return verdict
+
+    def _begin(self, model: LoadedModel) -> None:
+        self._model = model
+        with _able_to_run(model):
+            self.engine = Engine(model, draft=self._config.model.draft)
+            self.sequence = self.engine.new_sequence()
+        self.mark = _fingerprint(self._config, model, self._files)
+
+    def _checked(self) -> Verdict:
+        def measured() -> Callable[[int], float]:
+            self.engine.warm_up(self.sequence)
+            return self.engine.pace.forward_s
+
+        with _able_to_run(self._model):
+            return checked(self._model, self.mark, self._config.paths.models, measured)
+
+
+def _template(files: ModelFiles, wanted: ModelConfig, warn: Callable[[str], None]) -> ChatTemplate:
     source = read_template(files.folder, Path(wanted.chat_template) if wanted.chat_template else None)
     if source is None:
         raise ModelUnavailableError(
             f"{files.name} has no chat template", "give one with --chat-template FILE"
         )
-    tokenizer = load_tokenizer(files.folder, control_text=source)
-    template = ChatTemplate(source, tokenizer, notify=warn)
-    model = _with_end_of(model, tokenizer)
-    if undone := not_done(model.generation_defaults, model.context):
-        warn(
-            f"{files.name}: its generation_config.json asks for {', '.join(undone)}, which kvchat does not do"
-        )
-    speculation = Speculation.from_setting(wanted.draft)
-    with _able_to_run(model):
-        engine = _touched(model, speculation)
-    mark = _fingerprint(config, model, files)
-    show(Status(Phase.LOADING, "checking what can be reused"))
-    with _able_to_run(model):
-        verdict = checked(model, mark, config.paths.models, engine.measured)
-        if verdict.is_exact is False and model.page == 1:
-            # in pages, whose products never change their sizes
-            model = replace(model, page=PAGE_TOKENS)
-            mark = _fingerprint(config, model, files)
-            engine = _touched(model, speculation)
-            verdict = checked(model, mark, config.paths.models, engine.measured)
-    if not verdict.is_as_declared:
-        check_numbers(model)  # where there are none, nothing is wrong with what is reused
-        warn(f"{files.name}: {verdict}")
-    if verdict.is_exact is False or not verdict.is_as_declared:
-        model = replace(model, rule=verdict.rule, is_exact=False, page=1)
-        mark = _fingerprint(config, model, files)
-        engine = _touched(model, speculation)
-    engine.cache = _open_cache(config, engine, mark, warn)
-    engine.pace.keep_in(engine.cache)
-    if model.long_rope and engine.cache:
-        engine.set_long_cache(_open_cache(config, engine, mark + LONG_MARK, warn))
-    ready_at = time.perf_counter()
-    info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
-    info = replace(info, verdict=str(verdict))
-    return Loaded(engine, tokenizer, template, info, ready_at)
+    return ChatTemplate(source, load_tokenizer(files.folder, control_text=source), notify=warn)
 
 
 @contextmanager
@@ -159,13 +193,6 @@ def _find_files(config: Config, show: Show) -> ModelFiles:
     return catalog.resolve(wanted.name, needs_template=wanted.chat_template is None)
 
 
-def _touched(model: LoadedModel, speculation: Speculation | None) -> Engine:
-    """An engine that knows the shapes of the model's KV."""
-    engine = Engine(model, speculation=speculation)
-    engine.touch()
-    return engine
-
-
 def _fingerprint(config: Config, model: LoadedModel, files: ModelFiles) -> bytes:
     regime: dict[str, object] = {
         "dtype": _dtype(model),
@@ -191,7 +218,6 @@ def _open_cache(
     meta = {"model": model.name, "dtype": _dtype(model)} | (
         {"adapter": str(model.adapter)} if model.adapter else {}
     )
-    settings = replace(settings, stats=engine.cache.stats if engine.cache else None)
     return PrefixCache(layout, mark, settings, meta=meta, warn=warn)
 
 
@@ -210,7 +236,7 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
         continuation=loaded.rule.continuation.value,
-        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.codec == "raw"),
+        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.settings.codec == "raw"),
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,

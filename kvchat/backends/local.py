@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from queue import SimpleQueue
+from typing import TypeVar
 
 from kvchat.backends import base
-from kvchat.backends.answering import Answering, check_room, conversation, never_begun, was_measured
-from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Role, Status, Turn
+from kvchat.backends.answering import Answering, never_begun
+from kvchat.backends.asking import Question, check_room, conversation, was_measured
+from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Role, Status, Turn
 from kvchat.backends.inspection import CacheView, VerifySample
-from kvchat.backends.loading import Loaded, load
+from kvchat.backends.loading import Talk, load
 from kvchat.backends.preparing import pin, prepare
-from kvchat.backends.report import Asked
 from kvchat.backends.verify import verify_sample
 from kvchat.backends.view import cache_view
 from kvchat.config import Config
-from kvchat.engine.worker import Manner, Stream, Worker
+from kvchat.engine.worker import JobKind, Stream, Worker
+from kvchat.models.kinds import ids_of
+
+E = TypeVar("E")
+"""What a job yields."""
 
 
 class LocalBackend:
-    """Loads the model of `config` in a thread of its own and answers there. See `base.Backend`."""
+    """Loads the model of `config` in a thread of its own and answers there. See `base.Backend`.
+
+    Each call says itself what it may use of the cache and leave in it; by default what the settings say.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self._keeping = Keeping.from_config(config)
         self._status = Status(Phase.STARTING)
         self._notices: SimpleQueue[str] = SimpleQueue()
-        self._worker: Worker[Loaded] = Worker(
+        self._worker: Worker[Talk] = Worker(
             self._load,
-            settle=lambda loaded: loaded.engine.warm_up(),
-            unload=lambda loaded: loaded.engine.close(),
+            settle=lambda talk: talk.model.engine.warm_up(talk.sequence),
+            unload=lambda talk: talk.model.engine.close(),
         )
 
     def start(self) -> None:
@@ -39,102 +49,117 @@ class LocalBackend:
         return self._status
 
     def info(self) -> ModelInfo:
-        return self._worker.wait().info
+        return self._worker.wait().model.info
 
-    def answer(self, history: Sequence[Turn], options: Options) -> Stream[Event]:
-        submitted = time.perf_counter()
-        turns = tuple(history)
+    def answer(
+        self, history: Sequence[Turn], options: Options, keeping: Keeping | None = None
+    ) -> Stream[Event]:
+        submitted, turns, keeping = time.perf_counter(), tuple(history), keeping or self._keeping
 
-        def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
-            started = max(submitted, loaded.ready_at)
-            if not was_measured(turns, loaded, is_cancelled):
-                yield base.Done(never_begun(loaded))
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+            started = max(submitted, talk.model.ready_at)
+            if not was_measured(turns, talk.model, is_cancelled):
+                yield from never_begun(talk)
                 return
-            if loaded.engine.cache is not None:
-                loaded.engine.cache.stats.begin_turn()
-            answering = Answering(loaded, turns, options, self.config)
+            if talk.model.engine.cache is not None:
+                talk.model.engine.cache.stats.begin_turn()
+            answering = Answering(talk, Question.of(talk.model, turns, options), started=started)
             try:
-                for event in answering.events(is_cancelled, started, self._show):
-                    while not self._notices.empty():
-                        yield base.Notice(self._notices.get())
-                    yield event
+                with closing(answering.events(keeping, is_cancelled, self._show)) as events:
+                    for event in events:
+                        while not self._notices.empty():
+                            yield base.Notice(self._notices.get())
+                        yield event
             finally:
                 self._show(Status(Phase.READY))
-                loaded.last = Asked(turns, (*answering.prompt, *answering.ids))
-                self._keep(loaded, turns, options)
+                self._keep(talk, turns, options, keeping)
 
-        return self._worker.run(job)
+        return self._run(job)
 
-    def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Stream[Event]:
-        turns = tuple(history)
+    def warm(
+        self, history: Sequence[Turn], options: Options = DEFAULTS, keeping: Keeping | None = None
+    ) -> Stream[Event]:
+        turns, keeping = tuple(history), keeping or self._keeping
 
-        def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
-            template, messages = conversation(loaded, turns)
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+            template, messages = conversation(talk.model, turns)
             encode = template.next_prefix if turns[-1].role is Role.SYSTEM else template.tokens
-            ids = encode(messages, think=options.think)
-            check_room(ids, loaded)
+            tokens = encode(messages, think=options.think)
+            check_room(ids_of(tokens), talk.model)
+            engine, stores = talk.model.engine, talk.model.stores(keeping)
             try:
-                for event in loaded.engine.warm(ids, is_cancelled):
+                for event in engine.warm(talk.sequence, tokens, is_cancelled, store=stores):
                     self._show(Status(Phase.PREFILLING, "", event.done, event.total))
                     yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
             finally:
                 self._show(Status(Phase.READY))
-                pin(loaded, turns, options)
+                pin(talk, turns, options, keeping)
 
-        return self._worker.run(job)
+        return self._run(job)
 
-    def prepare(self, history: Sequence[Turn], options: Options) -> Stream[Event]:
-        turns = tuple(history)
-        if not self.config.cache.prepare or self.config.cache.mode == "off":
+    def prepare(
+        self, history: Sequence[Turn], options: Options, keeping: Keeping | None = None
+    ) -> Stream[Event]:
+        turns, keeping = tuple(history), keeping or self._keeping
+        if not self.config.cache.prepare or keeping.mode == "off":
             return Stream.of_nothing()
 
-        def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             try:
-                for event in prepare(loaded, turns, options, is_cancelled):
+                for event in prepare(talk, turns, options, keeping, is_cancelled):
                     self._show(Status(Phase.READY, "preparing", event.done, event.total))
                     yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
             finally:
                 self._show(Status(Phase.READY))
 
-        return self._worker.run(job, Manner.IDLE)
+        return self._run(job, JobKind.IDLE)
 
     def cache(
-        self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
+        self,
+        history: Sequence[Turn],
+        options: Options = DEFAULTS,
+        *,
+        has_rows: bool = True,
+        keeping: Keeping | None = None,
     ) -> CacheView:
-        turns = tuple(history)
+        turns, keeping = tuple(history), keeping or self._keeping
 
-        def job(loaded: Loaded, _: Callable[[], bool]) -> Iterator[CacheView]:
-            seen = conversation(loaded, turns)
-            yield cache_view(loaded.engine, *seen, think=options.think, has_rows=has_rows)
+        def job(talk: Talk, _: Callable[[], bool]) -> Iterator[CacheView]:
+            yield cache_view(talk, turns, options, keeping, has_rows=has_rows)
 
-        (view,) = self._worker.run(job, Manner.LOOK)
+        (view,) = self._run(job, JobKind.LOOK)
         return view
 
     def verify(self, sample: int) -> VerifySample:
         """Compute up to `sample` stored runs of this model again and compare; waits for the model and for a running
         answer, whose live KV stays as it is. Nothing is compared where nothing is stored."""
 
-        def job(loaded: Loaded, is_cancelled: Callable[[], bool]) -> Iterator[VerifySample]:
-            yield verify_sample(loaded.engine, self.config.paths.cache, sample, is_cancelled)
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[VerifySample]:
+            yield verify_sample(talk.model.engine, self.config.paths.cache, sample, is_cancelled)
 
-        (verified,) = self._worker.run(job)
+        (verified,) = self._run(job)
         return verified
 
     def cancel(self) -> None:
-        self._worker.cancel()
+        self._worker.cancel(self)
 
     def count(self, text: str) -> int:
-        return self._worker.wait().tokenizer.count(text)
+        return self._worker.wait().model.tokenizer.count(text)
 
     def close(self) -> None:
         self._worker.close()
         self._show(Status(Phase.CLOSED))
 
-    def _keep(self, loaded: Loaded, turns: Sequence[Turn], options: Options) -> None:
+    def _run(
+        self, job: Callable[[Talk, Callable[[], bool]], Iterator[E]], kind: JobKind = JobKind.WORK
+    ) -> Stream[E]:
+        return self._worker.run(job, kind, owner=self)
+
+    def _keep(self, talk: Talk, turns: Sequence[Turn], options: Options, keeping: Keeping) -> None:
         """Store what was computed. What fails behind an answer takes nothing from it, and is told with the next."""
         try:
-            pin(loaded, turns, options)
-            loaded.engine.store()
+            pin(talk, turns, options, keeping)
+            talk.model.engine.store(talk.sequence, is_kept=talk.model.stores(keeping))
         except Exception as error:
             self._notices.put(f"the KV of the last answer was not kept: {type(error).__name__}: {error}")
 
@@ -142,11 +167,11 @@ class LocalBackend:
         if self._status.phase is not Phase.CLOSED:  # a thread that still loads may come too late
             self._status = status
 
-    def _load(self) -> Loaded:
+    def _load(self) -> Talk:
         try:
-            loaded = load(self.config, self._show, self._notices.put)
+            talk = load(self.config, self._show, self._notices.put)
         except BaseException as error:
             self._show(Status(Phase.FAILED, str(error)))
             raise
         self._show(Status(Phase.READY))
-        return loaded
+        return talk

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kvchat.backends.base import CacheReport, Role, Turn
-from kvchat.cache.match import Ended
+from kvchat.cache.base import Ended
 from kvchat.engine.request import Reuse
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.reuse import ReusePolicy
@@ -40,8 +40,7 @@ def cache_report(
     was = _around(last.ids, at, decode) if last else ""
     return CacheReport(
         reuse.live,
-        reuse.ram,
-        reuse.disk,
+        reuse.tiers,
         at,
         _reason(reuse, asked, last),
         was,

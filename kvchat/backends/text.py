@@ -9,7 +9,7 @@ _QUOTES = ("`", "'", '"')
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Passage:
     """Some of the answer's text, or of the reasoning in front of it; `end` is where it ends in all that came in.
 
     With `recalls`, all that was given before as the answer's was reasoning too: its end came, and its beginning had not.
@@ -70,7 +70,7 @@ class ReasoningSplitter:
     """Tells reasoning (between `marks`, at the very beginning) from the answer, as the text comes in.
 
     The marks themselves, white space around them, and the `lead` and `tail` that an answer may have belong to neither.
-    Reasoning that ends and had no beginning is recognized by its end, see Piece.
+    Reasoning that ends and had no beginning is recognized by its end, see Passage.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class ReasoningSplitter:
         self._begun = marks is None  # the answer's first visible character came
         self._may_recall = marks is not None and not is_open
 
-    def feed(self, text: str) -> list[Piece]:
+    def feed(self, text: str) -> list[Passage]:
         """The pieces that are certain now."""
         self._held += text
         self._taken += len(text)
-        pieces: list[Piece] = []
+        pieces: list[Passage] = []
         while self._step(pieces):
             pass
         return [piece for piece in pieces if piece.text or piece.recalls]
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Passage]:
         """What was held back."""
         held, self._held = self._held, ""
         if self._state == "reasoning":
-            return [Piece(held, True, self._taken)] if held else []
-        return [Piece(held, False, self._taken)] if held and (self._begun or held.strip()) else []
+            return [Passage(held, True, self._taken)] if held else []
+        return [Passage(held, False, self._taken)] if held and (self._begun or held.strip()) else []
 
-    def _step(self, pieces: list[Piece]) -> bool:
+    def _step(self, pieces: list[Passage]) -> bool:
         """One transition; False when more text is needed."""
         if self._state == "start":
             return self._find_opening()
@@ -114,12 +114,12 @@ class ReasoningSplitter:
             self._begun = bool(self._held)
         return self._find_end(pieces)
 
-    def _give(self, pieces: list[Piece], size: int, *, drop: int = 0, recalls: bool = False) -> None:
+    def _give(self, pieces: list[Passage], size: int, *, drop: int = 0, recalls: bool = False) -> None:
         """Hand out the first `size` characters of what is held, and leave out `drop` behind them."""
         text, self._held = self._held[:size], self._held[size:]
         self._last = text[-1:] or self._last
         is_reasoning = recalls or self._state == "reasoning"
-        pieces.append(Piece(text, is_reasoning, self._taken - len(self._held), recalls))
+        pieces.append(Passage(text, is_reasoning, self._taken - len(self._held), recalls))
         self._held = self._held[drop:]
 
     def _find_opening(self) -> bool:
@@ -138,7 +138,7 @@ class ReasoningSplitter:
         self._state, self._begun = "answer", True
         return True
 
-    def _find_closing(self, pieces: list[Piece]) -> bool:
+    def _find_closing(self, pieces: list[Passage]) -> bool:
         assert self._marks is not None
         closing = self._marks[1]
         position = self._held.find(closing)
@@ -162,7 +162,7 @@ class ReasoningSplitter:
         self._state = "answer"
         return True
 
-    def _find_end(self, pieces: list[Piece]) -> bool:
+    def _find_end(self, pieces: list[Passage]) -> bool:
         """The next thing in the answer that is not to be read: its tail, or the end of a reasoning without beginning."""
         watched = [self._tail] if self._tail else []
         watched += self._marks if self._marks is not None and self._may_recall else ()

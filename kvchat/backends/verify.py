@@ -47,12 +47,12 @@ def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callabl
             num_skipped += 1
         else:
             runs.append(run)
-    return VerifySample(loaded.name, dtype, cache.codec, bound, _judged(runs, bound), num_skipped)
+    return VerifySample(loaded.name, dtype, cache.settings.codec, bound, _judged(runs, bound), num_skipped)
 
 
 def _bound(loaded: LoadedModel, cache: PrefixCache) -> float | None:
     """How far logits may lie apart at most; None where rounding says."""
-    if cache.codec != "raw":
+    if cache.settings.codec != "raw":
         return None
     return 0.0 if loaded.is_exact else FLOAT32_BOUND if loaded.dtype == torch.float32 else None
 
@@ -61,7 +61,6 @@ def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | No
     """One run compared; None when it is too long or can't be restored whole."""
     loaded, cache, state = engine.loaded, engine.cache, engine.loaded.new_state()
     assert cache is not None
-    state.is_long = engine.state.is_long  # as what its cache holds
     if not 1 < len(tokens) <= min(loaded.context, MAX_TOKENS):
         return None
     if not _restore(loaded, cache, state, tokens):
@@ -73,7 +72,7 @@ def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | No
         state.keep(0)
         other = _logits(loaded, state, tokens, CHUNK_TOKENS // 2 + 1)
     best, second = cold.topk(2).values.tolist()
-    loss = LOSSY_SHARE * float(best - cold.mean()) if cache.codec != "raw" else 0.0
+    loss = LOSSY_SHARE * float(best - cold.mean()) if cache.settings.codec != "raw" else 0.0
     return VerifiedRun(
         path=str(path),
         tokens=len(tokens),
@@ -92,9 +91,9 @@ def _newest(folder: Path) -> Iterator[tuple[Path, list[int]]]:
     the model says behind it.
     """
     files = [file for file in scan_folder(folder.parent).files if file.path.parent == folder]
-    has_snapshots = any(file.name.is_snapshot for file in files)
+    has_snapshots = any(file.name.is_state for file in files)
     for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True):
-        if file.name.is_snapshot != has_snapshots:
+        if file.name.is_state != has_snapshots:
             continue
         try:
             tokens = list(read_tokens(file.path))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kvchat.backends.base import Role
+from kvchat.backends.asking import conversation
+from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheView
-from kvchat.cache.match import Coverage
+from kvchat.backends.loading import Talk
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.errors import ModelUnavailableError
@@ -19,40 +20,39 @@ from kvchat.models.text.template import ChatTemplate, Message
 
 
 def cache_view(
-    engine: Engine,
-    template: ChatTemplate,
-    messages: Sequence[Message],
+    talk: Talk,
+    turns: Sequence[Turn],
+    options: Options,
+    keeping: Keeping,
     *,
-    think: bool | None = None,
     has_rows: bool = True,
 ) -> CacheView:
     """The cache seen from a conversation; an empty one has no rows, and none are made unless `has_rows`."""
+    engine, state, think = talk.model.engine, talk.sequence.state, options.think
+    template, messages = conversation(talk.model, turns)
     tokens = template.tokens(messages, think=think) if _is_question(messages) else []
     ends = message_ends(template, messages, ids_of(tokens), think=think) if has_rows else []
     ids = engine.told(tokens)
     cache = engine.cache
-    live = engine.state.keepable(common_prefix(engine.state.tokens, ids))
-    coverage = cache.contains(ids) if cache else Coverage(0, 0)
-    pinned = cache.num_kept(ids, PINNED_PRIORITY) if cache else 0
-    rows = _rows(engine, messages, ends, (live, coverage.ram, coverage.disk, pinned))
+    live = state.keepable(common_prefix(state.tokens, ids))
+    held = cache.contains(ids) if cache else {}
+    pinned = max(cache.contains(ids, priority=PINNED_PRIORITY).values(), default=0) if cache else 0
+    rows = _rows(engine, messages, ends, (live, held, pinned))
     match = cache.match(ids) if cache else None
     cached = max(live, match.num_tokens if match else 0)
-    loading_s = cache.estimate_load_s(match, live) if cache and match else 0.0
+    loading_s = match.load_s(live) if match else 0.0
     return CacheView(
-        mode="off" if cache is None else cache.mode,
-        codec=cache.codec if cache else "raw",
-        block_size=cache.block_size if cache else 0,
-        ram_used=cache.ram_used_bytes if cache else 0,
-        ram_budget=cache.ram_budget_bytes if cache else 0,
-        disk_budget=cache.disk_budget_bytes if cache else 0,
-        arena_used=len(engine.state.tokens) * engine.kv_bytes_per_token,
+        mode="off" if cache is None else keeping.mode,
+        codec=cache.settings.codec if cache else "raw",
+        block_size=cache.settings.block_size if cache else 0,
+        tiers=cache.usage() if cache else (),
+        arena_used=len(state.tokens) * engine.kv_bytes_per_token,
         rows=rows,
         prompt_tokens=len(ids),
         cached_tokens=cached,
         compute_s=(len(ids) - cached) * engine.prefill_s_per_token + loading_s,
         turn=cache.stats.turn if cache else CacheStats(),
         process=cache.stats.process if cache else CacheStats(),
-        disk_used=cache.disk_used_bytes if cache else 0,
         weights_bytes=engine.loaded.num_bytes,
         process_bytes=_resident_bytes(),
     )
@@ -116,20 +116,20 @@ def _frames(template: ChatTemplate) -> dict[str, int]:
 
 
 def _rows(
-    engine: Engine, messages: Sequence[Message], ends: Sequence[int], held: tuple[int, int, int, int]
+    engine: Engine, messages: Sequence[Message], ends: Sequence[int], held: tuple[int, Mapping[str, int], int]
 ) -> tuple[CacheRow, ...]:
     rows: list[CacheRow] = []
     for message, start, end in zip(messages, [0, *ends], ends, strict=False):
-        live, ram, disk, pinned = (min(max(tokens - start, 0), end - start) for tokens in held)
+        live, pinned = (min(max(tokens - start, 0), end - start) for tokens in (held[0], held[2]))
+        tiers = {name: min(max(tokens - start, 0), end - start) for name, tokens in held[1].items()}
         row = CacheRow(
             role=Role(message.role),
             text=message.text[:80],
             tokens=end - start,
             live=live,
-            ram=ram,
-            disk=disk,
+            tiers=tiers,
             num_bytes=(end - start) * engine.kv_bytes_per_token,
-            saves_s=max(live, ram, disk) * engine.prefill_s_per_token,
+            saves_s=max(live, *tiers.values()) * engine.prefill_s_per_token,
             pinned=pinned,
         )
         rows.append(row)

@@ -33,18 +33,18 @@ class Ours:
     def __init__(self, config: Config) -> None:
         from kvchat.backends.loading import load
 
-        self._loaded = load(config, lambda _: None, lambda _: None)
+        self._talk = load(config, lambda _: None, lambda _: None)
 
     def facts(self) -> dict[str, Any]:
-        model = self._loaded.engine.loaded
+        model = self._talk.model.engine.loaded
         sizes = {"weights_bytes": model.num_bytes, "token_bytes": model.network.token_bytes}
-        return sizes | asdict(self._loaded.info)
+        return sizes | asdict(self._talk.model.info)
 
     def tokens(self, prompt: Sequence[int], num_tokens: int, *, reuse: bool) -> Iterator[int]:
         from kvchat.engine.request import Request, Token
 
-        request = Request(prompt, max_tokens=num_tokens, reuse=reuse)
-        for event in self._loaded.engine.generate(request, lambda: False):
+        request, engine = Request(prompt, max_tokens=num_tokens, reuse=reuse), self._talk.model.engine
+        for event in engine.generate(self._talk.sequence, request, lambda: False):
             if isinstance(event, Token):
                 yield event.id
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from kvchat.backends.loading import Loaded, load
+from kvchat.backends.loading import ReadyModel, load
 from kvchat.bench.measure import english
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.models.kinds import as_generated
@@ -50,14 +50,14 @@ class CodecRow:
 
 def measure(config: Config, *, texts: int = NUM_TEXTS) -> Iterator[CodecRow]:
     """A row a text: the prefix is restored from either encoding, the text behind it read token by token."""
-    loaded = load(config, lambda _: None, lambda _: None)
+    loaded = load(config, lambda _: None, lambda _: None).model
     for number in range(texts):
         text = english(PREFIX_TOKENS + NUM_POSITIONS + 8, loaded.tokenizer.count, skip=number * 7)
         tokens = list(loaded.tokenizer.encode(text))[: PREFIX_TOKENS + NUM_POSITIONS]
         yield _row(loaded, tokens)
 
 
-def _row(loaded: Loaded, tokens: list[int]) -> CodecRow:
+def _row(loaded: ReadyModel, tokens: list[int]) -> CodecRow:
     model = loaded.engine.loaded
     state = model.new_state()
     for start in range(0, PREFIX_TOKENS, 256):
@@ -70,7 +70,7 @@ def _row(loaded: Loaded, tokens: list[int]) -> CodecRow:
         cache = PrefixCache(layout, b"bench", CacheSettings(ram_bytes=2**31, codec=codec))
         with torch.inference_mode():
             cache.commit(tokens, state.planes, PREFIX_TOKENS)
-        sizes[codec] = cache.ram_used_bytes
+        sizes[codec] = cache.usage()[0].used_bytes
         logs[codec] = _log_probabilities(loaded, cache, tokens)
     divergence = (logs["raw"].exp() * (logs["raw"] - logs["int8"])).sum(-1)
     agree = (logs["raw"].argmax(-1) == logs["int8"].argmax(-1)).float().mean()
@@ -85,7 +85,7 @@ def _row(loaded: Loaded, tokens: list[int]) -> CodecRow:
     )
 
 
-def _log_probabilities(loaded: Loaded, cache: PrefixCache, tokens: list[int]) -> torch.Tensor:
+def _log_probabilities(loaded: ReadyModel, cache: PrefixCache, tokens: list[int]) -> torch.Tensor:
     """[positions, vocab]: what follows each token behind the restored prefix."""
     model = loaded.engine.loaded
     state = model.new_state()

@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 
-from kvchat.backends.loading import Loaded, load
+from kvchat.backends.loading import ReadyModel, load
 from kvchat.bench.measure import english, isolated
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
-from kvchat.engine.speculation import Speculation
 from kvchat.errors import KvchatError
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
@@ -112,11 +111,11 @@ class _Said:
 class _Talker:
     """An engine whose cache is changed from way to way; `disk` is a folder of its own."""
 
-    def __init__(self, loaded: Loaded, disk: Path, draft: int | None) -> None:
+    def __init__(self, loaded: ReadyModel, disk: Path, draft: int | None) -> None:
         model = loaded.engine.loaded
         self.model = _Heard(**{item.name: getattr(model, item.name) for item in fields(LoadedModel)})
-        self.engine = Engine(self.model, speculation=Speculation.from_setting(draft))
-        self.engine.touch()
+        self.engine = Engine(self.model, draft=draft)
+        self.live = self.engine.new_sequence()
         self.engine.pace.measure = lambda num_tokens, seconds: None  # type: ignore[method-assign]  # loading always pays
         self._disk = disk
         self._numbers = count()
@@ -130,7 +129,9 @@ class _Talker:
         self.model.heard.clear()
         done: list[Progress] = []
         ids: list[int] = []
-        for event in self.engine.generate(request, lambda: steps is not None and len(done) > steps):
+        for event in self.engine.generate(
+            self.live, request, lambda: steps is not None and len(done) > steps
+        ):
             if isinstance(event, Progress):
                 done.append(event)
             elif isinstance(event, Token):
@@ -142,7 +143,7 @@ class _Talker:
 
     def forget(self) -> None:
         """Nothing is live, and no cache is there."""
-        self.engine.state.keep(0)
+        self.live.state.keep(0)
         self.engine.cache = None
 
     def stored(self, tokens: Sequence[int], *, ram_bytes: int = 2**31, on_disk: bool = False) -> None:
@@ -152,16 +153,16 @@ class _Talker:
         disk = {"disk_bytes": 2**31, "disk_root": self._disk / str(next(self._numbers))} if on_disk else {}
         settings = CacheSettings(ram_bytes=ram_bytes, block_size=BLOCK_TOKENS, **disk)  # type: ignore[arg-type]
         self.engine.cache = PrefixCache(layout, b"exact", settings)
-        self.engine.store()
+        self.engine.store(self.live)
         if on_disk:
             self.engine.cache.drain(30.0)
             self.engine.cache.clear_ram()
-        assert self.engine.state.tokens[: len(tokens)] == list(tokens)
-        self.engine.state.keep(0)
+        assert self.live.state.tokens[: len(tokens)] == list(tokens)
+        self.live.state.keep(0)
 
     def flip(self, place: int) -> None:
         """Turn over one bit of the KV of token `place`."""
-        plane = self.draw.choice(self.engine.state.planes)
+        plane = self.draw.choice(self.live.state.planes)
         numbers = plane[0, place].view(torch.int16 if plane.element_size() == 2 else torch.int32)
         numbers[self.draw.randrange(len(numbers))] ^= 1 << (7 if plane.element_size() == 2 else 23)
 
@@ -184,7 +185,7 @@ def _from_ram(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
     talker.stored(prompt)
     said = talker.say(prompt, seed)
-    assert talker.reuse.ram or len(prompt) <= PAGE_TOKENS, "nothing came from RAM"
+    assert talker.reuse.tiers.get("ram") or len(prompt) <= PAGE_TOKENS, "nothing came from RAM"
     return said
 
 
@@ -192,7 +193,7 @@ def _from_disk(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
     talker.stored(prompt, on_disk=True)
     said = talker.say(prompt, seed)
-    assert talker.reuse.disk or len(prompt) <= PAGE_TOKENS, "nothing came from the disk"
+    assert talker.reuse.tiers.get("disk") or len(prompt) <= PAGE_TOKENS, "nothing came from the disk"
     return said
 
 
@@ -219,7 +220,7 @@ def _evicted(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
 
 def _control(talker: _Talker, prompt: list[int], seed: int | None) -> _Said:
     talker.say(prompt)
-    talker.engine.state.keep(len(prompt) - 1)
+    talker.live.state.keep(len(prompt) - 1)
     talker.flip(talker.draw.randrange(len(prompt) - 1))
     return talker.say(prompt, seed)
 
@@ -238,7 +239,7 @@ CONTROL = "control: one bit of KV"
 
 def measure(config: Config, *, num_prompts: int = NUM_PROMPTS) -> Iterator[ExactRow]:
     """A row a way. Every other prompt is answered greedily, the others sampled with a seed."""
-    loaded = load(isolated(config, ram=0), lambda status: None, lambda notice: None)
+    loaded = load(isolated(config, ram=0), lambda status: None, lambda notice: None).model
     found: dict[str, list[tuple[bool, bool]]] = {
         **{name: [] for name in WAYS},
         **{f"chunks of {size}": [] for size in CHUNKS},
@@ -274,7 +275,7 @@ def check(rows: Sequence[ExactRow]) -> None:
         )
 
 
-def prompts(loaded: Loaded, number: int) -> Iterator[list[int]]:
+def prompts(loaded: ReadyModel, number: int) -> Iterator[list[int]]:
     """Prompts of many kinds: questions, long texts, code, Chinese, Japanese and Korean, chats of up to ten turns."""
     tokenizer, draw = loaded.tokenizer, random.Random(3)
     most = min(1500, loaded.engine.loaded.context // 2)

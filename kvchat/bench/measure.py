@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -85,14 +86,14 @@ def english(num_tokens: int, count: Callable[[str], int], *, skip: int = 0) -> s
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name] for name in sorted(topics)[skip:])
-    if num_tokens * 2 > len(text) or count(text) < num_tokens:
-        raise UsageError(f"there is no text of {num_tokens} tokens to measure on", "measure on fewer tokens")
-    size = num_tokens * 4
-    while count(text[:size]) > num_tokens:
-        size = int(size * 0.97)
-    while count(text[:size]) < num_tokens:
-        size += 20
-    return text[:size]
+    end = num_tokens
+    while num_tokens > len(text) or count(text[:end]) < num_tokens:
+        if end >= len(text):
+            raise UsageError(
+                f"there is no text of {num_tokens} tokens to measure on", "measure on fewer tokens"
+            )
+        end *= 2
+    return text[: bisect_left(range(end), num_tokens, key=lambda size: count(text[:size]))]
 
 
 def isolated(config: Config, *, mode: str = "rw", ram: int = 2**30, disk: int = 0) -> Config:

@@ -72,5 +72,5 @@ def measure(config: Config, *, lengths: Sequence[int] = LENGTHS, repeats: int = 
 def _ms(histories: Histories, name: str, history: Sequence[Turn], tokens: dict[str, int]) -> float:
     """What computing the prompt took, or what restoring of it what is stored did."""
     answer = histories.ask("none" if name == "computed" else name, history)
-    tokens[name] = getattr(answer.cache, name, 0)
+    tokens[name] = answer.cache.tiers.get(name, 0)
     return answer.timings.prompt_ms if name == "computed" else answer.timings.kv_load_ms

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kvchat.backends.loading import Loaded, load
+from kvchat.backends.loading import ReadyModel, load
 from kvchat.bench.measure import check_room, english
 from kvchat.config import Config
 from kvchat.models.kinds import as_generated
@@ -87,10 +87,10 @@ def measure(config: Config, *, num_tokens: int = NUM_TOKENS) -> Iterator[Weights
     yield from (tally.row(how) for how, tally in zip(ways, tallies, strict=True))
 
 
-def _loaded(config: Config, dtype: str, weights: str) -> Loaded:
+def _loaded(config: Config, dtype: str, weights: str) -> ReadyModel:
     model = replace(config.model, dtype=dtype, weights=weights)
     cache = replace(config.cache, mode="off")
-    return load(replace(config, model=model, cache=cache), lambda _: None, lambda _: None)
+    return load(replace(config, model=model, cache=cache), lambda _: None, lambda _: None).model
 
 
 def _together(model: LoadedModel, tokens: Sequence[int], step: int) -> torch.Tensor:

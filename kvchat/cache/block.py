@@ -1,8 +1,8 @@
-"""Blocks and snapshots by name: the KV layout, the hash chain over token ids, points on it; knows no torch, no files."""
+"""What KV looks like and what it is called: the layout, and the chain of hashes over token ids; knows no torch, no files."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-DIGEST_BYTES = 16
+FORMAT_VERSION = 2
+"""Of hashes and stored files: what was stored in another is not found."""
 TOKEN_BYTES = 4
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -85,118 +86,96 @@ class KVLayout:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The full blocks of a token sequence: their ids (int32 little-endian, from the root on) and their hashes."""
+    """The blocks of a token sequence: their ids (int32 little-endian, from the root on) and their hashes.
+
+    All blocks are full but the last of a chain that `is_state`. That one is a snapshot: it stands at the end of `tokens`,
+    behind the full blocks, and has those ids for its own that no full block has, if any. Of a model without KV there
+    are no full blocks, and it has all of them.
+    """
 
     block_size: int
     tokens: bytes
     hashes: tuple[bytes, ...]
+    is_state: bool = False
 
     def __len__(self) -> int:
-        """Full blocks."""
+        """Blocks, the snapshot among them."""
         return len(self.hashes)
 
     @property
-    def bytes_per_block(self) -> int:
-        """Bytes of one block's token ids."""
-        return self.block_size * TOKEN_BYTES
+    def num_full(self) -> int:
+        """Full blocks."""
+        return len(self.hashes) - self.is_state
 
-    def block_tokens(self, index: int) -> bytes:
-        """The ids of one block."""
-        return self.tokens[index * self.bytes_per_block : (index + 1) * self.bytes_per_block]
+    def num_tokens(self, num_blocks: int | None = None) -> int:
+        """Tokens up to the end of the first blocks; of all without a number."""
+        if num_blocks is None or num_blocks == len(self):
+            return len(self.tokens) // TOKEN_BYTES
+        return num_blocks * self.block_size
+
+    def ids(self, start: int, end: int) -> bytes:
+        """The ids of blocks [start, end)."""
+        return self.tokens[self.num_tokens(start) * TOKEN_BYTES : self.num_tokens(end) * TOKEN_BYTES]
 
     def prefix(self, num_blocks: int) -> Chain:
         """The chain of the first blocks."""
+        if num_blocks == len(self):
+            return self
         return Chain(
-            self.block_size, self.tokens[: num_blocks * self.bytes_per_block], self.hashes[:num_blocks]
+            self.block_size,
+            self.tokens[: self.num_tokens(num_blocks) * TOKEN_BYTES],
+            self.hashes[:num_blocks],
         )
 
-    def num_common_blocks(self, tokens: bytes) -> int:
-        """How many blocks from the root on are equal to `tokens`, ids as bytes."""
-        mine = self.tokens
-        size = min(len(mine), len(tokens))
-        if mine.startswith(tokens) if len(tokens) < len(mine) else tokens.startswith(mine):
-            return size // self.bytes_per_block
-        ids, others = (np.frombuffer(each, "<i4", size // TOKEN_BYTES) for each in (mine, tokens))
-        return int(np.argmax(ids != others)) // self.block_size
+    def num_equal(self, start: int, ids: bytes, *, is_state: bool = False) -> int:
+        """How many blocks from `start` on are equal to a run that has these `ids`, and may be a snapshot."""
+        offset = start * self.block_size * TOKEN_BYTES
+        if is_state:
+            is_last = self.is_state and start == len(self) - 1
+            return int(is_last and self.tokens[offset:] == ids)
+        mine = self.tokens[offset : offset + len(ids)]
+        ids = ids[: len(mine)]
+        if mine == ids:
+            return len(mine) // (self.block_size * TOKEN_BYTES)
+        pair = (np.frombuffer(each, "<i4", len(mine) // TOKEN_BYTES) for each in (mine, ids))
+        return int(np.argmax(np.not_equal(*pair))) // self.block_size
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A position in a token sequence, where a snapshot may be kept: behind the full blocks of `chain` and `rest`.
+class Chains:
+    """How one model's chains are made: from its `root` on. Without `has_blocks` there are snapshots alone."""
 
-    `rest` are the ids, as bytes, of fewer tokens than a block; `digest` names all ids up to here.
-    """
+    root: bytes
+    block_size: int
+    hash_function: HashFunction = xxh3_128
+    has_blocks: bool = True
 
-    chain: Chain
-    rest: bytes
-    digest: bytes
+    def blocks(self, tokens: Sequence[int]) -> Chain:
+        """The full blocks of `tokens`; what is left over after the last one is dropped."""
+        num_blocks = len(tokens) // self.block_size
+        ids = np.asarray(tokens[: num_blocks * self.block_size], dtype="<i4").tobytes()
+        step = self.block_size * TOKEN_BYTES
+        hashes: list[bytes] = []
+        parent = self.root
+        for start in range(0, len(ids), step):
+            parent = self.hash_function(parent + ids[start : start + step])
+            hashes.append(parent)
+        return Chain(self.block_size, ids, tuple(hashes))
 
-    @property
-    def tokens(self) -> bytes:
-        """All ids up to here."""
-        return self.chain.tokens + self.rest
+    def state(self, tokens: Sequence[int]) -> Chain:
+        """The full blocks of `tokens` and the snapshot behind all of them."""
+        return self.state_at(self.blocks(tokens), np.asarray(tokens, dtype="<i4").tobytes())
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens up to here."""
-        return len(self.chain) * self.chain.block_size + len(self.rest) // TOKEN_BYTES
-
-    def linked(self) -> Chain:
-        """The full blocks and, behind them, the rest as one more, shorter than any block of KV."""
-        return Chain(self.chain.block_size, self.tokens, (*self.chain.hashes, self.digest))
-
-    def alone(self) -> Chain:
-        """All ids as one block: for a model without KV, where there are no blocks to hang from."""
-        return Chain(max(1, self.num_tokens), self.tokens, (self.digest,))
-
-
-class RecentDigests:
-    """A bounded set of digests that forgets the one added longest ago."""
-
-    def __init__(self, limit: int = 65_536) -> None:
-        self._limit = limit
-        self._digests: OrderedDict[bytes, None] = OrderedDict()
-
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._digests
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def add(self, digest: bytes) -> None:
-        """Remember a digest, the latest."""
-        self._digests[digest] = None
-        self._digests.move_to_end(digest)
-        if len(self._digests) > self._limit:
-            self._digests.popitem(last=False)
+    def state_at(self, blocks: Chain, ids: bytes) -> Chain:
+        """The chain of the snapshot at the end of `ids`, whose full blocks, and maybe more, are those of `blocks`."""
+        num_full = len(ids) // (self.block_size * TOKEN_BYTES)
+        parent = blocks.hashes[num_full - 1] if num_full else self.root
+        digest = self.hash_function(parent + ids[num_full * self.block_size * TOKEN_BYTES :])
+        before = blocks.hashes[:num_full] if self.has_blocks else ()
+        return Chain(self.block_size, ids, (*before, digest), is_state=True)
 
 
-def block_hashes(
-    tokens: Sequence[int], block_size: int, root: bytes, hash_function: HashFunction = xxh3_128
-) -> list[bytes]:
-    """The digests of the full blocks of `tokens`: each over its parent's digest and its own ids."""
-    return list(hash_chain(tokens, block_size, root, hash_function).hashes)
-
-
-def hash_chain(
-    tokens: Sequence[int], block_size: int, root: bytes, hash_function: HashFunction = xxh3_128
-) -> Chain:
-    """The full blocks of `tokens`, hashed from `root` on; what is left over after the last full block is dropped."""
-    num_blocks = len(tokens) // block_size
-    ids = np.asarray(tokens[: num_blocks * block_size], dtype="<i4").tobytes()
-    step = block_size * TOKEN_BYTES
-    hashes: list[bytes] = []
-    parent = root
-    for start in range(0, len(ids), step):
-        parent = hash_function(parent + ids[start : start + step])
-        hashes.append(parent)
-    return Chain(block_size, ids, tuple(hashes))
-
-
-def point_at(
-    tokens: Sequence[int], block_size: int, root: bytes, hash_function: HashFunction = xxh3_128
-) -> Point:
-    """The point behind all of `tokens`."""
-    chain = hash_chain(tokens, block_size, root, hash_function)
-    rest = np.asarray(tokens[len(chain) * block_size :], dtype="<i4").tobytes()
-    return Point(chain, rest, hash_function((chain.hashes[-1] if len(chain) else root) + rest))
+def chain_root(layout: KVLayout, fingerprint: bytes, block_size: int, codec: str) -> bytes:
+    """The root of a model's chains, and the name of its folder: 16 bytes."""
+    regime = [FORMAT_VERSION, block_size, codec, layout.to_json()]
+    return xxh3_128(fingerprint + json.dumps(regime, sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""How KV is encoded at rest, raw or int8, and copied between the arena and runs, and snapshots; owns no memory.
+"""How KV is encoded at rest, raw or int8, and copied between the arena and runs; owns no memory, knows no snapshots.
 
 A run's buffer is uint8 [num_blocks * block_bytes], block-major: any prefix of its blocks is a prefix of its bytes.
 Copies go plane by plane over all blocks of a run, strided, so their number does not grow with the blocks.
@@ -20,7 +20,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 MAPPED_BYTES = 2**18
 
 _SCALE_BYTES = 2
-_ALIGNED_BYTES = 16
 
 
 class Span(NamedTuple):
@@ -109,65 +108,6 @@ class RawCodec:
         for heads, dim in self._layout.planes:
             size = heads * self._block_size * dim
             yield blocks[:, offset : offset + size].view(-1, heads, self._block_size, dim)
-            offset += size
-
-
-class SnapshotCodec:
-    """A recurrent state byte by byte, and the KV of the tokens behind the last full block, always exact.
-
-    First the states in the layout's order, each at a multiple of 16 bytes; then each plane as [heads, rest, dim] with
-    room for one token less than a block.
-    """
-
-    def __init__(self, layout: KVLayout, block_size: int) -> None:
-        self._layout = layout
-        self._room = block_size - 1
-        self._offsets: list[int] = []
-        end = 0
-        for state in layout.states:
-            self._offsets.append(end)
-            end += -(-state.num_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
-        self._rest_offset = end
-        self.num_bytes = end + layout.bytes_per_token * self._room if layout.states else 0
-
-    def encode(
-        self,
-        states: Sequence[torch.Tensor],
-        planes: Sequence[torch.Tensor],
-        rest: range,
-        buffer: torch.Tensor,
-    ) -> None:
-        """Fill a buffer, uint8 [num_bytes], with the states and the arena's tokens `rest`."""
-        buffer[self._rest_offset :] = 0
-        for place, state in zip(self._states(buffer), states, strict=True):
-            place.copy_(state)
-        for place, plane in zip(self._rests(buffer), planes, strict=True):
-            place[:, : len(rest)].copy_(plane[:, rest.start : rest.stop])
-
-    def decode(
-        self,
-        buffer: torch.Tensor,
-        states: Sequence[torch.Tensor],
-        planes: Sequence[torch.Tensor],
-        rest: range,
-    ) -> None:
-        """Write what `encode` filled into a buffer back into the states and the arena."""
-        for place, state in zip(self._states(buffer), states, strict=True):
-            state.copy_(place)
-        for place, plane in zip(self._rests(buffer), planes, strict=True):
-            plane[:, rest.start : rest.stop].copy_(place[:, : len(rest)])
-
-    def _states(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
-        for offset, state in zip(self._offsets, self._layout.states, strict=True):
-            yield buffer[offset : offset + state.num_bytes].view(DTYPES[state.dtype]).view(state.shape)
-
-    def _rests(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
-        dtype = DTYPES[self._layout.dtype]
-        values = buffer[self._rest_offset :].view(dtype)
-        offset = 0
-        for heads, dim in self._layout.planes:
-            size = heads * self._room * dim
-            yield values[offset : offset + size].view(heads, self._room, dim)
             offset += size
 
 

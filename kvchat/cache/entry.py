@@ -1,35 +1,37 @@
 """One file of the disk tier: its name, its checked header and its payload's layout; knows no folder, no budget.
 
-A file is a run of blocks (`.kv`) or a snapshot (`.state`), which counts as one block behind those it continues.
+A file is a run of blocks (`.kv`) or a snapshot (`.state`), which counts as one block.
 
     magic 8 | version u32 | header_bytes u32 | header_checksum u64      the preamble, little-endian
-    facts_bytes u32 | facts (JSON) | token ids | block checksums u64     the rest of the header
-    blocks, num_blocks * block_bytes                                     the payload
+    facts_bytes u32 | facts (JSON) | token ids | sizes u32 | checksums u64     the rest of the header
+    blocks, one after the other, each of its size                        the payload
 
-The token ids are all of them, from the root to the run's end: the file proves by itself which prefix it continues.
-Names carry the chain, so that a folder's listing is its index. Checksums are xxh3_64.
+A file has its own token ids alone. The ones before them are those of the file that it continues, up to where it begins:
+it names that file by its key, which is made of its ids and of the key of the file that it continues in turn. Names carry
+the chain, so that a folder's listing is its index. Checksums are xxh3_64, keys BLAKE2b: nobody finds two runs of one key.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from kvchat.cache.block import TOKEN_BYTES, Chain, KVLayout, Point
+from kvchat.cache.block import FORMAT_VERSION, TOKEN_BYTES, Chain, KVLayout
 
-FORMAT_VERSION = 1
 MAGIC = b"kvchatKV"
 SUFFIX = ".kv"
-SNAPSHOT_SUFFIX = ".state"
-SNAPSHOT_CODEC = "snapshot"
+STATE_SUFFIX = ".state"
+STATE_CODEC = "snapshot"
 """What stands in a snapshot's header for its encoding: it is always exact."""
 NO_PARENT = "0" * 32
 
@@ -37,9 +39,9 @@ _PREAMBLE = struct.Struct("<8sIIQ")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 256 * 2**20
 _MAX_FACT = 2**40
-_NAME = re.compile(
-    r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-(\d+)-(\d+)-(-?\d+)(\.kv|\.state)"
-)
+_HASH = "([0-9a-f]{32})"
+_NAME = re.compile(rf"{_HASH}-{_HASH}-{_HASH}-{_HASH}-(\d+)\+(\d+)-(-?\d+)(\.kv|\.state)")
+_OLD_NAME = re.compile(rf"{_HASH}-{_HASH}-{_HASH}-{_HASH}-\d+-\d+-(-?\d+)(\.kv|\.state)")
 
 
 class EntryError(Exception):
@@ -52,9 +54,10 @@ class EntryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EntryName:
-    """What a file's name says: blocks [start, end) of a chain whose block hashes are `first` to `last`.
+    """What a file's name says: the tokens [start, end) of a chain in blocks whose hashes are `first` to `last`.
 
-    `key` names the content, `parent` the key of the file with the block before `start`; both and the hashes in hex.
+    `key` names the content from the root on, `parent` the key of the file with the block before; both and the hashes in
+    hex. A snapshot's tokens are those behind the last full block, which may be none.
     """
 
     key: str
@@ -62,19 +65,19 @@ class EntryName:
     first: str
     last: str
     start: int
-    num_blocks: int
+    num_tokens: int
     priority: int
-    is_snapshot: bool = False
+    is_state: bool = False
 
     @property
     def end(self) -> int:
-        """The first block after this file's."""
-        return self.start + self.num_blocks
+        """The first token after this file's."""
+        return self.start + self.num_tokens
 
     def __str__(self) -> str:
         chain = f"{self.key}-{self.parent}-{self.first}-{self.last}"
-        suffix = SNAPSHOT_SUFFIX if self.is_snapshot else SUFFIX
-        return f"{chain}-{self.start}-{self.num_blocks}-{self.priority}{suffix}"
+        suffix = STATE_SUFFIX if self.is_state else SUFFIX
+        return f"{chain}-{self.start}+{self.num_tokens}-{self.priority}{suffix}"
 
     @classmethod
     def parse(cls, text: str) -> EntryName | None:
@@ -82,23 +85,31 @@ class EntryName:
         found = _NAME.fullmatch(text)
         if found is None or len(text) > 255:
             return None
-        key, parent, first, last, *numbers, suffix = found.groups()
-        start, num_blocks, priority = (int(number) for number in numbers)
-        return cls(key, parent, first, last, start, num_blocks, priority, suffix == SNAPSHOT_SUFFIX)
+        key, parent, first, last, start, num_tokens, priority, suffix = found.groups()
+        return cls(
+            key, parent, first, last, int(start), int(num_tokens), int(priority), suffix == STATE_SUFFIX
+        )
 
     @classmethod
     def of(cls, chain: Chain, start: int, parent: str, priority: int) -> EntryName:
         """The name of the file with a chain's blocks from `start` to its end."""
-        key = xxhash.xxh3_128_hexdigest(_LENGTH.pack(start) + chain.tokens)
+        ids = chain.ids(start, len(chain))
+        is_state = start == chain.num_full and chain.is_state
         first, last = chain.hashes[start].hex(), chain.hashes[-1].hex()
-        return cls(key, parent, first, last, start, len(chain) - start, priority)
+        at = chain.num_tokens(start)
+        key = key_of(parent, at, ids, is_state=is_state)
+        return cls(key, parent, first, last, at, len(ids) // TOKEN_BYTES, priority, is_state)
 
-    @classmethod
-    def of_snapshot(cls, point: Point, parent: str, priority: int) -> EntryName:
-        """The name of the file with the snapshot at a point."""
-        key = xxhash.xxh3_128_hexdigest(SNAPSHOT_SUFFIX.encode() + point.tokens)
-        digest = point.digest.hex()
-        return cls(key, parent, digest, digest, len(point.chain), 1, priority, is_snapshot=True)
+
+def is_old_name(text: str) -> bool:
+    """Whether an earlier version of kvchat gave this name to a file, which nobody reads any more."""
+    return _OLD_NAME.fullmatch(text) is not None
+
+
+def key_of(parent: str, start: int, ids: bytes, *, is_state: bool) -> str:
+    """The key of a run with these `ids` from token `start` on, behind the file `parent`."""
+    about = f"{parent} {start} {STATE_SUFFIX if is_state else SUFFIX} ".encode()
+    return hashlib.blake2b(about + ids, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,8 @@ class FolderMeta:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FolderMeta:
         """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        if value["format"] != FORMAT_VERSION:
+            raise ValueError("another version's")
         described = {str(key): str(text) for key, text in value["described"].items()}
         sizes = int(value["block_size"]), int(value["block_bytes"]), int(value.get("snapshot_bytes", 0))
         if not all(0 <= size <= _MAX_FACT for size in sizes):
@@ -132,30 +145,54 @@ class FolderMeta:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's header: `tokens` are the ids from the root to the run's or snapshot's end, `checksums` one a block."""
+    """A file's header: the run's own ids from token `start` on, and of each block its size at rest and its checksum.
+
+    `block_bytes` is the size of one block as the codec made it, before it was packed.
+    """
 
     root: str
+    parent: str
     start: int
-    num_blocks: int
-    block_bytes: int
     block_size: int
+    block_bytes: int
     codec: str
     tokens: bytes
+    sizes: tuple[int, ...]
     checksums: tuple[int, ...]
     payload_offset: int
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of the run."""
+        return len(self.sizes)
+
+    @property
     def file_bytes(self) -> int:
         """The size that the whole file must have."""
-        return self.payload_offset + self.num_blocks * self.block_bytes
+        return self.payload_offset + sum(self.sizes)
 
-    def check(self, name: EntryName, root: str, meta: FolderMeta) -> None:
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each block begins in the file, and where the last one ends."""
+        return tuple(accumulate(self.sizes, initial=self.payload_offset))
+
+    def check(self, name: EntryName, root: str, meta: FolderMeta | None = None) -> None:
         """Raise EntryError unless this header belongs to that name in that folder."""
-        is_named = (self.start, self.num_blocks) == (name.start, name.num_blocks)
-        block_bytes = meta.snapshot_bytes if name.is_snapshot else meta.block_bytes
-        codec = SNAPSHOT_CODEC if name.is_snapshot else meta.codec
+        key = key_of(self.parent, self.start, self.tokens, is_state=name.is_state)
+        is_named = (key, self.parent, self.start, len(self.tokens) // TOKEN_BYTES) == (
+            name.key,
+            name.parent,
+            name.start,
+            name.num_tokens,
+        )
+        if not is_named or self.root != root or (self.codec == STATE_CODEC) != name.is_state:
+            raise EntryError("it belongs elsewhere")
+        if meta is None:
+            return
+        block_bytes = meta.snapshot_bytes if name.is_state else meta.block_bytes
+        codec = STATE_CODEC if name.is_state else meta.codec
         is_shaped = (self.block_size, self.block_bytes, self.codec) == (meta.block_size, block_bytes, codec)
-        if not is_named or not is_shaped or self.root != root:
+        if not is_shaped or any(size != block_bytes for size in self.sizes):
             raise EntryError("it belongs elsewhere")
 
 
@@ -164,27 +201,25 @@ def checksum(block: memoryview) -> int:
     return xxhash.xxh3_64_intdigest(block)
 
 
-def pack_header(root: str, meta: FolderMeta, chain: Chain, start: int, payload: memoryview) -> bytes:
-    """The header of the file with a chain's blocks from `start` to its end, whose bytes are `payload`."""
-    num_blocks = len(chain) - start
-    facts = {"root": root, "start": start, "num_blocks": num_blocks}
-    facts |= {"block_size": meta.block_size, "codec": meta.codec}
-    return _pack(facts, chain.tokens, payload)
-
-
-def pack_snapshot_header(root: str, meta: FolderMeta, point: Point, payload: memoryview) -> bytes:
-    """The header of the file with the snapshot at a point, whose bytes are `payload`."""
-    facts = {"root": root, "start": len(point.chain), "num_blocks": 1}
-    facts |= {"block_size": meta.block_size, "codec": SNAPSHOT_CODEC}
-    return _pack(facts, point.tokens, payload)
-
-
-def _pack(facts: dict[str, Any], tokens: bytes, payload: memoryview) -> bytes:
-    block_bytes = payload.nbytes // facts["num_blocks"]
-    text = json.dumps({**facts, "block_bytes": block_bytes, "token_bytes": len(tokens)}).encode()
-    offsets = range(0, payload.nbytes, block_bytes)
-    checksums = [checksum(payload[offset : offset + block_bytes]) for offset in offsets]
-    body = _LENGTH.pack(len(text)) + text + tokens + np.asarray(checksums, dtype="<u8").tobytes()
+def pack_header(
+    root: str, name: EntryName, chain: Chain, meta: FolderMeta, blocks: Sequence[memoryview]
+) -> bytes:
+    """The header of the file with a chain's last `blocks`."""
+    facts = {
+        "root": root,
+        "parent": name.parent,
+        "start": name.start,
+        "num_tokens": name.num_tokens,
+        "num_blocks": len(blocks),
+        "block_size": meta.block_size,
+        "block_bytes": meta.snapshot_bytes if name.is_state else meta.block_bytes,
+        "codec": STATE_CODEC if name.is_state else meta.codec,
+    }
+    text = json.dumps(facts).encode()
+    sizes = np.asarray([block.nbytes for block in blocks], dtype="<u4").tobytes()
+    checksums = np.asarray([checksum(block) for block in blocks], dtype="<u8").tobytes()
+    ids = chain.ids(len(chain) - len(blocks), len(chain))
+    body = _LENGTH.pack(len(text)) + text + ids + sizes + checksums
     size = _PREAMBLE.size + len(body)
     return _PREAMBLE.pack(MAGIC, FORMAT_VERSION, size, xxhash.xxh3_64_intdigest(body)) + body
 
@@ -211,41 +246,56 @@ def read_header(descriptor: int) -> Header:
     return header
 
 
+def read_blocks(descriptor: int, header: Header, first: int, into: memoryview) -> None:
+    """Fill a buffer with an open file's blocks from `first` on, and verify them. Raises EntryError, OSError."""
+    at, offset, size = 0, header.offsets[first], header.block_bytes
+    while at < into.nbytes:
+        num_bytes = os.preadv(descriptor, [into[at:]], offset + at)
+        if num_bytes == 0:
+            raise EntryError("it is truncated")
+        at += num_bytes
+    for number, begin in enumerate(range(0, into.nbytes, size), first):
+        if checksum(into[begin : begin + size]) != header.checksums[number]:
+            raise EntryError("a block's checksum is wrong")
+
+
 def _unpack_body(body: bytes, header_bytes: int) -> Header:
     try:
         (length,) = _LENGTH.unpack_from(body)
         facts = _facts(json.loads(body[_LENGTH.size : _LENGTH.size + length]))
         tokens_at = _LENGTH.size + length
-        checksums_at = tokens_at + facts["token_bytes"]
-        checksums = np.frombuffer(body, "<u8", offset=checksums_at)
+        sizes_at = tokens_at + facts["num_tokens"] * TOKEN_BYTES
+        checksums_at = sizes_at + facts["num_blocks"] * 4
         header = Header(
             root=facts["root"],
+            parent=facts["parent"],
             start=facts["start"],
-            num_blocks=facts["num_blocks"],
-            block_bytes=facts["block_bytes"],
             block_size=facts["block_size"],
+            block_bytes=facts["block_bytes"],
             codec=facts["codec"],
-            tokens=body[tokens_at:checksums_at],
-            checksums=tuple(checksums.tolist()),
+            tokens=body[tokens_at:sizes_at],
+            sizes=tuple(np.frombuffer(body[sizes_at:checksums_at], "<u4").tolist()),
+            checksums=tuple(np.frombuffer(body, "<u8", offset=checksums_at).tolist()),
             payload_offset=header_bytes,
         )
-        num_tokens = len(header.tokens) / TOKEN_BYTES
-        most = (header.start + header.num_blocks) * header.block_size
-        is_snapshot = header.codec == SNAPSHOT_CODEC
-        is_long_enough = most - header.block_size <= num_tokens < most if is_snapshot else num_tokens == most
     except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise EntryError("its header can't be read") from error
-    if len(header.checksums) != header.num_blocks or not is_long_enough or num_tokens % 1:
+    is_state = header.codec == STATE_CODEC
+    num_full = 0 if is_state else facts["num_blocks"]
+    is_measured = is_state or facts["num_tokens"] == num_full * header.block_size
+    counts = {len(header.checksums), len(header.sizes), 1 if is_state else num_full}
+    is_long = len(header.tokens) == facts["num_tokens"] * TOKEN_BYTES
+    if len(counts) > 1 or 0 in counts or not (is_measured and is_long):
         raise EntryError("its header contradicts itself")
     return header
 
 
 def _facts(value: dict[str, Any]) -> dict[str, Any]:
     """A header's facts, each of the right kind. Raises KeyError, TypeError or ValueError for others."""
-    for key in ("root", "codec"):
+    for key in ("root", "parent", "codec"):
         if type(value[key]) is not str:
             raise TypeError(key)
-    for key in ("start", "num_blocks", "block_bytes", "block_size", "token_bytes"):
+    for key in ("start", "num_tokens", "num_blocks", "block_bytes", "block_size"):
         if type(value[key]) is not int or not 0 <= value[key] <= _MAX_FACT:
             raise ValueError(key)
     return value

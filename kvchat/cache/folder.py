@@ -3,11 +3,12 @@
     <root>/.lock                          held by whoever writes or evicts
     <root>/<chain root>/meta.json         what the folder's files share
     <root>/<chain root>/costs.json        what the model's user noted: how long computing takes
-    <root>/<chain root>/<name>.kv         one immutable run
+    <root>/<chain root>/<name>.kv         one immutable run of blocks
     <root>/<chain root>/<name>.state      one immutable snapshot
     <root>/<chain root>/<key>.tmp         a run being written, only while the lock is held
 
-A temporary file is written only under the lock, so whoever holds the lock may remove any: its writer is dead.
+A temporary file is written only under the lock, so whoever holds the lock may remove any: its writer is dead. So may
+he what earlier versions of kvchat stored, which nobody reads any more.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 
-from kvchat.cache.entry import NO_PARENT, EntryName
+from kvchat.cache.entry import NO_PARENT, EntryName, is_old_name
 from kvchat.cache.ownership import is_own_folder
 
 LOCK_NAME = ".lock"
@@ -53,13 +55,13 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """All runs and snapshots of all fingerprints, and the temporary files that were left behind.
+    """All runs and snapshots of all fingerprints, and the files that were left behind and are of no use.
 
     `refused` is why there may be more: the system did not let us look.
     """
 
     files: tuple[StoredFile, ...]
-    temporary: tuple[Path, ...]
+    left_over: tuple[Path, ...]
     refused: OSError | None = None
 
     @property
@@ -71,13 +73,13 @@ class FolderScan:
 def scan_folder(root: Path) -> FolderScan:
     """What lies in the cache folder now; empty when it is missing. What vanishes meanwhile is left out."""
     files: list[StoredFile] = []
-    temporary: list[Path] = []
+    left_over: list[Path] = []
     refused: list[OSError] = []
     for folder in fingerprint_folders(root, refused):
         for entry in _listing(folder, refused):
             path = folder / entry.name
-            if entry.name.endswith(TEMPORARY):
-                temporary.append(path)
+            if entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
+                left_over.append(path)
             elif name := EntryName.parse(entry.name):
                 try:
                     stat = entry.stat(follow_symlinks=False)
@@ -86,7 +88,7 @@ def scan_folder(root: Path) -> FolderScan:
                     continue
                 if not is_folder:
                     files.append(StoredFile(path, name, stat.st_size, stat.st_mtime_ns))
-    return FolderScan(tuple(files), tuple(temporary), refused[0] if refused else None)
+    return FolderScan(tuple(files), tuple(left_over), refused[0] if refused else None)
 
 
 def fingerprint_folders(root: Path, refused: list[OSError] | None = None) -> list[Path]:
@@ -136,6 +138,18 @@ def eviction_order(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
             heapq.heappush(leaves, _rank(rooted[file.parent_id]))
 
 
+def with_ancestors(scan: FolderScan, ids: Iterable[FileId]) -> set[FileId]:
+    """Some files and all that they continue."""
+    by_id = {file.id: file for file in scan.files}
+    found: set[FileId] = set()
+    for file_id in ids:
+        file = by_id.get(file_id)
+        while file is not None and file.id not in found:
+            found.add(file.id)
+            file = by_id.get(file.parent_id)
+    return found
+
+
 @contextmanager
 def hold_lock(root: Path, timeout_s: float) -> Iterator[None]:
     """Hold the folder's lock against all processes. Raises filelock.Timeout, OSError."""
@@ -148,6 +162,30 @@ def make_private_folder(path: Path) -> None:
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Open a new file for writing, open to its owner alone. Raises OSError, also when there is one already."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
+
+
+def put_file(
+    path: Path, temporary: Path, parts: Sequence[memoryview], open_new: Callable[[Path], BinaryIO] = open_new
+) -> None:
+    """Write a file, whole or not at all. Needs the lock. Raises OSError."""
+    remove_file(temporary)
+    try:
+        with open_new(temporary) as file:
+            for part in parts:
+                written = 0
+                while written < part.nbytes:
+                    written += file.write(part[written:])
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        remove_file(temporary)
+        raise
 
 
 def remove_file(path: Path) -> bool:

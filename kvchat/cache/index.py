@@ -1,7 +1,7 @@
 """What one fingerprint's folder holds, by hash and proven by token ids; reads names and headers, changes no file.
 
 The folder is the index: names are listed again when the folder has changed, headers are read when first needed and
-kept. A file's header has all token ids from the root on, so each file is proven by itself, and files may overlap.
+kept. A file's own ids prove its blocks, and those of the files that it continues the ones before.
 """
 
 from __future__ import annotations
@@ -9,26 +9,57 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from kvchat.cache.block import Chain, Point, RecentDigests
-from kvchat.cache.entry import EntryError, EntryName, FolderMeta, Header, read_header
+from kvchat.cache.base import Piece
+from kvchat.cache.block import Chain
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_header
 from kvchat.cache.ownership import check_folder, open_own
+from kvchat.cache.tree import RecentDigests, Tree
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Blocks [start, end) of a chain in one file, or the snapshot behind them, proven by its header's token ids."""
+class FileRun:
+    """A file as the tree knows it; its header is read when its ids are asked for."""
 
-    name: EntryName
-    header: Header
-    start: int
-    end: int
+    __slots__ = ("_index", "first", "header", "name", "seen", "start")
+
+    def __init__(self, name: EntryName, index: FolderIndex, block_size: int) -> None:
+        self.name = name
+        self.start = name.start // block_size
+        self.first = bytes.fromhex(name.first)
+        self.header: Header | None = None
+        self.seen: tuple[bytes, ...] = ()
+        """The hashes of its blocks, as far as something was matched there."""
+        self._index = index
+
+    @property
+    def id(self) -> Hashable:
+        """Its key."""
+        return self.name.key
+
+    @property
+    def above(self) -> Hashable:
+        """The key of the file that it continues."""
+        return None if self.name.parent == NO_PARENT else self.name.parent
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it is a snapshot."""
+        return self.name.is_state
+
+    @property
+    def priority(self) -> int:
+        """How long it is to be kept, against others."""
+        return self.name.priority
+
+    def ids(self) -> bytes | None:
+        """Its own token ids; None when the file can't be used."""
+        header = self._index.header(self)
+        return header.tokens if header else None
 
 
 class FolderIndex:
@@ -42,12 +73,10 @@ class FolderIndex:
         self._meta = meta
         self._on_unusable = on_unusable
         self._lock = threading.RLock()
-        self._names: dict[str, EntryName] = {}
-        self._by_first: dict[str, dict[str, EntryName]] = {}
-        self._headers: dict[str, Header] = {}
-        self._digests: dict[str, tuple[bytes, ...]] = {}
+        self._runs: dict[str, FileRun] = {}
+        self._tree: Tree[FileRun] = Tree()
         self._unusable: set[str] = set()
-        self._snapshot_starts: set[int] = set()
+        self._state_ends: set[int] = set()
         self._stamp: tuple[int, int] | None = None
         self.gone = RecentDigests()
         """Blocks of files that were seen and then vanished or were evicted."""
@@ -57,50 +86,26 @@ class FolderIndex:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is stored, as far as was seen."""
-        return not self._names
+        return not self._runs
 
-    def match(self, chain: Chain, start: int = 0) -> tuple[Piece, ...]:
-        """The files that continue a chain from block `start` on, as far as they reach without a gap.
-
-        Of the files that hold a block the one that reaches furthest is taken, which makes the fewest pieces.
-        """
+    def match(self, chain: Chain) -> tuple[Piece, ...]:
+        """The files that a chain's blocks lie in, from the root on, as far as they reach without a gap."""
         with self._lock:
             self._refresh()
-            pieces: list[Piece] = []
-            best: Piece | None = None
-            at, seen = start, 0
-            while at < len(chain) and self._names:
-                while seen <= at:
-                    for piece in self._beginning_at(chain, seen, at):
-                        best = piece if best is None or piece.end > best.end else best
-                    seen += 1
-                if best is None or best.end <= at:
-                    break
-                pieces.append(Piece(best.name, best.header, at, best.end))
-                self._digests[best.name.key] = chain.hashes[best.start : best.end]
-                at = best.end
-            return tuple(pieces)
+            pieces = self._tree.match(chain) if self._runs else ()
+            for piece in pieces:
+                piece.run.seen = chain.hashes[piece.run.start : piece.end]
+            return pieces
 
-    def is_known(self, digest: bytes) -> bool:
-        """Whether a file begins with a block, or is a snapshot, by that name."""
-        return digest.hex() in self._by_first
+    def knows(self, digest: bytes) -> bool:
+        """Whether a file begins with a block, or is a snapshot, by that hash."""
+        return self._tree.knows(digest)
 
-    def snapshot(self, point: Point) -> Piece | None:
-        """The file with the snapshot at a point, proven by all token ids; None when there is none."""
+    def state_ends(self) -> set[int]:
+        """The numbers of tokens behind which a snapshot ever was."""
         with self._lock:
             self._refresh()
-            named = self._by_first.get(point.digest.hex())
-            for name in list(named.values()) if named else ():
-                header = self._header(name) if name.is_snapshot else None
-                if header is not None and header.tokens == point.tokens:
-                    return Piece(name, header, name.start, name.end)
-        return None
-
-    def snapshot_starts(self) -> set[int]:
-        """How many full blocks there are before each snapshot that was ever seen."""
-        with self._lock:
-            self._refresh()
-            return set(self._snapshot_starts)
+            return set(self._state_ends)
 
     def open(self, name: EntryName) -> tuple[int, Header]:
         """A file's descriptor, for the caller to close, and its checked header. Raises OSError, EntryError."""
@@ -113,43 +118,29 @@ class FolderIndex:
             raise
         return descriptor, header
 
+    def header(self, run: FileRun) -> Header | None:
+        """A file's header, read when it is asked for first; None when it can't be used."""
+        if run.header is None:
+            try:
+                descriptor, run.header = self.open(run.name)
+                os.close(descriptor)
+            except FileNotFoundError:
+                return None
+            except (OSError, EntryError) as error:
+                self._on_unusable(run.name, error)
+        return run.header
+
     def drop(self, name: EntryName, *, is_removed: bool) -> None:
         """Take an unusable file out; it stays out until it is removed or written anew."""
         with self._lock:
             if not is_removed:
                 self._unusable.add(str(name))
-            self._forget(name, self.corrupt)
+            self._forget(str(name), self.corrupt)
 
     def admit(self, name: EntryName) -> None:
         """A file was written anew: what was known of one by that name no longer holds."""
         with self._lock:
             self._unusable.discard(str(name))
-
-    def _beginning_at(self, chain: Chain, block: int, at: int) -> Iterator[Piece]:
-        """The usable files that begin with a chain's block and reach past `at`, as far as their tokens are equal."""
-        named = self._by_first.get(chain.hashes[block].hex())
-        for name in list(named.values()) if named else ():
-            is_run = not name.is_snapshot and name.start == block and name.end > at
-            header = self._header(name) if is_run else None
-            if header is not None:
-                end = chain.num_common_blocks(header.tokens)
-                if end > max(at, block):
-                    yield Piece(name, header, block, end)
-
-    def _header(self, name: EntryName) -> Header | None:
-        header = self._headers.get(name.key)
-        if header is not None:
-            return header
-        try:
-            descriptor, header = self.open(name)
-            os.close(descriptor)
-        except FileNotFoundError:
-            return None
-        except (OSError, EntryError) as error:
-            self._on_unusable(name, error)
-            return None
-        self._headers[name.key] = header
-        return header
 
     def _refresh(self) -> None:
         """List the folder again if it may have changed."""
@@ -170,23 +161,25 @@ class FolderIndex:
         except OSError:  # what was seen is still there, as far as anybody knows
             self._stamp = None
             return
-        known = self._names.keys()
-        for text in known - listed:
-            self._forget(self._names[text], self.gone)
-        for text in listed - known - self._unusable:
+        for text in self._runs.keys() - listed:
+            self._forget(text, self.gone)
+        for text in listed - self._runs.keys() - self._unusable:
             name = EntryName.parse(text)
             if name is not None:
-                self._names[text] = name
-                self._by_first.setdefault(name.first, {})[text] = name
-                if name.is_snapshot:
-                    self._snapshot_starts.add(name.start)
+                self._add(text, name)
 
-    def _forget(self, name: EntryName, cause: RecentDigests) -> None:
+    def _add(self, text: str, name: EntryName) -> None:
+        run = FileRun(name, self, self._meta.block_size)
+        self._runs[text] = run
+        self._tree.add(run)
+        if name.is_state:
+            self._state_ends.add(name.end)
+
+    def _forget(self, text: str, cause: RecentDigests) -> None:
         """Take a file out and remember the blocks it was matched for, or else its first, by the cause."""
-        for digest in self._digests.pop(name.key, (bytes.fromhex(name.first),)):
+        run = self._runs.pop(text, None)
+        if run is None:
+            return
+        self._tree.remove(run)
+        for digest in run.seen or (run.first,):
             cause.add(digest)
-        self._headers.pop(name.key, None)
-        if self._names.pop(str(name), None):
-            del self._by_first[name.first][str(name)]
-            if not self._by_first[name.first]:
-                del self._by_first[name.first]

@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 
 from kvchat.cache.block import TOKEN_BYTES
-from kvchat.cache.entry import EntryError, FolderMeta, checksum, read_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, checksum, read_header
 from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
@@ -71,13 +71,13 @@ class BadFile:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Every checksum of every file was computed again. `temporary` are left-overs of writers that died."""
+    """Every checksum of every file was computed again. `left_over` is what writers that died, or earlier versions, left behind."""
 
     num_files: int
     num_blocks: int
     num_bytes: int
     bad: tuple[BadFile, ...]
-    temporary: tuple[Path, ...]
+    left_over: tuple[Path, ...]
 
     @property
     def is_clean(self) -> bool:
@@ -87,7 +87,7 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
         bad = [{"path": str(file.path), "reason": file.reason} for file in self.bad]
-        return {**asdict(self), "bad": bad, "temporary": [str(path) for path in self.temporary]}
+        return {**asdict(self), "bad": bad, "left_over": [str(path) for path in self.left_over]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +113,12 @@ def list_folders(root: Path) -> list[FolderInfo]:
 
 
 def stored_tips(root: Path) -> dict[tuple[str, str], int]:
-    """How many tokens are stored up to each block that ends a file, by (fingerprint, block hash), both as hex.
+    """How many tokens are stored up to each file's end, by (fingerprint, hash of its last block), both as hex.
 
     A file is evicted before the one that it continues, so all blocks before that one are stored as well.
     """
-    sizes = {folder.path.name: folder.meta.block_size for folder in list_folders(root) if folder.meta}
-    return {
-        (file.path.parent.name, file.name.last): file.name.end * sizes.get(file.path.parent.name, 0)
-        for file in scan_folder(root).files
-    }
+    files = scan_folder(root).files
+    return {(file.path.parent.name, file.name.last): file.name.end for file in files}
 
 
 def verify_checksums(root: Path) -> VerifyReport:
@@ -138,7 +135,7 @@ def verify_checksums(root: Path) -> VerifyReport:
             bad.append(BadFile(file.path, str(error), isinstance(error, EntryError)))
         num_files += 1
         num_bytes += file.num_bytes
-    return VerifyReport(num_files, num_blocks, num_bytes, tuple(bad), scan.temporary)
+    return VerifyReport(num_files, num_blocks, num_bytes, tuple(bad), scan.left_over)
 
 
 def remove_bad(root: Path, report: VerifyReport, *, dry_run: bool = False) -> Freed:
@@ -201,9 +198,22 @@ def forget(root: Path, gone: Set[FileId], kept: Set[FileId], *, dry_run: bool = 
 
 
 def read_tokens(path: Path) -> tuple[int, ...]:
-    """The token ids of a stored file, all from the root on, to compute them again. Raises EntryError, OSError."""
-    with os.fdopen(open_own(path), "rb", buffering=0) as stream:
-        tokens = read_header(stream.fileno()).tokens
+    """The token ids of a stored file, all from the root on, to compute them again. Raises EntryError, OSError.
+
+    The ones before its own are in the files that it continues.
+    """
+    names = (EntryName.parse(other.name) for other in path.parent.iterdir())
+    by_key = {name.key: path.with_name(str(name)) for name in names if name}
+    tokens, end = b"", None
+    above: Path | None = path
+    while above is not None:
+        with os.fdopen(open_own(above), "rb", buffering=0) as stream:
+            header = read_header(stream.fileno())
+        size = len(header.tokens) if end is None else (end - header.start) * TOKEN_BYTES
+        tokens, end = header.tokens[: max(0, size)] + tokens, header.start
+        if header.parent != NO_PARENT and (header.parent not in by_key or not header.start):
+            raise EntryError("the file that it continues is gone")
+        above = by_key.get(header.parent)
     return struct.unpack(f"<{len(tokens) // TOKEN_BYTES}i", tokens)
 
 
@@ -221,10 +231,9 @@ def _describe(folder: Path, files: list[StoredFile]) -> FolderInfo:
         AttributeError,
     ):
         meta = None
-    num_blocks = sum(file.name.num_blocks for file in files if not file.name.is_snapshot)
-    num_snapshots = sum(file.name.is_snapshot for file in files)
+    num_tokens = sum(file.name.num_tokens for file in files if not file.name.is_state)
+    num_snapshots = sum(file.name.is_state for file in files)
     used_s = [file.mtime_ns / 1e9 for file in files] or [0.0]
-    num_tokens = num_blocks * meta.block_size if meta else 0
     num_bytes = sum(file.num_bytes for file in files)
     times = max(used_s), min(used_s)
     return FolderInfo(folder, meta, len(files), num_tokens, num_bytes, *times, num_snapshots)
@@ -234,11 +243,9 @@ def _verify(file: StoredFile) -> int:
     """Blocks of a sound file. Raises EntryError, OSError."""
     with os.fdopen(open_own(file.path), "rb", buffering=0) as stream:
         header = read_header(stream.fileno())
-        if header.root != file.path.parent.name or header.start != file.name.start:
-            raise EntryError("it belongs elsewhere")
-        for index, expected in enumerate(header.checksums):
-            offset = header.payload_offset + index * header.block_bytes
-            block = os.pread(stream.fileno(), header.block_bytes, offset)
+        header.check(file.name, file.path.parent.name)
+        for offset, size, expected in zip(header.offsets, header.sizes, header.checksums, strict=False):
+            block = os.pread(stream.fileno(), size, offset)
             if checksum(memoryview(block)) != expected:
                 raise EntryError("a block's checksum is wrong")
     return header.num_blocks
@@ -252,7 +259,7 @@ def _remove(
     try:
         with hold_lock(root, LOCK_TIMEOUT_S):
             scan = scan_folder(root)
-            for path in scan.temporary:
+            for path in scan.left_over:
                 remove_file(path)
             freed = _freed((file for file in choose(scan.files) if remove_file(file.path)), False)
             _remove_empty_folders(root)

@@ -1,32 +1,32 @@
-"""PrefixCache: match -> lease -> load -> commit over a RAM and a disk tier; knows no model, no text, no terminal.
+"""PrefixCache: match -> lease -> load -> commit, a loop over tiers; knows no model, no text, no terminal.
 
-Coverage is always a prefix: blocks in RAM from the root on, then blocks on disk. The arena, which is exact to the
-token, belongs to the caller: it is handed in as planes [heads, capacity, dim], one a K and one a V of each layer. What
-recurrent layers hold is handed in beside it, and stored as snapshots behind the blocks.
+The arena, which is exact to the token, belongs to the caller: it is handed in as planes [heads, capacity, dim], one a K
+and one a V of each layer. What recurrent layers hold is handed in beside it, and stored as a snapshot.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvchat.cache.block import Chain, KVLayout, point_at
-from kvchat.cache.committer import Committer
-from kvchat.cache.folder import scan_folder
-from kvchat.cache.loader import Loader
-from kvchat.cache.match import CacheSettings, Committed, Coverage, Ended, Lease, Loaded, Match
-from kvchat.cache.matcher import Matcher
-from kvchat.cache.pool import spans
-from kvchat.cache.stats import CacheStats
-from kvchat.cache.tiers import Tiers, Warn
-from kvchat.cache.writer import NoteJob, SnapshotJob
+from kvchat.cache.base import CacheSettings, Committed, Ended, Loaded, Match, Piece, Span, Tier, Warn
+from kvchat.cache.block import TOKEN_BYTES, Chain, Chains, KVLayout, chain_root
+from kvchat.cache.disk import open_disk
+from kvchat.cache.encoding import Arena, Encoding
+from kvchat.cache.filling import Filling, Given
+from kvchat.cache.stats import CacheStats, Rate, StatsCounter, TierUse
+from kvchat.cache.writer import Job, Writer
 
 if TYPE_CHECKING:
     import torch
+
+_WORST = (Ended.FIRST_USE, Ended.NEW_TEXT, Ended.EVICTED, Ended.CORRUPT)
+"""Of the reasons that several tiers give, the last one counts."""
 
 
 class PrefixCache:
@@ -45,121 +45,74 @@ class PrefixCache:
         warn: Warn = lambda message: None,
     ) -> None:
         """A cache for one model. `meta` describes it to whoever lists the folder; `warn` takes one line at a time."""
-        self._settings = settings
-        self._tiers = Tiers(layout, fingerprint, settings, meta or {}, warn)
-        self._matcher = Matcher(self._tiers)
-        self._loader = Loader(self._tiers)
-        self._committer = Committer(self._tiers)
-        self.stats = self._tiers.stats
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of one block."""
-        return self._settings.block_size
-
-    @property
-    def root(self) -> bytes:
+        self.settings = settings
+        self.stats = settings.stats or StatsCounter()
+        self.root = chain_root(layout, fingerprint, settings.block_size, settings.codec)
         """The root of all chains: fingerprint, layout, block size, encoding and format version in one digest."""
-        return self._tiers.root
+        self._layout = layout
+        self._chains = Chains(self.root, settings.block_size, settings.hash_function, bool(layout.planes))
+        self._encoding = Encoding(layout, settings.codec, settings.block_size)
+        sizes = self._encoding.block_bytes, self._encoding.state_bytes
+        self._disk = open_disk(settings, self.root, layout, sizes, meta or {}, stats=self.stats, warn=warn)
+        behind = (*([self._disk] if self._disk else []), *settings.further)
+        self._writer = Writer(behind if settings.mode == "rw" else ())
+        self._filling = Filling(settings, self._encoding, self._writer, self.stats)
+        self._ram = self._filling.ram
+        self._tiers: tuple[Tier, ...] = (self._ram, *behind)
+        self._rates = {tier.name: Rate(2e9 if tier is self._ram else 5e8) for tier in self._tiers}
 
-    @property
-    def codec(self) -> str:
-        """The encoding at rest that is in use."""
-        return self._tiers.codec.name
-
-    @property
-    def mode(self) -> str:
-        """`rw`, `ro` or `off`."""
-        return self._settings.mode
-
-    @property
-    def disk_budget_bytes(self) -> int:
-        """The disk budget of all models together; 0 without a disk tier."""
-        return self._settings.disk_bytes if self._tiers.disk else 0
-
-    @property
-    def disk_used_bytes(self) -> int:
-        """Bytes that all models' files take on disk now; counts them anew each time."""
-        root = self._settings.disk_root
-        return scan_folder(root).num_bytes if self._tiers.disk and root else 0
-
-    @property
-    def ram_used_bytes(self) -> int:
-        """Bytes of the runs and snapshots in RAM."""
-        return self._tiers.pool.used_bytes
-
-    @property
-    def ram_budget_bytes(self) -> int:
-        """The RAM budget, never passed."""
-        return self._settings.ram_bytes
+    def usage(self) -> tuple[TierUse, ...]:
+        """How much of each tier is used, the fastest first; what lies on disk is counted anew each time."""
+        budgets = {tier.name: tier.budget_bytes for tier in self._tiers}
+        budgets[self._ram.name] = self.settings.ram_bytes  # with what passes through on its way to the others
+        return tuple(TierUse(tier.name, tier.used_bytes, budgets[tier.name]) for tier in self._tiers)
 
     def match(self, tokens: Sequence[int]) -> Match:
         """The longest stored prefix of `tokens`; changes nothing."""
-        if self._settings.mode == "off":
-            return Match(Chain(self.block_size, b"", ()), 0, 0, Ended.OFF)
-        return self._matcher.match(tokens)
+        if self.settings.mode == "off":
+            return Match(Chain(self.settings.block_size, b"", ()), (), Ended.OFF)
+        chain = self._chains.blocks(tokens)
+        if not self._layout.states:
+            return self._match_blocks(chain)
+        return self._match_state(np.asarray(tokens, dtype="<i4").tobytes(), chain)
 
-    def contains(self, tokens: Sequence[int]) -> Coverage:
-        """What each tier holds of `tokens`, each counted from the root; changes nothing.
+    def contains(self, tokens: Sequence[int], *, priority: int = 0) -> dict[str, int]:
+        """How many of `tokens` each tier holds by itself, from the root on, at no less than a priority; changes nothing.
 
         Where a snapshot is needed to take anything up again, the tier that holds the deepest one counts.
         """
-        if self._settings.mode == "off":
-            return Coverage(0, 0)
-        tiers = self._tiers
-        if tiers.layout.states:
-            found = self._matcher.match(tokens).snapshot
-            return Coverage(
-                found.num_tokens if found and found.block else 0,
-                found.num_tokens if found and found.piece else 0,
-            )
-        chain = tiers.chain(tokens)
-        with tiers.lock:
-            tail = tiers.pool.match(chain)
-        num_on_disk = tiers.disk.num_covered(chain) if tiers.disk else 0
-        return Coverage((tail.depth if tail else 0) * self.block_size, num_on_disk * self.block_size)
-
-    def num_kept(self, tokens: Sequence[int], priority: int) -> int:
-        """How many of `tokens` RAM holds, from the root on, at no less than a priority."""
-        match = self.match(tokens)
-        tail = match.snapshot.block if match.snapshot else match.tail
-        with self._tiers.lock:
-            held = [(run, count) for run, count in spans(tail) if run.priority >= priority]
-        if match.snapshot:
-            return match.num_tokens if held and tail and held[-1][0] is tail.run else 0
-        return sum(count for _, count in held) * self.block_size
+        if self.settings.mode == "off":
+            return {}
+        if self._layout.states:
+            found = self.match(tokens).state
+            is_kept = found is not None and found.pieces[-1].priority >= priority
+            return {found.tier: found.end} if found and is_kept else {}
+        chain = self._chains.blocks(tokens)
+        held = {tier.name: tier.match(chain) for tier in self._tiers}
+        return {name: _num_kept(pieces, priority) * chain.block_size for name, pieces in held.items()}
 
     def tip(self, tokens: Sequence[int]) -> str:
         """The hash of what would be stored last of `tokens`, as hex: a snapshot's or a full block's; empty for none."""
-        if self._tiers.layout.states:
-            point = point_at(tokens, self.block_size, self.root, self._settings.hash_function)
-            return point.digest.hex() if tokens else ""
-        chain = self._tiers.chain(tokens)
+        if self._layout.states:
+            return self._chains.state(tokens).hashes[-1].hex() if tokens else ""
+        chain = self._chains.blocks(tokens)
         return chain.hashes[-1].hex() if len(chain) else ""
 
-    def estimate_load_s(self, match: Match, start: int = 0, end: int | None = None) -> float:
-        """Seconds that loading the tokens [start, end) of a match will take, from the rates measured so far."""
-        return self._loader.estimate_s(match, start, match.num_tokens if end is None else end)
-
     @contextmanager
-    def lease(self, match: Match) -> Iterator[Lease]:
-        """Pin what a match found in RAM, and count it as used now; matches anew if it was evicted meanwhile."""
-        tiers = self._tiers
-        with ExitStack() as stack:
-            with tiers.lock:
-                tiers.settle()
-                held = [match.tail, match.snapshot.block if match.snapshot else None]
-                if any(block and block.run not in tiers.pool for block in held):
-                    tokens = match.snapshot.point.tokens if match.snapshot else match.chain.tokens
-                    match = self._matcher.match(np.frombuffer(tokens, "<i4").tolist())
-                stack.enter_context(tiers.pinned(match.tail))
-                if match.snapshot:
-                    stack.enter_context(tiers.pinned(match.snapshot.block))
-            yield Lease(match)
+    def lease(self, match: Match) -> Iterator[Match]:
+        """Pin what a match found, and count it as used now; matches anew if it was evicted meanwhile."""
+        while not self._pin(match):
+            match = self.match(np.frombuffer(match.chain.tokens, "<i4").tolist())
+        try:
+            self._ram.touch(match.chain)
+            yield match
+        finally:
+            for span in match.spans:
+                self._tier(span).unpin(span.pieces)
 
     def load(
         self,
-        lease: Lease,
+        match: Match,
         planes: Sequence[torch.Tensor],
         start: int,
         end: int,
@@ -171,13 +124,26 @@ class PrefixCache:
         `end` may come back smaller, down to `start`, where a file turned out to be gone or corrupt; what is before it
         is right. With a snapshot it is all, `states` too, or nothing: then `end` comes back as 0 and `states` unchanged.
         """
-        loaded = self._loader.load(lease.match, planes, start, end)
-        if lease.match.snapshot:
-            loaded = self._loader.load_snapshot(lease.match, planes, states, loaded)
-            if loaded.end and self._tiers.writer:
-                self._tiers.writer.submit(SnapshotJob(lease.match.snapshot.point, None, 0))
-        self.stats.add(CacheStats(load_s=loaded.seconds))
-        return loaded
+        began = time.perf_counter()
+        arena = Arena(planes, states)
+        blocks = [span for span in match.spans if not span.is_state]
+        blocks_end = blocks[-1].end if blocks else 0
+        at, end = start, max(start, min(end, blocks_end))
+        tokens: dict[str, int] = {}
+        for span in blocks:
+            stop = min(end, span.end)
+            if at < stop:
+                reached = self._load_blocks(span, arena, at, stop)
+                tokens[span.tier] = reached - at
+                at = reached
+                if at < stop:
+                    break
+        if match.state:
+            is_loaded = at >= blocks_end and self._load_state(match.state, match.chain, arena)
+            at, tokens = (match.num_tokens, tokens) if is_loaded else (0, {})
+        seconds = time.perf_counter() - began
+        self.stats.add(CacheStats(load_s=seconds))
+        return Loaded(at, tokens, seconds)
 
     def commit(
         self,
@@ -185,83 +151,139 @@ class PrefixCache:
         planes: Sequence[torch.Tensor],
         length: int,
         *,
+        states: Sequence[torch.Tensor] = (),
         priority: int = 0,
         first: int = 0,
     ) -> Committed:
         """Store the full blocks of `tokens[:length]`, whose KV lies in the arena from token `first` on.
 
-        What RAM can't hold, from the root on, goes to the disk alone. Writing to disk goes on in the background.
+        With `states`, which are those behind all of `tokens[:length]`, a snapshot too. What RAM can't hold, from the root
+        on, goes to the other tiers alone. Writing to these goes on in the background.
         """
-        if self._settings.mode != "rw" or not planes:
-            return Committed(0, 0, 0.0)
         began = time.perf_counter()
-        deadline = began + self._settings.wait_s
-        with self._tiers.lock:
-            self._committer.first = first
-            num_stored = self._committer.commit(tokens[:length], planes, priority=priority, deadline=deadline)
-        return self._committed(num_stored, num_stored * self._tiers.codec.block_bytes, began)
-
-    def commit_snapshot(
-        self,
-        tokens: Sequence[int],
-        planes: Sequence[torch.Tensor],
-        states: Sequence[torch.Tensor],
-        *,
-        priority: int = 0,
-        first: int = 0,
-    ) -> bool:
-        """Store the `states` of recurrent layers behind all of `tokens`, as `commit` stores KV and after it.
-
-        False when it could not be stored and should be kept elsewhere.
-        """
-        if self._settings.mode != "rw":
-            return False
-        began = time.perf_counter()
-        deadline = began + self._settings.wait_s
-        with self._tiers.lock:
-            self._committer.first = first
-            is_stored = self._committer.commit_snapshot(
-                tokens, planes, states, priority=priority, deadline=deadline
+        chain = self._chains.state(tokens[:length]) if states else self._chains.blocks(tokens[:length])
+        if self.settings.mode != "rw" or not (planes or states):
+            return Committed(0, 0, 0.0, is_whole=False)
+        given = Given(chain, Arena(planes, states), priority, first, began + self.settings.wait_s)
+        committed = self._filling.commit(given)
+        self.stats.add(
+            CacheStats(
+                stored_blocks=committed.num_blocks,
+                stored_bytes=committed.num_bytes,
+                store_s=committed.seconds,
             )
-        self._committed(int(is_stored), is_stored * self._tiers.snapshot_codec.num_bytes, began)
-        return is_stored
+        )
+        return committed
 
     def note(self) -> bytes:
         """What was kept by `keep_note` last, by this process or another; empty for nothing."""
-        return self._tiers.disk.note() if self._tiers.disk else b""
+        return self._disk.note() if self._disk else b""
 
     def keep_note(self, content: bytes) -> None:
         """Keep a short note beside this model's files, in the background; it goes when they are cleared."""
-        if self._tiers.writer:
-            self._tiers.writer.submit(NoteJob(content))
+        if self._disk:
+            self._writer.submit(Job(partial(self._disk.keep_note, content)))
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until the disk has everything that was committed. False when the time was not enough."""
-        is_done = self._tiers.writer.drain(timeout_s) if self._tiers.writer else True
-        with self._tiers.lock:
-            self._tiers.settle()
-        return is_done
+        """Wait until the slower tiers have everything that was committed. False when the time was not enough."""
+        return self._writer.drain(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Drain and end the writer, within the bound. False when something was left unwritten."""
-        is_done = self._tiers.writer.close(timeout_s) if self._tiers.writer else True
-        with self._tiers.lock:
-            self._tiers.settle()
-        return is_done
+        return self._writer.close(timeout_s)
 
     def clear_ram(self) -> None:
         """Evict everything from RAM that nobody uses."""
-        with self._tiers.lock:
-            self._tiers.settle()
-            self._tiers.pool.clear()
+        self._ram.clear()
 
     def check_integrity(self) -> None:
         """Assert what always holds of the RAM tier."""
-        with self._tiers.lock:
-            self._tiers.settle()
-            self._tiers.pool.check_integrity()
+        self._ram.check_integrity()
 
-    def _committed(self, num_stored: int, num_bytes: int, began: float) -> Committed:
-        seconds = time.perf_counter() - began
-        self.stats.add(CacheStats(stored_blocks=num_stored, stored_bytes=num_bytes, store_s=seconds))
-        return Committed(num_stored, num_bytes, seconds)
+    def _match_blocks(self, chain: Chain) -> Match:
+        """The longest stored prefix of a chain's full blocks, each part of it in the fastest tier."""
+        spans: list[Span] = []
+        at = 0
+        for tier in self._tiers if self._layout.planes else ():
+            if at == chain.num_full:
+                break
+            pieces = tier.match(chain)
+            end = min(pieces[-1].end, chain.num_full) if pieces else 0
+            if end > at:
+                spans.append(self._span(tier, chain, at, end, pieces))
+                at = end
+        ended = Ended.COMPLETE if at == chain.num_full else self._why_missing(chain.hashes[at])
+        return Match(chain, tuple(spans), ended)
+
+    def _match_state(self, ids: bytes, chain: Chain) -> Match:
+        """The deepest snapshot that is a prefix of `ids` and whose blocks are stored, with these."""
+        blocks = self._match_blocks(chain)
+        deepest = blocks.num_tokens if self._layout.planes else chain.num_tokens()
+        ended = self._why_missing(b"") if deepest == chain.num_tokens() else blocks.ended
+        ends = {end for tier in self._tiers for end in tier.state_ends()}
+        for end in sorted((end for end in ends if 0 < end * TOKEN_BYTES <= len(ids)), reverse=True):
+            if end // chain.block_size * chain.block_size > deepest:
+                continue
+            wanted = self._chains.state_at(chain, ids[: end * TOKEN_BYTES])
+            if state := self._find_state(wanted):
+                is_all = end * TOKEN_BYTES == len(ids)
+                before = self._match_blocks(wanted).spans
+                return Match(wanted, (*before, state), Ended.COMPLETE if is_all else ended)
+            why = self._why_missing(wanted.hashes[-1])
+            ended = why if why in (Ended.EVICTED, Ended.CORRUPT) else ended
+        return Match(chain.prefix(0), (), ended)
+
+    def _find_state(self, chain: Chain) -> Span | None:
+        """The snapshot that a chain ends with, in the fastest tier that has it."""
+        for tier in self._tiers:
+            pieces = tier.match(chain) if tier.knows(chain.hashes[-1]) else ()
+            if pieces and pieces[-1].end == len(chain):
+                return self._span(tier, chain, chain.num_full, len(chain), pieces)
+        return None
+
+    def _span(self, tier: Tier, chain: Chain, start: int, end: int, pieces: Sequence[Piece]) -> Span:
+        num_bytes = self._encoding.num_bytes(chain, start, end)
+        load_s = num_bytes / self._rates[tier.name].bytes_per_s
+        is_state = end > chain.num_full
+        first = self._encoding.rest(chain).start if is_state else chain.num_tokens(start)
+        return Span(tier.name, first, chain.num_tokens(end), load_s, pieces, is_state)
+
+    def _why_missing(self, digest: bytes) -> Ended:
+        return max((tier.why_missing(digest) for tier in self._tiers), key=_WORST.index)
+
+    def _tier(self, span: Span) -> Tier:
+        return next(tier for tier in self._tiers if tier.name == span.tier)
+
+    def _pin(self, match: Match) -> bool:
+        """Pin all spans of a match, or none."""
+        for number, span in enumerate(match.spans):
+            if not self._tier(span).pin(span.pieces):
+                for pinned in match.spans[:number]:
+                    self._tier(pinned).unpin(pinned.pieces)
+                return False
+        return True
+
+    def _load_blocks(self, span: Span, arena: Arena, start: int, end: int) -> int:
+        """Fill the tokens [start, end) from one span; returns how far that went."""
+        began = time.perf_counter()
+        size, at = self.settings.block_size, start
+        for stored in self._tier(span).read(span.pieces, start // size, -(-end // size)):
+            at = self._encoding.decode(stored, arena, at, end)
+        num_bytes = (at - start) * self._encoding.block_bytes // size
+        self._rates[span.tier].measure(num_bytes, time.perf_counter() - began)
+        return at
+
+    def _load_state(self, span: Span, chain: Chain, arena: Arena) -> bool:
+        """Fill the states, and the arena behind the full blocks, from a snapshot; False when it can't be used."""
+        began = time.perf_counter()
+        for stored in self._tier(span).read(span.pieces, chain.num_full, len(chain)):
+            self._encoding.decode_state(stored, arena, chain)
+            self._rates[span.tier].measure(stored.data.nbytes, time.perf_counter() - began)
+            self._writer.store(chain, (), 0)  # counts it as used now
+            return True
+        return False
+
+
+def _num_kept(pieces: Sequence[Piece], priority: int) -> int:
+    """How many blocks are held from the root on at no less than a priority: a parent never has less than its child."""
+    return max((piece.end for piece in pieces if piece.priority >= priority), default=0)

@@ -47,6 +47,6 @@ class Draft:
     def cancelled(self) -> Answer:
         """What came so far as an answer without ids, for when the backend can no longer give it."""
         usage, timings = Usage(0, 0, 0), Timings(0, 0, 0, 0, 0, 0, 0, 0)
-        report = CacheReport(0, 0, 0, 0, "")
+        report = CacheReport(0, {}, 0, "")
         reason = FinishReason.CANCELLED
         return Answer(self._text, self._reasoning, (), (), "", reason, usage, timings, report)

@@ -85,7 +85,7 @@ class Journal:
     def count(self, answer: Answer) -> None:
         """Add an answer to the totals over all time."""
         cache, asked = answer.cache, answer.usage.prompt_tokens
-        totals = CacheTotals(asked, cache.live, cache.ram, cache.disk, saved_s=cache.saved_s)
+        totals = CacheTotals(asked, cache.live, cache.tiers, saved_s=cache.saved_s)
         self._attempt(lambda: self.store.add_totals(totals))
 
     def take_back(self, path: Sequence[Exchange], exchange_id: str) -> None:

@@ -18,7 +18,7 @@ from kvchat.chat.tree import Exchange
 
 _NO_USAGE = Usage(0, 0, 0)
 _NO_TIMINGS = Timings(0, 0, 0, 0, 0, 0, 0, 0)
-_NO_REPORT = CacheReport(0, 0, 0, 0, "")
+_NO_REPORT = CacheReport(0, {}, 0, "")
 _KINDS = {
     type(blank): {item.name: type(getattr(blank, item.name)) for item in fields(blank)}
     for blank in (_NO_USAGE, _NO_TIMINGS, _NO_REPORT)
@@ -154,7 +154,7 @@ def _answer(said: object, thought: object, finish: object, statistics: object, *
         FinishReason(text(finish)) if finish in set(FinishReason) else FinishReason.CANCELLED,
         _value(_NO_USAGE, _object(values.get("usage"))),
         _value(_NO_TIMINGS, _object(values.get("timings"))),
-        _value(_NO_REPORT, _object(values.get("cache"))),
+        _report(_object(values.get("cache"))),
     )
 
 
@@ -180,6 +180,13 @@ def _value(blank: V, values: dict[str, Any]) -> V:
     kinds = _KINDS[type(blank)]
     fitting = {name: value for name, value in values.items() if name in kinds and _fits(value, kinds[name])}
     return replace(blank, **fitting)
+
+
+def _report(values: dict[str, Any]) -> CacheReport:
+    """A cache report from JSON; earlier versions had no other tiers than RAM and disk, and no field for them together."""
+    tiers = _object(values.pop("tiers", {name: values[name] for name in ("ram", "disk") if name in values}))
+    counts = {name: count for name, count in tiers.items() if _fits(count, int)}
+    return replace(_value(_NO_REPORT, values), tiers=counts)
 
 
 def _fits(value: object, kind: type[object]) -> bool:

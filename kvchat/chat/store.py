@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from kvchat.backends.inspection import CacheTotals
@@ -190,14 +189,16 @@ class Store:
         query = """
             INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
         """
-        counts = [(name, value) for name, value in asdict(totals).items() if value]
+        counts = [(name, value) for name, value in totals.counts().items() if value]
         self.database.write(lambda db: db.executemany(query, counts))
 
     def totals(self) -> CacheTotals:
         """What the cache did over all time."""
         rows = self.database.read(lambda db: db.execute("SELECT name, value FROM counter").fetchall())
-        kinds = {name: type(value) for name, value in asdict(CacheTotals()).items()}
-        return CacheTotals(**{name: kinds[name](number(value)) for name, value in rows if name in kinds})
+        kinds = {name: type(value) for name, value in CacheTotals().counts().items()}
+        return CacheTotals.from_counts(
+            {text(name): kinds.get(text(name), int)(number(value)) for name, value in rows}
+        )
 
 
 def _matching(db: Connection, key: str) -> list[SessionRow]:

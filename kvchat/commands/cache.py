@@ -26,7 +26,7 @@ from kvchat.cache.maintenance import (
 from kvchat.config import Config
 from kvchat.errors import KvchatError
 from kvchat.ui.clean import one_line
-from kvchat.ui.figures import age_text, percent_text, seconds_text, size_text
+from kvchat.ui.figures import age_text, percent_text, seconds_text, size_text, tier_text
 
 _DAY_S = 86400.0
 _PRIORITIES = {0: "", 1: "shared", 2: "pinned"}
@@ -49,12 +49,11 @@ def cache_ls(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def _run_json(file: StoredFile, info: FolderInfo | None) -> dict[str, Any]:
     meta = info.meta if info else None
-    size = meta.block_size if meta else 0
     return {
         "path": str(file.path),
         "model": _name(info),
-        "start": file.name.start * size,
-        "end": file.name.end * size,
+        "start": file.name.start,
+        "end": file.name.end,
         "bytes": file.num_bytes,
         "codec": meta.codec if meta else "",
         "priority": file.name.priority,
@@ -117,28 +116,20 @@ def all_time_totals(config: Config) -> CacheTotals:
 
 def totals_json(totals: CacheTotals) -> dict[str, Any]:
     """The totals with what follows from them."""
-    hits = totals.live_tokens + totals.ram_tokens + totals.disk_tokens
-    net_s = totals.saved_s - totals.load_s - totals.store_s
-    return {**asdict(totals), "hit_tokens": hits, "net_saved_s": net_s}
+    return {**totals.counts(), "hit_tokens": totals.hit_tokens, "net_saved_s": totals.net_saved_s}
 
 
 def totals_lines(totals: CacheTotals) -> Iterator[str]:
     """The totals in two lines."""
-    hits = totals.live_tokens + totals.ram_tokens + totals.disk_tokens
     if not totals.asked_tokens:
         yield "all time: nothing was asked yet"
         return
-    share = percent_text(hits / totals.asked_tokens)
-    yield f"all time: asked {totals.asked_tokens} tokens, hit {hits} ({share}): " + ", ".join(
-        f"{name} {count}"
-        for name, count in (
-            ("live", totals.live_tokens),
-            ("RAM", totals.ram_tokens),
-            ("disk", totals.disk_tokens),
-        )
+    share = percent_text(totals.hit_rate)
+    yield f"all time: asked {totals.asked_tokens} tokens, hit {totals.hit_tokens} ({share}): " + ", ".join(
+        f"{tier_text(name)} {count}"
+        for name, count in {"live": totals.live_tokens, **totals.tier_tokens}.items()
     )
-    net_s = totals.saved_s - totals.load_s - totals.store_s
-    saved = f", saved {seconds_text(net_s)} net" if totals.saved_s else ""
+    saved = f", saved {seconds_text(totals.net_saved_s)} net" if totals.saved_s else ""
     yield f"          stored {size_text(totals.stored_bytes)}{saved}"
 
 
@@ -199,8 +190,8 @@ def _verify_lines(report: VerifyReport, sample: VerifySample | None, why_not: st
         yield f"{file.path}: {file.reason}"
     bad = f"{len(report.bad)} bad" if report.bad else "all sound"
     yield f"{report.num_files} files, {report.num_blocks} blocks, {size_text(report.num_bytes)}: {bad}"
-    if report.temporary:
-        yield f"{len(report.temporary)} left-overs of writers that died; kvchat cache prune removes them"
+    if report.left_over:
+        yield f"{len(report.left_over)} left-overs of no use; kvchat cache prune removes them"
     if sample is None:
         yield from ([why_not] if why_not else [])
         return

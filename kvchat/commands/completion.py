@@ -17,7 +17,7 @@ from kvchat.config import Config
 _FILES = ("FILE", "DIR")
 _NAMED = {"-m": "models", "-t": "prompts", "-r": "sessions"}
 """Flags whose value is a name that `kvchat completion names GROUP` lists, by their first name."""
-_LISTED = ("NAME", "PROMPT", "SESSION")
+_LISTED = ("NAME", "PROMPT", "SESSION", "TOPIC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +116,17 @@ def _sessions(config: Config) -> Iterable[str]:
     return [name for row in rows for name in (row.name, row.id) if name]
 
 
+def _topics(config: Config) -> Iterable[str]:
+    from kvchat.commands.help import topics
+
+    return topics()
+
+
 _NAMES: dict[str, Callable[[Config], Iterable[str]]] = {
     "models": _models,
     "prompts": _prompts,
     "sessions": _sessions,
+    "help": _topics,
 }
 
 _BASH_HEAD = """\

@@ -303,7 +303,21 @@ COMMANDS: tuple[Command, ...] = (
         _COMPLETION,
         "names for these scripts, one a line",
         _verb("completion", "names"),
-        {"group": {"metavar": "GROUP", "choices": ("models", "prompts", "sessions"), "help": "of what"}},
+        {
+            "group": {
+                "metavar": "GROUP",
+                "choices": ("models", "prompts", "sessions", "help"),
+                "help": "of what",
+            }
+        },
+    ),
+    Command(
+        "help",
+        "",
+        "read about one topic; without, list the topics",
+        _verb("help", "helped"),
+        {"topic": {"metavar": "TOPIC", "nargs": "?", "help": "what to read about; without, the list"}},
+        reads_settings=False,
     ),
     Command(
         "doctor",

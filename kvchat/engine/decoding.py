@@ -10,39 +10,39 @@ import torch
 from kvchat.engine.forwards import Forwards
 from kvchat.engine.request import Finish, Request, Token
 from kvchat.engine.sampling import Sampler
-from kvchat.engine.speculation import Speculation
+from kvchat.engine.sequence import LiveSequence
 from kvchat.models.kinds import as_generated, ids_of
-from kvchat.models.kv_state import KVState
 
 
 class Decoding:
-    """One answer being decoded behind the prompt that `state` holds; how it went is in its attributes.
+    """One answer being decoded behind the prompt that `sequence` holds; how it went is in its attributes.
 
-    With `speculation`, guessed tokens are computed along with the last one. Each position's token is still chosen
+    With speculation, guessed tokens are computed along with the last one. Each position's token is still chosen
     from its own logits by the same draws in the same order, and the guesses count as far as they equal what was
     chosen: the answer is the one without guesses.
     """
 
-    def __init__(
-        self, forwards: Forwards, state: KVState, request: Request, speculation: Speculation | None = None
-    ) -> None:
+    def __init__(self, forwards: Forwards, sequence: LiveSequence, request: Request) -> None:
         self.reason = Finish.LENGTH
         self.num_generated = 0
         self._forwards = forwards
-        self._state = state
+        self._state = sequence.state
         self._request = request
-        self._speculation = speculation if state.is_divisible else None
+        self._speculation = sequence.speculation if self._state.is_divisible else None
         self._room = forwards.loaded.context - len(request.prompt)
         wanted = request.max_tokens
         self._limit = self._room if wanted is None else min(self._room, wanted)
         self._sampler = Sampler(request.sampling, ids_of(request.prompt), forwards.loaded.device)
         self._is_followed = False
 
-    def tokens(self, logits: torch.Tensor, is_cancelled: Callable[[], bool]) -> Generator[Token, None, None]:
+    def tokens(
+        self, logits: torch.Tensor, is_cancelled: Callable[[], bool], is_over: Callable[[], bool]
+    ) -> Generator[Token, None, None]:
         """The answer's tokens from the prompt's last logits, [vocab] in float32.
 
         Each is computed when the next is asked for, the last one too: the next turn finds the whole answer held.
-        The state is cut to what was said when the iterator ends or is closed.
+        Behind each it is asked whether the answer `is_over`. The state is cut to what was said when the iterator ends
+        or is closed.
         """
         chosen = [self._sampler.choose(logits)]
         try:
@@ -56,6 +56,9 @@ class Decoding:
                         return
                     self.num_generated += 1
                     yield Token(token)
+                    if is_over():
+                        self.reason = Finish.STOP
+                        return
                 if self.num_generated < self._limit:
                     chosen = self._next(chosen)
                 elif self._limit < self._room:
@@ -88,10 +91,8 @@ class Decoding:
         else:  # after the first token, which does not wait for this
             self._speculation.begin([*ids_of(self._request.prompt), *said])
             self._is_followed = True
-        loaded = self._forwards.loaded
-        room = min(self._limit - self.num_generated, loaded.num_alike(self._state)) - 1
-        if loaded.is_exact:
-            room = min(room, loaded.network.generated_at_once - 1)
+        at_once = self._forwards.loaded.num_at_once(self._state)
+        room = min(self._limit - self.num_generated, at_once) - 1
         return self._speculation.guesses(max(0, room), self._request.stop_ids)
 
     def _told(self, ids: Sequence[int]) -> Sequence[int]:

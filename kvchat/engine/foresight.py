@@ -98,6 +98,13 @@ class Measured:
             self._is_first, self._credit_s = False, max(-bound, min(bound, before))
 
 
+def foresight_of(draft: int | None, costs: Costs) -> Foresight | None:
+    """What drafts `draft` tokens at a time, or with None as many as pay; None, where that is 0, drafts none."""
+    if draft == 0:
+        return None
+    return Measured(costs) if draft is None else Fixed(draft)
+
+
 class Rates:
     """How often a drafted token comes true whose predecessors did, by the draft's evidence; old drafts fade."""
 

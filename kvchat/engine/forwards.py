@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class Forwards:
-    """The forwards of `loaded`; `make_room` gives back whatever memory is not needed to go on.
+    """The forwards of `loaded`; `make_room` gives back whatever memory is not needed to go on with a state.
 
     Each raises OutOfMemoryError, with its remedy, when that was not enough; the state then holds what it says.
     """
 
-    def __init__(self, loaded: LoadedModel, make_room: Callable[[], None]) -> None:
+    def __init__(self, loaded: LoadedModel, make_room: Callable[[KVState], None]) -> None:
         self.loaded = loaded
         self._make_room = make_room
 
@@ -31,7 +31,7 @@ class Forwards:
 
     def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
-        held = None if state.is_divisible and not self.loaded.long_rope else list(state.tokens)
+        held = list(state.tokens) if self.loaded.may_lose(state) else None
 
         def compute() -> torch.Tensor:
             if held and len(state.tokens) < len(held):  # a failed forward took it along
@@ -39,16 +39,16 @@ class Forwards:
                 self.loaded.forward(held, state)
             return self.loaded.logits(tokens, state, num_logits)
 
-        return self.with_room(compute)
+        return self.with_room(compute, state)
 
-    def with_room(self, action: Callable[[], T]) -> T:
-        """What `action` returns, tried once more where memory runs out. Raises OutOfMemoryError after that."""
+    def with_room(self, action: Callable[[], T], state: KVState) -> T:
+        """What `action` returns, which uses `state`, tried once more where memory runs out. Raises OutOfMemoryError after that."""
         try:
             return action()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        self._make_room()  # out here the failed forward's tensors are gone
+        self._make_room(state)  # out here the failed forward's tensors are gone
         try:
             return action()
         except Exception as error:

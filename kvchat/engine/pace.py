@@ -26,8 +26,8 @@ class Keeper(Protocol):
 class Pace:
     """Seconds a token, from one table of costs; 0 until something was measured."""
 
-    def __init__(self, costs: Costs | None = None) -> None:
-        self.costs = costs or Costs()
+    def __init__(self) -> None:
+        self.costs = Costs()
         self.prefill_s_per_token = 0.0
         """Of many tokens computed at once; a first guess comes from few."""
         self.step_s = 0.0

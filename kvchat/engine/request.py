@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kvchat.cache.match import Ended
+from kvchat.cache.base import Ended
 from kvchat.engine.sampling import SamplingParams
 from kvchat.models.reuse import ReusePolicy
 
@@ -24,7 +24,8 @@ class Request:
     """One prompt, of tokens of either kind. `stop_ids` end the answer and are not part of it; `max_tokens` bounds the answer.
 
     The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
-    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed.
+    answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed; unless it
+    `stores` nothing of it is given to the cache.
     """
 
     prompt: Sequence[int]
@@ -33,19 +34,19 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     shared: int = 0
     reuse: bool = True
+    stores: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Where the prompt's state came from, in tokens; `kv_load_s` is what fetching it took.
+    """Where the prompt's state came from, in tokens, of the cache by tier; `kv_load_s` is what fetching it took.
 
     `ended` is why the cache reaches no further; `skipped` tokens were held but faster to compute than to load, or, where
     the prompt `is_renewed`, than to go on from one by one. `policy` is the model's.
     """
 
     live: int
-    ram: int = 0
-    disk: int = 0
+    tiers: Mapping[str, int] = field(default_factory=dict)
     kv_load_s: float = 0.0
     ended: Ended = Ended.OFF
     skipped: int = 0
@@ -55,7 +56,7 @@ class Reuse:
     @property
     def num_tokens(self) -> int:
         """All tokens that need no computing."""
-        return self.live + self.ram + self.disk
+        return self.live + sum(self.tiers.values())
 
 
 @dataclass(frozen=True, slots=True)

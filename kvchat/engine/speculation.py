@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvchat.engine.costs import Costs
-from kvchat.engine.drafting import Drafter, PromptLookup
-from kvchat.engine.foresight import Fixed, Foresight, Measured
+from kvchat.engine.drafting import Drafter
+from kvchat.engine.foresight import Foresight
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +22,12 @@ class Drafts:
 
 
 class Speculation:
-    """What guesses the next tokens, and what says how many guesses pay. Both learn from answer to answer."""
+    """What guesses one conversation's next tokens, and what says how many guesses pay. Both learn from answer to answer."""
 
-    def __init__(self, drafter: Drafter, foresight: Foresight, costs: Costs | None = None) -> None:
+    def __init__(self, drafter: Drafter, foresight: Foresight) -> None:
         self._drafter = drafter
         self._foresight = foresight
-        self.costs = costs or Costs()
-        """What forwards take; known to the foresight too."""
         self.drafts = Drafts()
-
-    @classmethod
-    def from_setting(cls, draft: int | None) -> Speculation | None:
-        """`draft` tokens at a time; 0 is none at all, and None as many as pay."""
-        if draft == 0:
-            return None
-        costs = Costs()
-        return cls(PromptLookup(), Measured(costs) if draft is None else Fixed(draft), costs)
 
     def begin(self, tokens: Sequence[int]) -> None:
         """The conversation is `tokens` now."""

@@ -21,7 +21,7 @@ E = TypeVar("E")
 """What a job yields."""
 
 
-class Manner(Enum):
+class JobKind(Enum):
     """What a job does to one that runs while nobody waits.
 
     `WORK` ends it. `LOOK` leaves the thing as it is, and is run between two of its events. `IDLE` is such a job
@@ -36,7 +36,8 @@ class Manner(Enum):
 @dataclass(slots=True, eq=False)
 class _Job(Generic[T]):
     run: Callable[[T, Callable[[], bool]], Iterator[Any]]
-    manner: Manner
+    kind: JobKind
+    owner: object = None
     events: queue.SimpleQueue[tuple[str, Any]] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,7 +99,7 @@ class Stream(Iterator[E]):
     @classmethod
     def of_nothing(cls) -> Stream[E]:
         """One that has ended."""
-        job: _Job[Any] = _Job(lambda *_: iter(()), Manner.LOOK)
+        job: _Job[Any] = _Job(lambda *_: iter(()), JobKind.LOOK)
         job.drop()
         return cls(job)
 
@@ -147,28 +148,32 @@ class Worker(Generic[T]):
         return self._thing
 
     def run(
-        self, job: Callable[[T, Callable[[], bool]], Iterator[E]], manner: Manner = Manner.WORK
+        self,
+        job: Callable[[T, Callable[[], bool]], Iterator[E]],
+        kind: JobKind = JobKind.WORK,
+        owner: object = None,
     ) -> Stream[E]:
         """Queue `job(thing, is_cancelled)` for the worker's thread; yields what it yields, raises what it raises.
 
         It can be cancelled from now on. Closing the stream cancels it, and waits until it has let go of the model.
         Raises EngineDiedError once closed.
         """
-        task: _Job[T] = _Job(job, manner)
+        task: _Job[T] = _Job(job, kind, owner)
         with self._lock:
             self._start()
-            for other in self._pending if manner is not Manner.LOOK else ():
-                if other.manner is Manner.IDLE:
+            for other in self._pending if kind is not JobKind.LOOK else ():
+                if other.kind is JobKind.IDLE:
                     other.cancelled.set()
             self._pending.add(task)
             self._jobs.put(task)
         return Stream(task)
 
-    def cancel(self) -> None:
-        """Cancel every job that runs or waits."""
+    def cancel(self, owner: object) -> None:
+        """Cancel what `owner` asked for, whether it runs or waits; what others asked for goes on."""
         with self._lock:
             for task in self._pending:
-                task.cancelled.set()
+                if task.owner is owner:
+                    task.cancelled.set()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Cancel everything and end the thread, after it has unloaded; waits at most `timeout_s`.
@@ -220,7 +225,7 @@ class Worker(Generic[T]):
             assert self._thing is not None
             for event in task.run(self._thing, task.cancelled.is_set):
                 task.events.put(("event", event))
-                if task.manner is Manner.IDLE:
+                if task.kind is JobKind.IDLE:
                     self._run_looks(task)
         except BaseException as error:  # handed to whoever reads the stream
             return "error", error

@@ -8,10 +8,15 @@ sequences that the engine and the cache compare, and equal KV belongs to equal i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 GENERATED = 1 << 30
 """Added to the id of a generated token; vocabularies are smaller."""
+LONG = 1 << 29
+"""Added to the first token of a conversation whose keys are all others than a shorter one's (LongRoPE): the root of its
+chain, so that the two are never taken for one another. Vocabularies are smaller still."""
+
+
+_ID = LONG - 1
 
 
 def as_generated(ids: Sequence[int]) -> list[int]:
@@ -21,7 +26,7 @@ def as_generated(ids: Sequence[int]) -> list[int]:
 
 def ids_of(tokens: Sequence[int]) -> list[int]:
     """The ids of tokens of either kind."""
-    return [token & ~GENERATED for token in tokens]
+    return [token & _ID for token in tokens]
 
 
 def is_generated(token: int) -> bool:
@@ -29,9 +34,6 @@ def is_generated(token: int) -> bool:
     return token >= GENERATED
 
 
-def run_ends(tokens: Sequence[int]) -> list[int]:
-    """Where each run of tokens of one kind ends, ascending; the last is the number of tokens."""
-    ends: list[int] = []
-    for _, run in groupby(tokens, is_generated):
-        ends.append((ends[-1] if ends else 0) + sum(1 for _ in run))
-    return ends
+def is_long(token: int) -> bool:
+    """Whether it is the first token of a long conversation."""
+    return bool(token & LONG)

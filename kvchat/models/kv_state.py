@@ -20,9 +20,6 @@ class KVState(Protocol):
     first_held: int
     """Some layers look at a window alone and hold nothing that is older: their KV begins at this token."""
 
-    is_long: bool
-    """Whether it is that of a conversation beyond LongRoPE's threshold."""
-
     @property
     def planes(self) -> list[torch.Tensor]:
         """K and V of each layer that has them, each [kv_heads, capacity, head_dim]; empty where KV can't be cut."""
@@ -109,7 +106,6 @@ class Divisible:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.first_held = 0
-        self.is_long = False
 
     @property
     def is_divisible(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from kvchat.models.kinds import is_generated
+from kvchat.models.kinds import LONG, ids_of, is_generated, is_long
 from kvchat.models.kv_state import KVState
 from kvchat.models.lean.flash import ROWS_MULTIPLE
 from kvchat.models.reuse import Continuation, ReuseRule
@@ -96,17 +96,25 @@ class LoadedModel:
         """Empty KV for one conversation."""
         return self.network.new_state(self.rule, self.context)
 
-    def prepare(self, state: KVState, num_tokens: int) -> None:
-        """Before a prompt of `num_tokens`: where LongRoPE makes all its keys others than those held, hold none."""
-        if self.long_rope and state.is_long != self.long_rope.is_long(num_tokens):
-            state.keep(0)
-            state.is_long = not state.is_long
+    def told(self, tokens: Sequence[int], num_tokens: int | None = None) -> list[int]:
+        """Tokens as states and the cache know them, where they begin a conversation of `num_tokens` (of them alone by
+        default): of their kinds where these make a difference, and the first of them marked where LongRoPE makes all
+        keys others than those of a shorter one."""
+        known = list(tokens) if self.is_exact else ids_of(tokens)
+        if known and self.long_rope and self.long_rope.is_long(num_tokens or len(known)):
+            known[0] |= LONG
+        return known
 
-    def num_alike(self, state: KVState) -> int:
-        """How many tokens one forward may add at most without making the keys others than those held."""
-        if self.long_rope is None or state.is_long:
-            return self.context
-        return self.long_rope.threshold - len(state.tokens)
+    def num_at_once(self, state: KVState) -> int:
+        """How many generated tokens one forward may add to what `state` holds, each computed as if it came alone."""
+        most = self.network.generated_at_once if self.is_exact else self.context
+        if self.long_rope is None or (state.tokens and is_long(state.tokens[0])):
+            return most
+        return min(most, self.long_rope.threshold - len(state.tokens))
+
+    def may_lose(self, state: KVState) -> bool:
+        """Whether a forward that fails may take along what `state` held before it."""
+        return self.long_rope is not None or not state.is_divisible
 
     def forward(self, tokens: Sequence[int], state: KVState) -> torch.Tensor:
         """Compute `tokens`, of one kind, behind what `state` holds; returns the last position's logits, [vocab] in
@@ -119,7 +127,7 @@ class LoadedModel:
     def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
         if self.long_rope:
-            self._choose_keys(state, len(tokens))
+            tokens = self._choose_keys(state, tokens)
         state.reserve(len(state.tokens) + len(tokens))
         restarts = self.rule.continuation is Continuation.RESTART
         try:
@@ -141,15 +149,20 @@ class LoadedModel:
             return -(-len(tokens) // ROWS_MULTIPLE) * ROWS_MULTIPLE
         return max(len(tokens), (start // self.page + 1) * self.page - start)
 
-    def _choose_keys(self, state: KVState, num_new: int) -> None:
-        """LongRoPE: when `num_new` tokens take a conversation over the threshold, all before them are computed again."""
+    def _choose_keys(self, state: KVState, tokens: Sequence[int]) -> Sequence[int]:
+        """LongRoPE: compute the keys of the regime that the first token tells; when `tokens` take a short conversation
+        over the threshold, all before them are computed again. Returns `tokens` as the state is to know them."""
         assert self.long_rope is not None
-        if not state.is_long and self.long_rope.is_long(len(state.tokens) + num_new):
-            held = list(state.tokens)
-            self.prepare(state, len(held) + num_new)
+        num_tokens = len(state.tokens) + len(tokens)
+        if not state.tokens:
+            tokens = tokens if is_long(tokens[0]) else self.told(tokens)
+        elif not is_long(state.tokens[0]) and self.long_rope.is_long(num_tokens):
+            held = self.told(state.tokens, num_tokens)
+            state.keep(0)
             for start in range(0, len(held), _RENEWED_TOKENS):
                 self.forward(held[start : start + _RENEWED_TOKENS], state)
-        self.long_rope.use(state.is_long)
+        self.long_rope.use(is_long((state.tokens or tokens)[0]))
+        return tokens
 
 
 def id_list(ids: int | Sequence[int] | None) -> list[int]:

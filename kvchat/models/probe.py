@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import xxhash
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.models.kinds import as_generated
 from kvchat.models.kv_state import KVState, kv_layout
@@ -227,7 +227,7 @@ class Probe:
         with torch.inference_mode():
             cache.commit(self.tokens, state.planes, len(self.tokens))
             for at, states in state.taken.items():
-                cache.commit_snapshot(self.tokens[:at], state.planes, states)
+                cache.commit(self.tokens, state.planes, at, states=states)
             match = cache.match(self.tokens[:num_tokens])
             with cache.lease(match) as lease:
                 loaded_up = cache.load(lease, fresh.planes, 0, match.num_tokens, states=fresh.states)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from kvchat.models.kinds import is_generated, run_ends
+from kvchat.models.kinds import is_generated
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import Continuation, ReusePolicy
 
@@ -24,7 +24,6 @@ class Schedule:
         self._tokens = tokens
         self._loaded = loaded
         self._chunk_tokens = chunk_tokens
-        self._runs = run_ends(tokens) if loaded.is_exact else [len(tokens)]
         self._stops = sorted({point for point in points if 0 < point < len(tokens)} | {len(tokens)})
 
     def start(self, held: int) -> int:
@@ -32,8 +31,10 @@ class Schedule:
         page = self._loaded.page
         if page == 1 or is_generated(self._tokens[held]):
             return held
-        run = bisect_right(self._runs, held)
-        return max(self._runs[run - 1] if run else 0, held // page * page)
+        start = held
+        while start % page and not is_generated(self._tokens[start - 1]):
+            start -= 1
+        return start
 
     def end(self, start: int) -> int:
         """Where the forward ends that begins at token `start`."""
@@ -43,7 +44,13 @@ class Schedule:
             return len(self._tokens)
         if rule.continuation is not Continuation.CHUNK:
             return start + 1 if start else self._stops[-2] if len(self._stops) > 1 else len(self._tokens)
-        run_end = min(self._runs[bisect_right(self._runs, start)], stop)
-        if is_generated(self._tokens[start]):
-            return min(start + self._loaded.network.generated_at_once, run_end)
-        return min(start + self._chunk_tokens if page == 1 else start // page * page + page, run_end)
+        kind = is_generated(self._tokens[start])
+        if kind:
+            most = start + self._loaded.network.generated_at_once
+        else:
+            most = start + self._chunk_tokens if page == 1 else start // page * page + page
+        most = min(most, stop)
+        if not self._loaded.is_exact:
+            return most
+        others = (at for at in range(start, most) if is_generated(self._tokens[at]) is not kind)
+        return next(others, most)

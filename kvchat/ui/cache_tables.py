@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kvchat.backends.base import Answer, Role
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
 from kvchat.ui.clean import sanitize
-from kvchat.ui.figures import bar, percent_text, seconds_text, size_text
+from kvchat.ui.figures import bar, percent_text, seconds_text, size_text, tier_text
 from kvchat.ui.tables import Cell, Look, Meter, Segments, Styled, joined, table
 
-_TIERS = ("live", "RAM", "disk", "cold")
-_SIGNS = "█▓▒░"
-_STYLES = ("green", "cyan", "blue", "dim")
+_SIGNS = "█▓▒"
+_STYLES = ("green", "cyan", "blue")
+"""Of what is live and of the tiers behind it; those past the last share its look."""
+_COLD = "░", "dim"
 _NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "answer"}
 _WIDE = 90
 _NUM_LARGEST = 5
@@ -26,8 +27,9 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
         head = "the cache is off; every prompt is computed whole"
     else:
         head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
-    legend = "  ".join(f"{sign} {name}" for sign, name in zip(_SIGNS, _TIERS, strict=True))
-    pieces = [head, "" if look.plain or not view.rows else legend, map_table(view.rows, look)]
+    tiers = [use.tier for use in view.tiers]
+    legend = "  ".join(f"{sign} {name}" for name, sign, _ in _looks(tiers))
+    pieces = [head, "" if look.plain or not view.rows else legend, map_table(view.rows, tiers, look)]
     if view.rows:
         pieces.append(
             f"held {view.cached_tokens} of {view.prompt_tokens} tokens; the rest takes {seconds_text(view.compute_s)}"
@@ -35,7 +37,7 @@ def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Sty
     return joined([*pieces, budgets_text(view, look), totals_table(view, all_time, look)], look.columns - 1)
 
 
-def map_table(rows: Sequence[CacheRow], look: Look) -> Styled:
+def map_table(rows: Sequence[CacheRow], tiers: Sequence[str], look: Look) -> Styled:
     """One row a message: tokens, where they are held, bytes, seconds that are saved.
 
     Of a long conversation the messages between the first and the last ones stand in one row.
@@ -46,26 +48,37 @@ def map_table(rows: Sequence[CacheRow], look: Look) -> Styled:
         between = f"{num_folded} more", _sum(rows[1 : 1 + num_folded])
         shown = [shown[0], between, *shown[1 + num_folded :]]
     return (
-        table([_map_row(name, row, look) for name, row in shown], look, left=(0, 5)) if rows else Styled("")
+        table([_map_row(name, row, tiers, look) for name, row in shown], look, left=(0, 5))
+        if rows
+        else Styled("")
     )
 
 
 def _sum(rows: Sequence[CacheRow]) -> CacheRow:
     """Several messages as one."""
     sums = {
-        name: sum(getattr(row, name) for row in rows)
-        for name in ("tokens", "live", "ram", "disk", "num_bytes", "saves_s")
+        name: sum(getattr(row, name) for row in rows) for name in ("tokens", "live", "num_bytes", "saves_s")
     }
-    return CacheRow(rows[0].role, "", **sums)
+    tiers = {name: sum(row.tiers.get(name, 0) for row in rows) for name in rows[0].tiers}
+    return CacheRow(rows[0].role, "", tiers=tiers, **sums)
 
 
-def _map_row(name: str, row: CacheRow, look: Look) -> list[Cell]:
-    counts = segments(row)
+def _looks(tiers: Sequence[str]) -> list[tuple[str, str, str]]:
+    """What is live, the tiers and what nobody holds: the name, sign and style of each."""
+    held = ["live", *map(tier_text, tiers)]
+    last = len(_SIGNS) - 1
+    shown = [(name, _SIGNS[min(at, last)], _STYLES[min(at, last)]) for at, name in enumerate(held)]
+    return [*shown, ("cold", *_COLD)]
+
+
+def _map_row(name: str, row: CacheRow, tiers: Sequence[str], look: Look) -> list[Cell]:
+    counts = segments(row, tiers)
+    names, signs, styles = zip(*_looks(tiers), strict=True)
     size, saved = size_text(row.num_bytes), seconds_text(row.saves_s)
     if look.plain:
-        held = [f"{tier} {count}" for tier, count in zip(_TIERS, counts, strict=True) if count]
+        held = [f"{tier} {count}" for tier, count in zip(names, counts, strict=True) if count]
         return [name, f"{row.tokens} tokens", *held, size, f"saves {saved}"]
-    cells: list[Cell] = [name, str(row.tokens), Segments(counts, _SIGNS, _STYLES), size, saved]
+    cells: list[Cell] = [name, str(row.tokens), Segments(counts, "".join(signs), styles), size, saved]
     return [*cells, _cut(row.text, look.columns - 70)] if look.columns >= _WIDE else cells
 
 
@@ -73,62 +86,54 @@ def _name(row: CacheRow) -> str:
     return f"{_NAMES[row.role]}, pinned" if row.pinned else _NAMES[row.role]
 
 
-def segments(row: CacheRow) -> tuple[int, int, int, int]:
-    """A message's tokens by the fastest tier that holds them: live, RAM, disk, cold."""
-    ram = max(0, row.ram - row.live)
-    disk = max(0, row.disk - max(row.live, row.ram))
-    return row.live, ram, disk, row.tokens - row.live - ram - disk
+def segments(row: CacheRow, tiers: Sequence[str]) -> tuple[int, ...]:
+    """A message's tokens by the fastest place that holds them: live, then the tiers, and what none does."""
+    counts, held = [row.live], row.live
+    for tier in tiers:
+        counts.append(max(0, row.tiers.get(tier, 0) - held))
+        held += counts[-1]
+    return (*counts, row.tokens - held)
 
 
 def budgets_text(view: CacheView, look: Look) -> str:
     """How much of each budget is used; the arena lies beside them."""
     rows: list[list[Cell]] = []
-    for name, used, budget in (
-        ("RAM", view.ram_used, view.ram_budget),
-        ("disk", view.disk_used, view.disk_budget),
-    ):
-        share = used / budget if budget else 0.0
+    for use in view.tiers:
+        share = use.used_bytes / use.budget_bytes if use.budget_bytes else 0.0
         meter: list[Cell] = [] if look.plain else [Meter(share)]
-        rows.append([name, f"{size_text(used)} of {size_text(budget)}", *meter, percent_text(share)])
-    return joined([table(rows, look), f"arena {size_text(view.arena_used)}"])
+        sizes = f"{size_text(use.used_bytes)} of {size_text(use.budget_bytes)}"
+        rows.append([tier_text(use.tier), sizes, *meter, percent_text(share)])
+    return joined([table(rows, look) if rows else "", f"arena {size_text(view.arena_used)}"])
 
 
 def totals_table(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
     """What was asked, hit, stored and saved in the last turn, by this engine, and over all time."""
     columns = {"turn": view.turn, "process": view.process} | ({"all time": all_time} if all_time else {})
-    rows: list[list[Cell]] = [
-        [name, *(_figure(name, totals) for totals in columns.values())] for name in _FIGURES
+    tiers = [use.tier for use in view.tiers]
+    rows = [
+        _total("asked", columns, lambda totals: str(totals.asked_tokens)),
+        _total("live", columns, lambda totals: str(totals.live_tokens)),
+        *(_total(tier_text(tier), columns, _held_in(tier)) for tier in tiers),
+        _total("stored", columns, lambda totals: size_text(totals.stored_bytes)),
+        _total("evicted", columns, lambda totals: str(totals.evicted_blocks)),
+        _total("saved", columns, lambda totals: seconds_text(totals.net_saved_s)),
     ]
     return table(rows, look, heading=("", *columns))
 
 
-_FIGURES = {
-    "asked": "asked_tokens",
-    "live": "live_tokens",
-    "RAM": "ram_tokens",
-    "disk": "disk_tokens",
-    "stored": "stored_bytes",
-    "evicted": "evicted_blocks",
-    "saved": "saved_s",
-}
+def _total(name: str, columns: Mapping[str, CacheTotals], figure: Callable[[CacheTotals], str]) -> list[Cell]:
+    return [name, *map(figure, columns.values())]
 
 
-def _figure(name: str, totals: CacheTotals) -> str:
-    value = getattr(totals, _FIGURES[name])
-    if name == "stored":
-        return size_text(value)
-    if name == "saved":
-        return seconds_text(totals.saved_s - totals.load_s - totals.store_s)
-    return str(value)
+def _held_in(tier: str) -> Callable[[CacheTotals], str]:
+    return lambda totals: str(totals.tier_tokens.get(tier, 0))
 
 
 def why_text(answer: Answer, look: Look) -> Styled:
     """Why the last prompt was reused as far as it was, and what the rest of it cost."""
     report, usage, timings = answer.cache, answer.usage, answer.timings
     held = ", ".join(
-        f"{name} {count}"
-        for name, count in (("live", report.live), ("RAM", report.ram), ("disk", report.disk))
-        if count
+        f"{tier_text(name)} {count}" for name, count in {"live": report.live, **report.tiers}.items() if count
     )
     lines = [
         f"from token {report.diverged_at} of {usage.prompt_tokens} on: {report.reason}",
@@ -223,7 +228,7 @@ def memory_text(view: CacheView) -> str:
     known = {
         "weights": view.weights_bytes,
         "arena": view.arena_used,
-        "cache": view.ram_used,
+        "cache": next((use.used_bytes for use in view.tiers if use.tier == "ram"), 0),
         "process": view.process_bytes,
     }
     return "memory: " + ", ".join(f"{name} {size_text(size)}" for name, size in known.items() if size)

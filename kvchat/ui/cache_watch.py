@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
 
 from kvchat.backends.inspection import CacheTotals, CacheView
 from kvchat.chat.session import Session
 from kvchat.errors import KvchatError
-from kvchat.ui.figures import percent_text
+from kvchat.ui.figures import percent_text, tier_text
 
 _ADDED = (
     "stored_blocks",
@@ -39,14 +38,17 @@ class CacheWatch:
 
 def cache_part(view: CacheView) -> str:
     """The toolbar's part: how much of the budgets is used."""
-    tiers = (("RAM", view.ram_used, view.ram_budget), ("disk", view.disk_used, view.disk_budget))
-    shares = [f"{name} {percent_text(used / budget)}" for name, used, budget in tiers if budget]
+    shares = [
+        f"{tier_text(use.tier)} {percent_text(use.used_bytes / use.budget_bytes)}"
+        for use in view.tiers
+        if use.budget_bytes
+    ]
     return "cache " + (" ".join(shares) or view.mode)
 
 
 def _since(before: CacheView | None, now: CacheView) -> CacheTotals:
     """What was added to the engine's totals; an engine that was started again counts from 0."""
-    new = asdict(now.process)
-    old = asdict(before.process) if before else dict.fromkeys(new, 0)
-    is_same = all(new[name] >= old[name] for name in new)
+    new = now.process.counts()
+    old = before.process.counts() if before else dict.fromkeys(new, 0)
+    is_same = all(new.get(name, 0) >= count for name, count in old.items())
     return CacheTotals(**{name: new[name] - (old[name] if is_same else 0) for name in _ADDED})

@@ -46,6 +46,11 @@ def age_text(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
+def tier_text(name: str) -> str:
+    """What a tier of the cache is called in front of a person."""
+    return {"ram": "RAM"}.get(name, name)
+
+
 def percent_text(share: float) -> str:
     """A share of 1 as `96%`; only all of it is 100%."""
     return f"{int(100 * share + 1e-9)}%"

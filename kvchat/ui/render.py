@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvchat.backends.base import Answer, FinishReason, ModelInfo, Status
 from kvchat.ui.clean import sanitize as sanitize
+from kvchat.ui.figures import tier_text
 
 
 def stats_line(answer: Answer, context: int) -> str:
@@ -15,7 +16,7 @@ def stats_line(answer: Answer, context: int) -> str:
     if not usage.prompt_tokens:  # the engine died and took its figures along
         return "stopped"
     percent = 100 * usage.cached_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
-    tiers = "+".join(name for name, n in (("RAM", answer.cache.ram), ("disk", answer.cache.disk)) if n)
+    tiers = "+".join(tier_text(name) for name, count in answer.cache.tiers.items() if count)
     guesses = f" ({timings.draft_n_accepted} guessed)" if timings.draft_n_accepted else ""
     parts = [
         f"cached {usage.cached_tokens}/{usage.prompt_tokens} ({percent}%{', ' + tiers if tiers else ''})",

@@ -95,7 +95,7 @@ def test_an_end_that_only_the_tokenizer_names_ends_an_answer(tmp_path: Path) -> 
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     backend = LocalBackend(tiny_config(folder, tmp_path))
     backend.info()
-    assert 1 in backend._worker.wait().engine.loaded.eos_ids
+    assert 1 in backend._worker.wait().model.engine.loaded.eos_ids
     backend.close()
 
 

@@ -78,8 +78,8 @@ def model(long_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def scripted() -> Iterator[Killable]:
     with pytest.MonkeyPatch.context() as patch:
         command = [sys.executable, "-m", "tests.scripted_engine"]
-        patch.setattr("kvchat.backends.process.own_command", lambda _: command)
-        patch.setattr("kvchat.backends.process.child_environment", lambda: None)
+        patch.setattr("kvchat.backends.child.own_command", lambda _: command)
+        patch.setattr("kvchat.backends.child.child_environment", lambda: None)
         with closing(Killable(Config(), SCRIPT)) as engine:
             yield engine
 

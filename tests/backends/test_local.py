@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.backends.answering import effective_options, never_begun, was_measured
+from kvchat.backends.answering import never_begun
+from kvchat.backends.asking import effective_options, was_measured
 from kvchat.backends.base import (
     Answer,
     Done,
@@ -51,7 +52,7 @@ def answer(backend: LocalBackend, history: Sequence[Turn], **options: object) ->
     assert "".join(e.text for e in events if isinstance(e, Text) and not e.reasoning) == answer.text
     usage, timings, cache = answer.usage, answer.timings, answer.cache
     assert timings.cache_n + timings.prompt_n == usage.prompt_tokens == len(answer.prompt)
-    assert cache.live + cache.ram + cache.disk == timings.cache_n == usage.cached_tokens
+    assert cache.live + sum(cache.tiers.values()) == timings.cache_n == usage.cached_tokens
     assert timings.prompt_n >= 1
     assert usage.completion_tokens == len(answer.completion)
     return answer
@@ -97,20 +98,20 @@ def test_every_way_an_answer_ends_lets_the_next_turn_find_it_held(backend: Local
         said = answer(backend, history, max_tokens=20, stop=(middle,))
         assert middle not in said.text
         assert free.text.startswith(said.text)
-        assert backend._worker.wait().tokenizer.decode(said.completion) == said.text
+        assert backend._worker.wait().model.tokenizer.decode(said.completion) == said.text
         assert said.finish_reason is FinishReason.STOP
     elif ending == "cancel":
         said = cancelled_after(backend, history, 4)
         assert free.text.startswith(said.text)
     else:
-        loaded = backend._worker.wait().engine.loaded
+        loaded = backend._worker.wait().model.engine.loaded
         object.__setattr__(loaded, "eos_ids", frozenset({free.completion[7]}))
         said = answer(backend, history, max_tokens=20)
         assert said.completion == free.completion[: free.completion.index(free.completion[7])]
     after = answer(backend, [*history, said.turn(), user("and")])
     assert after.timings.cache_n >= len(said.prompt) + len(said.completion) - 1
     assert after.completion == greedy(backend, after.prompt, 12)
-    closing = backend._worker.wait().template.closing_ids
+    closing = backend._worker.wait().model.template.closing_ids
     assert after.prompt[said.usage.total_tokens] == closing[0]
 
 
@@ -128,7 +129,7 @@ def cancelled_after(backend: LocalBackend, history: Sequence[Turn], pieces: int)
 
 
 def test_generated_ids_are_kept_even_where_the_text_would_be_split_otherwise(backend: LocalBackend) -> None:
-    odd = tuple(backend._worker.wait().tokenizer.encode_as_text(c)[0] for c in "hello")
+    odd = tuple(backend._worker.wait().model.tokenizer.encode_as_text(c)[0] for c in "hello")
     turns = [
         user("a"),
         Turn(Role.ASSISTANT, "hello", tokens=odd, tokenizer=backend.info().tokenizer),
@@ -140,7 +141,7 @@ def test_generated_ids_are_kept_even_where_the_text_would_be_split_otherwise(bac
 
 def test_ids_of_another_tokenizer_are_not_believed(backend: LocalBackend) -> None:
     turns = [user("a"), Turn(Role.ASSISTANT, "hello", tokens=(300, 301), tokenizer="another"), user("b")]
-    text = backend._worker.wait().tokenizer.decode(answer(backend, turns).prompt)
+    text = backend._worker.wait().model.tokenizer.decode(answer(backend, turns).prompt)
     assert "hello" in text
 
 
@@ -229,7 +230,7 @@ def test_a_stop_string_is_found_in_an_answer_that_goes_on(backend: LocalBackend)
     stop = whole.text[len(first.text) + 4 : len(first.text) + 7]
     rest = answer(backend, [*history, first.turn()], max_tokens=16, stop=(stop,))
     assert whole.text.startswith(first.text + rest.text)
-    tokenizer = backend._worker.wait().tokenizer
+    tokenizer = backend._worker.wait().model.tokenizer
     assert tokenizer.decode(first.completion + rest.completion) == first.text + rest.text
 
 
@@ -250,7 +251,7 @@ def test_the_cache_view_has_a_row_a_message_that_adds_up(backend: LocalBackend) 
     assert [row.role for row in view.rows] == [Role.SYSTEM, Role.USER, Role.ASSISTANT]
     assert sum(row.tokens for row in view.rows) == view.prompt_tokens == said.usage.total_tokens
     assert sum(row.live for row in view.rows) == view.cached_tokens == said.usage.total_tokens
-    assert sum(row.ram for row in view.rows) == said.usage.total_tokens // 16 * 16
+    assert sum(row.tiers["ram"] for row in view.rows) == said.usage.total_tokens // 16 * 16
     assert view.turn.asked_tokens == said.usage.prompt_tokens
     assert view.arena_used == said.usage.total_tokens * backend.info().kv_bytes_per_token
     other = backend.cache([user("something else")])
@@ -270,7 +271,7 @@ def test_ids_that_the_model_does_not_have_leave_the_text(backend: LocalBackend) 
 
 def counted_renderings(backend: LocalBackend, history: Sequence[Turn], *, has_rows: bool) -> int:
     """How often a template is rendered for a look at the cache."""
-    program, count = backend._worker.wait().template._program, 0
+    program, count = backend._worker.wait().model.template._program, 0
     render = program.render
 
     def counting(*args: Any, **names: Any) -> str:
@@ -303,7 +304,7 @@ def test_rows_end_where_their_messages_end(backend: LocalBackend) -> None:
     for number in range(4):
         history += [user(f"a {number}"), Turn(Role.ASSISTANT, f"the lazy dog {number}\n")]
     history.append(user("user"))
-    decode, template = backend._worker.wait().tokenizer.decode, backend._worker.wait().template
+    decode, template = backend._worker.wait().model.tokenizer.decode, backend._worker.wait().model.template
     ids = template.prompt([Message(turn.role.value, turn.text) for turn in history])
     start = 0
     for row in backend.cache(history).rows[:-1]:
@@ -332,7 +333,7 @@ def test_a_second_backend_finds_on_disk_what_the_first_one_stored(make_config: C
     second = LocalBackend(make_config())
     again = answer(second, history)
     assert again.completion == said.completion
-    assert again.cache.disk >= (said.usage.prompt_tokens - 1) // 16 * 16
+    assert again.cache.tiers["disk"] >= (said.usage.prompt_tokens - 1) // 16 * 16
     second.close()
 
 
@@ -443,8 +444,9 @@ def test_a_text_that_can_not_fit_is_refused_from_its_beginning_or_cancelled(back
     long = [user("the quick brown fox " * 100_000)]
     with pytest.raises(ContextOverflowError, match="the conversation is more than"):
         answer(backend, long)
-    loaded = backend._worker.wait()
-    assert not was_measured(long, loaded, lambda: True)
-    assert was_measured([user("hello")], loaded, lambda: True)
-    assert never_begun(loaded).finish_reason is FinishReason.CANCELLED
+    talk = backend._worker.wait()
+    assert not was_measured(long, talk.model, lambda: True)
+    assert was_measured([user("hello")], talk.model, lambda: True)
+    (event,) = never_begun(talk)
+    assert isinstance(event, Done) and event.answer.finish_reason is FinishReason.CANCELLED
     assert answer(backend, [user("hello")]).usage.completion_tokens == 12

@@ -13,6 +13,7 @@ import torch
 from kvchat.backends.base import Answer, Done, Event, Notice, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
+from kvchat.engine.sequence import LiveSequence
 from kvchat.errors import OutOfMemoryError
 
 HISTORY = [Turn(Role.USER, "tell me of the lazy dog, and of the fox")]
@@ -27,7 +28,7 @@ def answer(backend: LocalBackend) -> Answer:
 @contextmanager
 def shortage(backend: LocalBackend, at: int, times: int) -> Iterator[None]:
     """Memory runs out at the `at`-th forward from now on, and at the `times` - 1 that follow."""
-    state: Any = backend._worker.wait().engine.state
+    state: Any = backend._worker.wait().sequence.state
     reserve, numbers = state.reserve, iter(range(1, 1000))
 
     def scarce(num_tokens: int) -> None:
@@ -75,13 +76,13 @@ def test_no_memory_for_what_is_to_be_stored_costs_no_answer(
 
 def test_what_fails_behind_an_answer_is_told_with_the_next(make_config: Callable[..., Config]) -> None:
     with closing(LocalBackend(make_config())) as backend:
-        engine: Any = backend._worker.wait().engine
+        engine: Any = backend._worker.wait().model.engine
         store = engine.store
 
-        def fail_at_the_end(num_tokens: int | None = None, **options: Any) -> None:
+        def fail_at_the_end(sequence: LiveSequence, num_tokens: int | None = None, **options: Any) -> None:
             if num_tokens is None:
                 raise ZeroDivisionError("x")
-            store(num_tokens, **options)
+            store(sequence, num_tokens, **options)
 
         engine.store = fail_at_the_end
         expected = answer(backend).completion

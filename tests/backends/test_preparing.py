@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.backends.answering import conversation
+from kvchat.backends.asking import conversation
 from kvchat.backends.base import (
     Answer,
     Done,
     Event,
     FinishReason,
+    Keeping,
     Notice,
     Options,
     Phase,
@@ -106,7 +107,7 @@ def prepared(backend: LocalBackend, history: Sequence[Turn]) -> list[Event]:
 
 def with_answer(backend: LocalBackend, history: Sequence[Turn], text: str, thought: str = "") -> list[Turn]:
     """The history with an answer, whose KV is live as if it had just been generated."""
-    template = backend._worker.wait().template
+    template = backend._worker.wait().model.template
     messages = [Message(turn.role.value, turn.text, turn.reasoning, turn.tokens) for turn in history]
     made = generated(template, messages, text, thought if template.marks else "")
     turn = Turn(Role.ASSISTANT, text, made.reasoning, tuple(made.tokens or ()), template.tokenizer.id)
@@ -170,7 +171,8 @@ def test_an_answer_is_retried_and_continued_as_if_nothing_had_been_prepared(
     asked = [SYSTEM, user("hello")]
     answer(backend, asked)
     history = with_answer(backend, asked, "the lazy dog " * 8, "the quick brown fox " * 10)
-    backend._worker.wait().engine.store()  # as an answer does at its end
+    talk = backend._worker.wait()
+    talk.model.engine.store(talk.sequence)  # as an answer does at its end
     assert prepared(backend, history)
     wanted = asked if verb == "retry" else history
     said = answer(backend, wanted, 8)
@@ -181,9 +183,9 @@ def test_an_answer_is_retried_and_continued_as_if_nothing_had_been_prepared(
 def test_what_was_computed_before_a_message_was_sent_is_kept(open_backend: Open) -> None:
     backend, cold = open_backend("qwen3"), open_backend("qwen3", cache__mode="off")
     history = with_answer(backend, [SYSTEM, user("hello")], "the lazy dog " * 200, "fox")
-    loaded = backend._worker.wait()
+    talk = backend._worker.wait()
     is_sent = threading.Event()
-    steps = prepare(loaded, history, Options(), is_sent.is_set)
+    steps = prepare(talk, history, Options(), Keeping(), is_sent.is_set)
     at_first, first = next(steps), next(steps)
     is_sent.set()
     assert list(steps) == []
@@ -198,9 +200,9 @@ def test_what_comes_too_late_leaves_the_live_conversation_as_it_is(open_backend:
     backend = open_backend("qwen3")
     before = with_answer(backend, [SYSTEM, user("hello")], "the lazy dog", "fox")
     answer(backend, [*before, user("on")])
-    held = list(backend._worker.wait().engine.state.tokens)
+    held = list(backend._worker.wait().sequence.state.tokens)
     assert prepared(backend, before) == []
-    assert backend._worker.wait().engine.state.tokens == held
+    assert backend._worker.wait().sequence.state.tokens == held
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen3"])
@@ -221,9 +223,9 @@ def test_an_append_safe_conversation_that_is_live_is_left_as_it_is(open_backend:
     backend = open_backend("chatml")
     history = [SYSTEM, user("hello")]
     history.append(answer(backend, history).turn())
-    held = list(backend._worker.wait().engine.state.tokens)
+    held = list(backend._worker.wait().sequence.state.tokens)
     assert prepared(backend, history) == []
-    assert backend._worker.wait().engine.state.tokens == held
+    assert backend._worker.wait().sequence.state.tokens == held
 
 
 def test_nothing_is_prepared_beyond_the_context_or_with_reuse_off(open_backend: Open) -> None:
@@ -257,7 +259,7 @@ def test_idle_work_is_not_counted_as_asked(open_backend: Open) -> None:
     totals = backend.cache(history).process
     assert totals.asked_tokens == said.usage.prompt_tokens
     assert backend.status().phase is Phase.READY
-    speed_s = backend._worker.wait().engine.prefill_s_per_token
+    speed_s = backend._worker.wait().model.engine.prefill_s_per_token
     again = answer(backend, [*history, user("on")])
     timings = again.timings
     assert again.cache.saved_s <= (timings.cache_n - timings.idle_n) * speed_s * 1.001, "it saved no work"
@@ -265,7 +267,7 @@ def test_idle_work_is_not_counted_as_asked(open_backend: Open) -> None:
 
 def test_a_message_that_is_still_typed_counts_as_far_as_it_is(open_backend: Open) -> None:
     backend = open_backend("chatml")
-    template = backend._worker.wait().template
+    template = backend._worker.wait().model.template
     typed = template.next_prefix([Message("user", "the quick bro")])
     whole = template.prompt([Message("user", "the quick brown fox")])
     assert len(typed) > len(template.next_prefix([]))
@@ -310,15 +312,15 @@ class Prompter:
     """Makes a model say given ids at given positions, whatever it would say itself."""
 
     def __init__(self, backend: LocalBackend) -> None:
-        self.loaded = backend._worker.wait()
+        self.model = backend._worker.wait().model
         self.script: dict[int, int] = {}
-        self.network = self.loaded.engine.loaded.network
+        self.network = self.model.engine.loaded.network
         self.logits = self.network.logits
         self.network.logits = self._prompted  # type: ignore[method-assign]
 
     def next(self, history: Sequence[Turn], text: str, thought: str) -> Message:
         """The answer that comes to this history: reasoning, text, and the token that ends a turn."""
-        template, messages = conversation(self.loaded, history)
+        template, messages = conversation(self.model, history)
         answer = generated(template, messages, text, thought)
         ids = (*(answer.tokens or ()), template.closing_ids[0])
         self.script = dict(enumerate(ids, len(template.prompt(messages))))
@@ -364,16 +366,16 @@ def test_a_stop_string_acts_on_the_answer_and_not_on_the_reasoning(open_backend:
     assert (said.text, said.reasoning) == ("the lazy dog, ", "fox STOP fox")
     assert said.finish_reason is FinishReason.STOP
     assert said.completion == tuple(wanted.tokens or ())[: len(said.completion)]
-    assert prompter.loaded.tokenizer.decode(said.completion).endswith("the lazy dog, ")
+    assert prompter.model.tokenizer.decode(said.completion).endswith("the lazy dog, ")
 
 
 def test_reasoning_that_ends_without_having_begun_is_none_of_the_answer(open_backend: Open) -> None:
     backend = open_backend("qwen3")
     prompter = Prompter(backend)
     history = [SYSTEM, user("and so on")]
-    tokenizer, template = prompter.loaded.tokenizer, prompter.loaded.template
+    tokenizer, template = prompter.model.tokenizer, prompter.model.template
     ids = [*tokenizer.encode("so the zebra\n</think>\n\nthe lazy dog"), template.closing_ids[0]]
-    prompter.script = dict(enumerate(ids, len(template.prompt(conversation(prompter.loaded, history)[1]))))
+    prompter.script = dict(enumerate(ids, len(template.prompt(conversation(prompter.model, history)[1]))))
     *events, done = backend.answer(history, Options(temperature=0.0))
     assert isinstance(done, Done)
     assert (done.answer.text, done.answer.reasoning) == ("the lazy dog", "so the zebra")
@@ -381,7 +383,7 @@ def test_reasoning_that_ends_without_having_begun_is_none_of_the_answer(open_bac
         "what came so far was reasoning: the model ended it and had not begun it"
     ]
     turn = Turn(Role.ASSISTANT, "the lazy dog", "so the zebra", done.answer.completion, tokenizer.id)
-    later = conversation(prompter.loaded, [*history, turn, user("hello")])[1]
+    later = conversation(prompter.model, [*history, turn, user("hello")])[1]
     assert "zebra" not in tokenizer.decode(template.prompt(later))
 
 

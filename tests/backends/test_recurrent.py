@@ -41,7 +41,7 @@ def said(backend: LocalBackend, *history: Turn, notices: list[str] | None = None
 def opened(config: Config) -> closing[LocalBackend]:
     """A backend to which going on always seems faster than computing anew."""
     backend = LocalBackend(config)
-    pace: Any = backend._worker.wait().engine.pace
+    pace: Any = backend._worker.wait().model.engine.pace
     pace.measure = lambda num_tokens, seconds: None
     pace.prefill_s_per_token = pace.step_s = 1.0
     return closing(backend)
@@ -70,7 +70,7 @@ def test_a_conversation_is_the_same_as_without_a_cache_and_reuses_what_was_kept(
         resumed = said(
             later, *follow_up, Turn(Role.ASSISTANT, "x", "", second.completion, second.tokenizer), MORE
         )
-        assert resumed.cache.disk == len(second.prompt) + 8
+        assert resumed.cache.tiers["disk"] == len(second.prompt) + 8
         sample = later.verify(8)
         assert sample.runs and sample.wrong == ()
         assert all(run.difference < 1e-4 for run in sample.runs)

@@ -51,10 +51,11 @@ def test_sound_files_with_the_kv_of_other_tokens_are_found_out(make_config: Make
     config = make_config()
     with closing(LocalBackend(config)) as backend:
         said(backend, Turn(Role.USER, "a message of quite some length, so that blocks are full"))
-        engine = backend._worker.wait().engine
-        assert engine.cache
+        talk = backend._worker.wait()
+        cache, planes = talk.model.engine.cache, talk.sequence.state.planes
+        assert cache
         with torch.inference_mode():
-            engine.cache.commit(random_tokens(64), engine.state.planes, 64)
+            cache.commit(random_tokens(64), planes, 64)
     sample = verified(config)
     assert len(sample.wrong) == 1
     assert sample.wrong[0].tokens == 64

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from kvchat.bench import codec, decode, lookup, memory, prefill, restore, start, ttft
+from kvchat.backends.local import LocalBackend
+from kvchat.bench import codec, decode, histories, lookup, memory, prefill, restore, start, ttft
 from kvchat.bench.contender import Setup
 from kvchat.bench.histories import MODES
 from kvchat.bench.measure import Row, Spread
@@ -18,6 +19,13 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture
 def setup(make_config: MakeConfig) -> Setup:
     return Setup(make_config(), threads=1)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are no processes: they start sooner, and would only be in each other's way where time counts."""
+    for module in (histories, lookup):
+        monkeypatch.setattr(module, "ProcessBackend", LocalBackend)
 
 
 def shown(row: Row, **expected: object) -> dict[str, object]:
@@ -32,6 +40,7 @@ def is_whole(spread: Spread, runs: int) -> bool:
     return spread.runs == runs and 0 < spread.low <= spread.median <= spread.high
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_ttft_finds_the_history_where_it_says(setup: Setup) -> None:
     (row,) = ttft.measure(setup, lengths=[200], repeats=2)
     assert set(row.ttft_ms) == set(MODES)
@@ -73,12 +82,14 @@ def test_prefill_is_paired_with_each_contender(setup: Setup) -> None:
     assert prefill.chart([long]).x == [70]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_restoring_is_measured_from_each_tier(make_config: MakeConfig) -> None:
     (row,) = restore.measure(make_config(), lengths=[150], repeats=1)
     assert set(row.ms) == {"computed", "ram", "disk"}
     assert set(shown(row, bench="restore")["restored_tokens"]) == {"computed", "ram", "disk"}  # type: ignore[call-overload]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_lookup_answers_the_same_with_and_without(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

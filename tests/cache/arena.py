@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 import xxhash
 
+from kvchat.cache.base import CacheSettings, Loaded
 from kvchat.cache.block import KVLayout
 from kvchat.cache.codec import DTYPES
-from kvchat.cache.match import CacheSettings, Loaded
+from kvchat.cache.entry import EntryName
 from kvchat.cache.prefix_cache import PrefixCache
 
 TINY = KVLayout(((2, 3), (2, 5), (1, 4)), "float32")
@@ -75,8 +76,20 @@ def load(cache: PrefixCache, tokens: Sequence[int], start: int = 0, end: int | N
         loaded = cache.load(lease, planes, start, len(tokens) if end is None else end)
     assert is_equal(planes, computed_arena(tokens), start, loaded.end)
     assert is_untouched(planes, 0, start) and is_untouched(planes, loaded.end)
-    assert loaded.ram + loaded.disk == loaded.end - start
+    assert sum(loaded.tokens.values()) == loaded.end - start
     return loaded
+
+
+def used_bytes(cache: PrefixCache, tier: str = "ram") -> int:
+    """What a tier takes now."""
+    return next(use.used_bytes for use in cache.usage() if use.tier == tier)
+
+
+def name_of(path: Path) -> EntryName:
+    """What a stored file's name says."""
+    name = EntryName.parse(path.name)
+    assert name is not None
+    return name
 
 
 def stored_files(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from kvchat.cache.block import KVLayout, block_hashes, hash_chain, xxh3_128
+from kvchat.cache.block import Chains, KVLayout, xxh3_128
 
 ROOT = b"r" * 16
 
@@ -10,30 +10,30 @@ def test_a_block_hash_is_the_digest_of_its_parent_and_its_tokens():
     ids = list(range(7))
     first = xxh3_128(ROOT + b"".join(i.to_bytes(4, "little") for i in ids[:3]))
     second = xxh3_128(first + b"".join(i.to_bytes(4, "little") for i in ids[3:6]))
-    assert block_hashes(ids, 3, ROOT) == [first, second]
+    assert Chains(ROOT, 3).blocks(ids).hashes == (first, second)
 
 
 def test_only_full_blocks_are_hashed():
-    assert [len(hash_chain(range(n), 4, ROOT)) for n in (0, 3, 4, 5, 8)] == [0, 0, 1, 1, 2]
+    assert [len(Chains(ROOT, 4).blocks(range(n))) for n in (0, 3, 4, 5, 8)] == [0, 0, 1, 1, 2]
 
 
 def test_a_changed_token_changes_its_block_and_all_after_it():
-    before = block_hashes(list(range(16)), 4, ROOT)
-    after = block_hashes([*range(5), 99, *range(6, 16)], 4, ROOT)
+    before = Chains(ROOT, 4).blocks(list(range(16))).hashes
+    after = Chains(ROOT, 4).blocks([*range(5), 99, *range(6, 16)]).hashes
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False, False]
 
 
 def test_hashes_are_the_same_in_another_process():
-    code = "from kvchat.cache.block import block_hashes as h; print([d.hex() for d in h([1, 2, 3, 4], 2, b'r' * 16)])"
+    code = "from kvchat.cache.block import Chains; print([d.hex() for d in Chains(b'r' * 16, 2).blocks([1, 2, 3, 4]).hashes])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == str([digest.hex() for digest in block_hashes([1, 2, 3, 4], 2, ROOT)])
+    assert printed.strip() == str([digest.hex() for digest in Chains(ROOT, 2).blocks([1, 2, 3, 4]).hashes])
 
 
 def test_common_blocks_are_counted_up_to_the_first_difference():
-    chain = hash_chain(list(range(12)), 4, ROOT)
+    chain = Chains(ROOT, 4).blocks(list(range(12)))
     for position, expected in ((0, 0), (3, 0), (4, 1), (11, 2), (12, 3)):
         ids = [*range(position), 99, *range(position + 1, 16)]
-        assert chain.num_common_blocks(hash_chain(ids, 4, ROOT).tokens) == expected
+        assert chain.num_equal(0, Chains(ROOT, 4).blocks(ids).tokens) == expected
 
 
 def test_a_layout_survives_json():

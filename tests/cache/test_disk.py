@@ -5,23 +5,25 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvchat.cache.block import hash_chain
-from kvchat.cache.disk import DiskSettings, DiskTier, open_new
+from kvchat.cache.base import CacheSettings, Ended
+from kvchat.cache.block import Chains
+from kvchat.cache.disk import DiskTier
 from kvchat.cache.entry import NO_PARENT, EntryName, FolderMeta
 from kvchat.cache.folder import (
     StoredFile,
     default_disk_bytes,
     eviction_order,
     hold_lock,
+    open_new,
     rooted_files,
     scan_folder,
 )
 from kvchat.cache.maintenance import verify_checksums
-from kvchat.cache.match import Ended
 from kvchat.cache.stats import StatsCounter
 from tests.cache.arena import (
     BLOCK_SIZE,
@@ -80,7 +82,7 @@ def test_a_bad_file_is_deleted_and_stored_again(tmp_path):
     assert cache.match(TOKENS).num_tokens == 0 and cache.match(TOKENS).ended is Ended.CORRUPT
     assert len(warnings) == 1 and not path.exists() and cache.stats.process.corrupt_files == 1
     store(cache, TOKENS)
-    assert load(cache, TOKENS).disk == 40 and len(warnings) == 1
+    assert load(cache, TOKENS).tokens == {"disk": 40} and len(warnings) == 1
 
 
 def test_a_file_of_a_later_version_is_a_miss_and_stays(tmp_path):
@@ -105,7 +107,7 @@ def test_foreign_files_and_folders_do_no_harm(tmp_path):
     path.with_name(str(path.name).replace(path.name[:32], "a" * 32)).mkdir()
     other = EntryName.parse(path.name)
     assert other is not None
-    path.with_name(path.name.replace("-10-0.kv", "-9-0.kv")).write_bytes(path.read_bytes())
+    path.with_name(path.name.replace("+40-0.kv", "+36-0.kv")).write_bytes(path.read_bytes())
     assert load(disk_cache(root), TOKENS).end == 40
     assert (path.parent / "notes.txt").exists()
 
@@ -204,14 +206,13 @@ def test_a_file_is_never_evicted_for_its_own_child(tmp_path):
 def test_no_orphan_is_written(tmp_path):
     meta = FolderMeta(TINY, "raw", BLOCK_SIZE, TINY_BLOCK_BYTES)
     warnings: list[str] = []
-    disk = DiskTier(
-        DiskSettings(tmp_path / "kv", 2**20), b"d" * 16, meta, stats=StatsCounter(), warn=warnings.append
-    )
-    chain = hash_chain(TOKENS, BLOCK_SIZE, b"d" * 16)
-    payload = memoryview(bytes(5 * TINY_BLOCK_BYTES))
+    settings = CacheSettings(disk_root=tmp_path / "kv", disk_bytes=2**20)
+    disk = DiskTier(settings, b"d" * 16, meta, stats=StatsCounter(), warn=warnings.append)
+    chain = Chains(b"d" * 16, BLOCK_SIZE).blocks(TOKENS)
+    payload = np.zeros(5 * TINY_BLOCK_BYTES, dtype=np.uint8)
     assert not disk.store(chain, 5, payload) and not stored_files(tmp_path / "kv") and not warnings
     assert disk.store(chain.prefix(5), 0, payload) and disk.store(chain, 5, payload)
-    assert disk.num_covered(chain) == 10
+    assert disk.match(chain)[-1].end == 10
 
 
 def test_a_higher_priority_stays_and_can_be_given_later(tmp_path):
@@ -307,7 +308,7 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path):
     for number in range(3):
         store(cache, [number] * 8)
     assert len(warnings) == 1
-    assert load(cache, [2] * 8).ram == 8
+    assert load(cache, [2] * 8).tokens == {"ram": 8}
 
 
 def test_a_folder_that_was_deleted_is_made_again(tmp_path):
@@ -341,7 +342,7 @@ def test_the_default_budget_is_bounded_and_needs_no_folder(tmp_path):
 
 
 def a_file(key: int, parent: int, mtime: int, priority: int = 0) -> StoredFile:
-    name = EntryName(f"{key:032x}", f"{parent:032x}", "1" * 32, "2" * 32, 0, 1, priority)
+    name = EntryName(f"{key:032x}", f"{parent:032x}", "1" * 32, "2" * 32, 0, 4, priority)
     return StoredFile(Path("kv") / ("d" * 32) / str(name), name, 10, mtime)
 
 

@@ -18,6 +18,7 @@ from tests.cache.arena import (
     is_equal,
     is_untouched,
     tiny_cache,
+    used_bytes,
 )
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=24)
@@ -97,13 +98,14 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def holds(self):
         self.cache.check_integrity()
-        assert self.cache.ram_used_bytes <= self.changed["ram_bytes"]
+        assert used_bytes(self.cache) <= self.changed["ram_bytes"]
         assert scan_folder(self.root).num_bytes <= self.changed["disk_bytes"]
 
     @invariant()
     def nothing_is_lost_without_a_reason(self):
         for tokens in self.committed[-2:] if self.is_complete else ():
-            whole = len(tokens) // self.cache.block_size * self.cache.block_size
+            size = self.cache.settings.block_size
+            whole = len(tokens) // size * size
             assert self.cache.match(tokens).num_tokens == whole
 
     def teardown(self):

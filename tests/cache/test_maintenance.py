@@ -10,7 +10,7 @@ from kvchat.cache import maintenance
 from kvchat.cache.folder import hold_lock
 from kvchat.cache.maintenance import clear, list_folders, prune, read_tokens, remove_bad, verify_checksums
 from kvchat.errors import KvchatError
-from tests.cache.arena import TINY, store, stored_files, tiny_cache
+from tests.cache.arena import TINY, name_of, store, stored_files, tiny_cache
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_pruning_to_a_budget_frees_what_a_dry_run_has_said(root):
 def test_pruning_by_age_keeps_what_a_younger_file_continues(root):
     for path in stored_files(root):
         age(path, 10_000)
-    child = next(path for path in stored_files(root) if path.name.split("-")[4] != "0")
+    child = next(path for path in stored_files(root) if name_of(path).start)
     age(child, 0)
     assert prune(root, older_than_s=20_000).num_files == 0
     assert prune(root, older_than_s=5_000).num_files == 2
@@ -129,6 +129,6 @@ def test_listing_verifying_and_pruning_load_no_torch(root):
     code = (
         "import sys; from pathlib import Path; from kvchat.cache.maintenance import *; root = Path(sys.argv[1]);"
         "list_folders(root), verify_checksums(root), prune(root, budget_bytes=10**9), clear(root, dry_run=True);"
-        "import kvchat.cache.match, kvchat.cache.stats, kvchat.cache.writer; assert not {'torch', 'transformers'} & set(sys.modules)"
+        "import kvchat.cache.base, kvchat.cache.disk, kvchat.cache.ram, kvchat.cache.writer; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)

@@ -12,9 +12,7 @@ import pytest
 import xxhash
 
 from kvchat.cache import entry
-from kvchat.cache.disk import open_new
-from kvchat.cache.entry import EntryName
-from kvchat.cache.folder import scan_folder
+from kvchat.cache.folder import open_new, scan_folder
 from kvchat.cache.maintenance import (
     clear,
     list_folders,
@@ -24,7 +22,7 @@ from kvchat.cache.maintenance import (
     stored_tips,
     verify_checksums,
 )
-from tests.cache.arena import load, store, stored_files, tiny_cache
+from tests.cache.arena import load, name_of, store, stored_files, tiny_cache
 
 TOKENS = list(range(100, 140))
 STRANGER = 12_345
@@ -107,7 +105,7 @@ def test_a_refused_write_is_tried_again_later(tmp_path, number):
     cache = disk_cache(tmp_path / "kv", warnings, open_new=Refusing(2, number), retry_s=0.0)
     for _ in range(3):
         store(cache, TOKENS)
-    assert load(cache, TOKENS).disk == 40
+    assert load(cache, TOKENS).tokens == {"disk": 40}
     assert len(warnings) == 1 and os.strerror(number) in warnings[0]
 
 
@@ -300,7 +298,7 @@ def planted(root: Path, changed: dict[str, Any], text: bytes = b"") -> None:
     path.write_bytes(preamble + body + content[size:])
 
 
-FACTS = ("root", "start", "num_blocks", "block_bytes", "block_size", "codec", "token_bytes")
+FACTS = ("root", "parent", "start", "num_tokens", "num_blocks", "block_bytes", "block_size", "codec")
 VALUES = (None, True, -1, 0, 1, 10.0, 1e300, 2**63, 10**400, "x", [], {}, "9" * 1000)
 
 
@@ -328,5 +326,4 @@ def test_a_header_that_is_no_mapping_is_a_miss(root, text):
 def test_the_facts_of_a_header_as_it_was_written_are_kept(root):
     planted(root, {})
     assert load(disk_cache(root), TOKENS).end == 40
-    name = EntryName.parse(stored_files(root)[0].name)
-    assert name is not None and name.num_blocks == 10
+    assert name_of(stored_files(root)[0]).num_tokens == 40

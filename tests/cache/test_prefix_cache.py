@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from kvchat.cache.match import CacheSettings, Ended
+from kvchat.cache.base import CacheSettings, Ended
 from kvchat.config import ByteSize, CacheConfig
 from tests.cache.arena import (
     BLOCK_SIZE,
@@ -10,9 +10,11 @@ from tests.cache.arena import (
     computed_arena,
     empty_arena,
     load,
+    name_of,
     store,
     stored_files,
     tiny_cache,
+    used_bytes,
 )
 
 TOKENS = list(range(100, 150))
@@ -56,7 +58,7 @@ def test_committing_again_stores_only_what_is_new():
     assert cache.commit(TOKENS, planes, 20).num_blocks == 5
     assert cache.commit(TOKENS, planes, 20).num_blocks == 0
     assert cache.commit(TOKENS, planes, 31).num_blocks == 2
-    assert cache.ram_used_bytes == 7 * TINY_BLOCK_BYTES
+    assert used_bytes(cache) == 7 * TINY_BLOCK_BYTES
 
 
 def test_forks_store_what_they_have_in_common_once(tmp_path):
@@ -64,12 +66,12 @@ def test_forks_store_what_they_have_in_common_once(tmp_path):
     forks = [TOKENS[:40] + [number] * 8 for number in range(5)]
     for tokens in forks:
         store(cache, tokens)
-    assert cache.ram_used_bytes == (10 + 5 * 2) * TINY_BLOCK_BYTES
-    payload = sum(int(path.name.split("-")[5]) for path in stored_files(tmp_path / "kv"))
-    assert payload == 10 + 5 * 2
-    assert all(load(cache, tokens).ram == 48 for tokens in forks)
+    assert used_bytes(cache) == (10 + 5 * 2) * TINY_BLOCK_BYTES
+    num_tokens = sum(name_of(path).num_tokens for path in stored_files(tmp_path / "kv"))
+    assert num_tokens == (10 + 5 * 2) * BLOCK_SIZE
+    assert all(load(cache, tokens).tokens == {"ram": 48} for tokens in forks)
     cache.clear_ram()
-    assert all(load(cache, tokens).disk == 48 for tokens in forks)
+    assert all(load(cache, tokens).tokens == {"disk": 48} for tokens in forks)
 
 
 def test_another_process_life_finds_it_on_disk(tmp_path):
@@ -77,15 +79,15 @@ def test_another_process_life_finds_it_on_disk(tmp_path):
     store(first, TOKENS)
     assert first.close()
     loaded = load(tiny_cache(tmp_path / "kv"), TOKENS)
-    assert (loaded.ram, loaded.disk) == (0, 48)
+    assert loaded.tokens == {"disk": 48}
 
 
 def test_ram_and_disk_share_a_chain_when_ram_is_small(tmp_path):
     cache = tiny_cache(tmp_path / "kv", ram_bytes=6 * TINY_BLOCK_BYTES)
     store(cache, TOKENS)
     loaded = load(cache, TOKENS)
-    assert (loaded.ram, loaded.disk) == (20, 28)
-    assert cache.ram_used_bytes <= 6 * TINY_BLOCK_BYTES
+    assert loaded.tokens == {"ram": 20, "disk": 28}
+    assert used_bytes(cache) <= 6 * TINY_BLOCK_BYTES
 
 
 def test_another_codec_block_size_or_fingerprint_is_another_chain(tmp_path):
@@ -101,16 +103,16 @@ def test_a_constant_hash_still_gives_right_answers(tmp_path):
     store(cache, one)
     assert cache.match(two).num_tokens == 0
     store(cache, two)
-    assert load(cache, one).ram == load(cache, two).ram == 12
+    assert load(cache, one).tokens == load(cache, two).tokens == {"ram": 12}
     cache.clear_ram()
-    assert load(cache, one).disk == load(cache, two).disk == 12
+    assert load(cache, one).tokens == load(cache, two).tokens == {"disk": 12}
 
 
 def test_read_only_mode_uses_and_stores_nothing(tmp_path):
     store(tiny_cache(tmp_path / "kv"), TOKENS)
     before = {path: path.stat() for path in (tmp_path / "kv").rglob("*")}
     cache = tiny_cache(tmp_path / "kv", mode="ro")
-    assert load(cache, TOKENS).disk == 48
+    assert load(cache, TOKENS).tokens == {"disk": 48}
     store(cache, [5] * 20)
     assert cache.match([5] * 20).num_tokens == 0
     assert {path: path.stat().st_mtime_ns for path in before} == {p: s.st_mtime_ns for p, s in before.items()}
@@ -148,7 +150,7 @@ def test_matching_changes_nothing(tmp_path):
     store(cache, new)
     cache.match(old)
     store(cache, [4] * 16)
-    assert cache.contains(old).ram < cache.contains(new).ram == 32
+    assert cache.contains(old)["ram"] < cache.contains(new)["ram"] == 32
 
 
 def test_what_is_leased_is_not_evicted():
@@ -161,7 +163,7 @@ def test_what_is_leased_is_not_evicted():
         assert cache.load(lease, planes, 0, 40).end == 40
         cache.check_integrity()
     store(cache, [3] * 40)
-    assert cache.contains([3] * 40).ram == 40
+    assert cache.contains([3] * 40)["ram"] == 40
 
 
 def test_a_lease_of_what_was_evicted_since_matches_anew(tmp_path):
@@ -170,7 +172,7 @@ def test_a_lease_of_what_was_evicted_since_matches_anew(tmp_path):
     match = cache.match(TOKENS)
     cache.clear_ram()
     with cache.lease(match) as lease:
-        assert (lease.match.ram_tokens, lease.match.disk_tokens) == (0, 48)
+        assert lease.tokens == {"disk": 48}
 
 
 def test_the_reason_for_a_miss_is_a_fact(tmp_path):
@@ -191,7 +193,7 @@ def test_the_reason_is_known_in_the_middle_of_a_file_too(tmp_path, is_damaged):
     store(other, TOKENS)
     store(cache, TOKENS)
     match = cache.match(TOKENS)
-    assert (match.ram_tokens, match.disk_tokens) == (20, 28)
+    assert match.tokens == {"ram": 20, "disk": 28}
     (path,) = stored_files(tmp_path / "kv")
     path.write_bytes(path.read_bytes()[:-1] + b"?") if is_damaged else path.unlink()
     load(cache, TOKENS)
@@ -209,7 +211,7 @@ def test_a_corrupt_file_ends_the_load_before_it_and_says_so(tmp_path):
     cache = tiny_cache(tmp_path / "kv", warnings, ram_bytes=0)
     store(cache, TOKENS[:20])
     store(cache, TOKENS)
-    damaged = max(stored_files(tmp_path / "kv"), key=lambda path: int(path.name.split("-")[4]))
+    damaged = max(stored_files(tmp_path / "kv"), key=lambda path: name_of(path).start)
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
@@ -226,7 +228,7 @@ def test_the_ram_budget_is_never_passed(tmp_path):
     for number in range(60):
         tokens = [number % 7] * 8 + [number] * (number % 40)
         cache.commit(tokens, computed_arena(tokens), len(tokens), priority=number % 3)
-        assert cache.ram_used_bytes <= budget
+        assert used_bytes(cache) <= budget
         cache.check_integrity()
     assert cache.drain(20)
 
@@ -234,16 +236,11 @@ def test_the_ram_budget_is_never_passed(tmp_path):
 def test_loading_is_estimated_from_what_was_measured(tmp_path):
     cache = tiny_cache(tmp_path / "kv")
     store(cache, TOKENS)
-    match = cache.match(TOKENS)
-    guess = cache.estimate_load_s(match)
+    guess = cache.match(TOKENS).load_s()
     load(cache, TOKENS)
-    assert cache.estimate_load_s(match) != guess
-    assert (
-        cache.estimate_load_s(match, 48)
-        == 0
-        < cache.estimate_load_s(match, 24)
-        < cache.estimate_load_s(match)
-    )
+    match = cache.match(TOKENS)
+    assert match.load_s() != guess
+    assert match.load_s(48) == 0 < match.load_s(24) < match.load_s()
 
 
 def test_a_commit_that_fails_leaves_the_cache_as_it_was():
@@ -265,7 +262,7 @@ def test_others_may_look_while_one_commits(tmp_path):
             while not stop.is_set():
                 cache.match(TOKENS)
                 cache.contains(TOKENS)
-                cache.stats.turn.to_json()
+                cache.stats.turn.counts()
         except BaseException as error:
             failures.append(error)
 
@@ -284,7 +281,7 @@ def test_closing_twice_and_committing_afterwards_do_no_harm(tmp_path):
     assert cache.close() and cache.close()
     cache.commit(TOKENS, computed_arena(TOKENS), 48)
     cache.check_integrity()
-    assert load(cache, TOKENS).ram == 48
+    assert load(cache, TOKENS).tokens == {"ram": 48}
 
 
 def test_statistics_count_what_was_stored_and_evicted(tmp_path):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvchat.cache.base import CacheSettings, Ended
 from kvchat.cache.block import KVLayout, StateShape
 from kvchat.cache.folder import rooted_files, scan_folder
 from kvchat.cache.maintenance import list_folders, stored_tips, verify_checksums
-from kvchat.cache.match import CacheSettings, Ended
 from kvchat.cache.prefix_cache import PrefixCache
-from tests.cache.arena import BLOCK_SIZE, TINY, computed_arena, empty_arena, is_equal
+from tests.cache.arena import BLOCK_SIZE, TINY, computed_arena, empty_arena, is_equal, used_bytes
 
 STATES = (StateShape((1, 3, 2), "float32"), StateShape((1, 5), "bfloat16"))
 HYBRID = KVLayout(TINY.planes, TINY.dtype, STATES)
@@ -47,11 +47,10 @@ def planes_of(layout: KVLayout, tokens: Sequence[int]) -> list[torch.Tensor]:
 def keep(cache: PrefixCache, layout: KVLayout, tokens: Sequence[int], *, priority: int = 0) -> bool:
     """Store the blocks and the snapshot of all of `tokens`, and wait until they are written."""
     planes = planes_of(layout, tokens)
-    cache.commit(tokens, planes, len(tokens), priority=priority)
-    is_stored = cache.commit_snapshot(tokens, planes, states_of(tokens), priority=priority)
+    committed = cache.commit(tokens, planes, len(tokens), states=states_of(tokens), priority=priority)
     assert cache.drain(20)
     cache.check_integrity()
-    return is_stored
+    return committed.is_whole
 
 
 def taken_up(cache: PrefixCache, layout: KVLayout, tokens: Sequence[int], start: int = 0) -> int:
@@ -79,7 +78,7 @@ def test_a_snapshot_comes_back_from_ram_and_from_disk(layout: KVLayout, length: 
     cache = cache_of(layout, tmp_path)
     assert keep(cache, layout, tokens[:length])
     assert taken_up(cache, layout, tokens) == length
-    assert cache.match(tokens).snapshot.block is not None  # type: ignore[union-attr]
+    assert cache.match(tokens).state.tier == "ram"  # type: ignore[union-attr]
     cache.clear_ram()
     assert taken_up(cache, layout, tokens) == length
     cache.close()
@@ -166,7 +165,7 @@ def test_neither_budget_is_passed_and_what_remains_is_right(layout: KVLayout, tm
     for number in range(30 if layout.planes else 60):
         tokens = [number, *range(10, 10 + number % 13)]
         keep(cache, layout, tokens)
-        assert cache.ram_used_bytes <= 6000
+        assert used_bytes(cache) <= 6000
         scan = scan_folder(tmp_path)
         assert scan.num_bytes <= 8_000
         assert len(rooted_files(scan.files)) == len(scan.files), "a snapshot without its blocks"
@@ -180,7 +179,7 @@ def test_without_ram_snapshots_go_to_the_disk_alone(layout: KVLayout, tmp_path: 
     cache = cache_of(layout, tmp_path, ram_bytes=0)
     tokens = list(range(10, 21))
     assert keep(cache, layout, tokens)
-    assert cache.ram_used_bytes == 0
+    assert used_bytes(cache) == 0
     assert taken_up(cache, layout, tokens) == 11
 
 
@@ -207,7 +206,7 @@ def test_an_evicted_snapshot_is_told_from_new_text(layout: KVLayout) -> None:
 
 def test_a_snapshot_that_is_used_outlives_one_that_is_not(tmp_path: Path) -> None:
     layout = RECURRENT
-    size = cache_of(layout)._tiers.snapshot_codec.num_bytes
+    size = cache_of(layout)._encoding.state_bytes
     cache = cache_of(layout, None, ram_bytes=8 * size)
     keep(cache, layout, [1])
     keep(cache, layout, [2], priority=1)
@@ -230,7 +229,7 @@ def test_a_snapshot_is_pinned_while_it_is_leased(layout: KVLayout) -> None:
     cache.clear_ram()
     assert cache.match(tokens).num_tokens == 0
     with cache.lease(match) as lease:
-        assert lease.match.num_tokens == 0
+        assert lease.num_tokens == 0
 
 
 @LAYOUTS

@@ -16,6 +16,7 @@ import pytest
 from kvchat.chat.store import Store
 
 NUM_PROCESSES, NUM_SESSIONS = 4, 2
+START_S = 60.0
 SECONDS = float(os.environ.get("KVCHAT_TEST_STRESS_S", "600"))
 
 WORKER = """
@@ -60,12 +61,20 @@ class Worker:
         pipe = subprocess.PIPE
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(self._command, stdout=pipe, stderr=pipe, text=True, cwd=root)
+        self._num_said_before = len(self.said)
         self._readers = [
             threading.Thread(target=self._read, args=(stream, lines))
             for stream, lines in ((self.process.stdout, self.said), (self.process.stderr, self.errors))
         ]
         for reader in self._readers:
             reader.start()
+
+    def wait_until_it_talks(self) -> None:
+        """Wait until this process has said that a turn is saved."""
+        deadline = time.monotonic() + START_S
+        while len(self.said) == self._num_said_before and not self.errors:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -79,18 +88,22 @@ class Worker:
             lines.extend(line.rstrip("\n") for line in stream if line.endswith("\n"))  # type: ignore[attr-defined]
 
 
-def run(path: Path, seconds: float) -> None:
+def run(path: Path, *, num_kills: int = 0, seconds: float = 0.0) -> None:
+    """Kill one of the processes again and again, each in the middle of a conversation: so often, and for so long."""
     chance = random.Random(7)
     names = [[f"session-{n}-{m}" for m in range(NUM_SESSIONS)] for n in range(NUM_PROCESSES)]
     workers = [Worker(path, each) for each in names]
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(chance.uniform(0.3, 2.0))
+    while num_kills > 0 or time.monotonic() < end:
         worker = chance.choice(workers)
+        worker.wait_until_it_talks()
+        time.sleep(chance.uniform(0.0, 0.3))
         worker.kill()
         assert worker.errors == []
         worker.start()
+        num_kills -= 1
     for worker in workers:
+        worker.wait_until_it_talks()
         worker.kill()
     check(path, workers)
 
@@ -114,10 +127,10 @@ def check(path: Path, workers: list[Worker]) -> None:
 
 
 def test_killed_processes_lose_no_turn(tmp_path: Path) -> None:
-    run(tmp_path / "kvchat.db", 6.0)
+    run(tmp_path / "kvchat.db", num_kills=6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_processes_lose_no_turn_in_ten_minutes(tmp_path: Path) -> None:
-    run(tmp_path / "kvchat.db", SECONDS)
+    run(tmp_path / "kvchat.db", seconds=SECONDS)

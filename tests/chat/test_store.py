@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import Options, Role, Turn
+from kvchat.backends.base import CacheReport, Options, Role, Turn
 from kvchat.backends.inspection import CacheTotals
 from kvchat.chat import database
 from kvchat.chat.schema import MIGRATIONS
@@ -141,9 +141,14 @@ def test_a_session_deleted_elsewhere_is_saved_again_as_it_goes_on(path: Path) ->
 
 def test_totals_add_up_over_processes(path: Path) -> None:
     talk(path, "one two", "three").close()
-    Store(path).add_totals(CacheTotals(ram_tokens=5, saved_s=0.5))
+    Store(path).add_totals(CacheTotals(tier_tokens={"ram": 5}, saved_s=0.5))
     totals = Store(path).totals()
-    assert (totals.asked_tokens, totals.live_tokens, totals.ram_tokens, totals.saved_s) == (2 + 8, 7, 5, 0.5)
+    assert (totals.asked_tokens, totals.live_tokens, totals.tier_tokens["ram"], totals.saved_s) == (
+        2 + 8,
+        7,
+        5,
+        0.5,
+    )
 
 
 def test_a_title_is_the_first_line_and_not_longer_than_sixty_characters() -> None:
@@ -337,3 +342,18 @@ def test_two_processes_write_at_once(path: Path) -> None:
     for process in processes:
         assert process.stdout
         process.stdout.close()
+
+
+def test_a_report_of_before_tiers_had_names_in_it_is_read_with_its_tiers() -> None:
+    from kvchat.chat.rows import exchange_from_row
+
+    def report(cache: str) -> CacheReport:
+        row = ("e", None, "hi", "m", "{}", 1.0, "hello", "", "stop", f'{{"cache": {cache}}}', "t", b"")
+        answer = exchange_from_row(row, {}).answer
+        assert answer is not None
+        return answer.cache
+
+    old = '{"live": 5, "ram": 16, "disk": 32, "diverged_at": 53, "reason": "new text"}'
+    assert report(old) == CacheReport(5, {"ram": 16, "disk": 32}, 53, "new text")
+    assert report('{"live": 5, "tiers": {"attic": 3, "ram": "x"}}') == CacheReport(5, {"attic": 3}, 0, "")
+    assert report('{"live": 5, "tiers": [1]}').tiers == {}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kvchat.backends.local import LocalBackend
+from kvchat.bench import histories
 from kvchat.cli import main
 
 
@@ -26,7 +28,8 @@ def test_json_is_a_line_a_row(run) -> None:  # type: ignore[no-untyped-def]
     assert [json.loads(line)["history_tokens"] for line in out.splitlines()] == [100, 120]
 
 
-def test_a_table_has_a_heading_and_a_line_a_row(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_table_has_a_heading_and_a_line_a_row(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(histories, "ProcessBackend", LocalBackend)  # starts sooner
     code, out, _ = run("restore", "--lengths", "100", "150", "--repeats", "1")
     heading, *rows = out.splitlines()
     assert code == 0

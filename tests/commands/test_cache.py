@@ -104,12 +104,19 @@ def test_stat_shows_the_totals_of_all_time_and_creates_no_store(run: Run, tmp_pa
     assert not (tmp_path / "data").exists()
     store = Store(tmp_path / "data" / FILE_NAME)
     store.add_totals(
-        CacheTotals(asked_tokens=1000, live_tokens=600, disk_tokens=200, saved_s=9.0, load_s=1.0, store_s=0.5)
+        CacheTotals(
+            asked_tokens=1000,
+            live_tokens=600,
+            tier_tokens={"disk": 200},
+            saved_s=9.0,
+            load_s=1.0,
+            store_s=0.5,
+        )
     )
     store.close()
     totals = run("stat", "--json")["all_time"]
     assert (totals["hit_tokens"], totals["net_saved_s"]) == (800, 7.5)
-    assert "asked 1000 tokens, hit 800 (80%): live 600, RAM 0, disk 200" in run("stat")[1]
+    assert "asked 1000 tokens, hit 800 (80%): live 600, disk 200" in run("stat")[1]
 
 
 def test_clear_removes_all_and_a_dry_run_nothing(run: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from kvchat.cli import main
 from kvchat.commands.chat import Backends
 from tests.scripted import ScriptedBackend
 
-NUM_FUZZED, NUM_BY_DEFAULT = 500, 12
+NUM_FUZZED, NUM_BY_DEFAULT = 500, 6  # one of each kind of damage
 COMMANDS = (
     ("sessions", "ls"),
     ("sessions", "ls", "--json"),

@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.costs import Costs, packed, unpack
-from kvchat.engine.engine import Engine
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import Finished, Request
-from kvchat.engine.speculation import Speculation
 from tests.cache.arena import TINY, tiny_cache
+from tests.engine.talk import Talk
 from tests.tiny import random_tokens, tiny_model
 
 
@@ -84,11 +83,12 @@ def test_what_is_known_of_small_forwards_is_what_a_large_one_takes_at_least() ->
 
 
 def test_one_table_is_shared_by_what_drafts_and_what_prefills() -> None:
-    speculation = Speculation.from_setting(None)
-    engine = Engine(tiny_model(), speculation=speculation)
+    engine = Talk(tiny_model(), draft=None)
     engine.warm_up()
-    assert speculation is not None and speculation.costs is engine.pace.costs
-    assert speculation.costs.of(1) == engine.pace.step_s > 0.0
+    before = len(engine.pace.costs._samples[1])
+    list(engine.generate(Request(random_tokens(20), max_tokens=12), lambda: False))
+    assert len(engine.pace.costs._samples[1]) > before, "what decoding measures stands there too"
+    assert engine.pace.costs.of(1) > 0.0 and engine.pace.step_s > 0.0
 
 
 def test_costs_are_kept_from_run_to_run_by_model(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_is_no_table_is_left_out(content: bytes) -> None:
 
 
 def test_the_cache_counts_as_saved_only_what_is_known(tmp_path: Path) -> None:
-    engine = Engine(tiny_model(), chunk_tokens=256)
+    engine = Talk(tiny_model(), chunk_tokens=256)
     engine.warm_up()
     layout = engine.kv_layout
     assert layout is not None

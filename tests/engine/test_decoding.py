@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from kvchat.engine.engine import Engine
-from kvchat.engine.foresight import Fixed
+from kvchat.engine.costs import Costs
+from kvchat.engine.foresight import Fixed, Measured, foresight_of
 from kvchat.engine.request import Finish, Finished, Request, Token
 from kvchat.engine.sampling import SamplingParams
-from kvchat.engine.speculation import Drafts, Speculation
+from kvchat.engine.speculation import Drafts
 from kvchat.models.loaded import LoadedModel
+from tests.engine.talk import Talk
 from tests.tiny import random_tokens, tiny_model
 
 PROMPT = random_tokens(37)
@@ -42,21 +43,21 @@ def loaded() -> LoadedModel:
     return tiny_model()
 
 
-def answer(engine: Engine, request: Request) -> tuple[list[int], Finished]:
+def answer(engine: Talk, request: Request) -> tuple[list[int], Finished]:
     *tokens, finished = [e for e in engine.generate(request, NEVER) if isinstance(e, Token | Finished)]
     assert isinstance(finished, Finished)
     return [token.id for token in tokens if isinstance(token, Token)], finished
 
 
-def guessing(loaded: LoadedModel, whole: Sequence[int], *, wrong_every: int = 5, length: int = 4) -> Engine:
-    return Engine(loaded, speculation=Speculation(Oracle(whole, wrong_every), Fixed(length)))
+def guessing(loaded: LoadedModel, whole: Sequence[int], *, wrong_every: int = 5, length: int = 4) -> Talk:
+    return Talk(loaded, guessing=(Oracle(whole, wrong_every), Fixed(length)))
 
 
-def compared(loaded: LoadedModel, request: Request, **oracle: int) -> tuple[Engine, list[int]]:
+def compared(loaded: LoadedModel, request: Request, **oracle: int) -> tuple[Talk, list[int]]:
     """The answers with and without guesses are the same, and so is what the engine holds then."""
-    plain = Engine(loaded)
+    plain = Talk(loaded)
     expected, ended = answer(plain, request)
-    long, _ = answer(Engine(loaded), replace(request, max_tokens=60, stop_ids=frozenset()))
+    long, _ = answer(Talk(loaded), replace(request, max_tokens=60, stop_ids=frozenset()))
     engine = guessing(loaded, [*request.prompt, *long], **oracle)
     said, finished = answer(engine, request)
     assert (said, finished.reason) == (expected, ended.reason)
@@ -93,7 +94,7 @@ def test_a_length_limit_inside_a_draft_ends_the_answer_there(loaded: LoadedModel
 
 @pytest.mark.parametrize("at", range(10))
 def test_a_stop_id_inside_a_draft_ends_the_answer_there(loaded: LoadedModel, at: int) -> None:
-    free, _ = answer(Engine(loaded), Request(PROMPT, max_tokens=12))
+    free, _ = answer(Talk(loaded), Request(PROMPT, max_tokens=12))
     stop = Request(PROMPT, max_tokens=12, stop_ids=frozenset({free[at]}))
     _, said = compared(loaded, stop, wrong_every=1000)
     assert said == free[: free.index(free[at])]
@@ -111,7 +112,7 @@ def stopped_after(count: int) -> tuple[list[int], Callable[[], bool]]:
 
 @pytest.mark.parametrize("count", range(1, 12))
 def test_a_cancel_inside_a_draft_leaves_what_was_said_and_no_more(loaded: LoadedModel, count: int) -> None:
-    free, _ = answer(Engine(loaded), Request(PROMPT, max_tokens=20))
+    free, _ = answer(Talk(loaded), Request(PROMPT, max_tokens=20))
     engine = guessing(loaded, [*PROMPT, *free], wrong_every=1000)
     said, is_cancelled = stopped_after(count)
     for event in engine.generate(Request(PROMPT, max_tokens=20), is_cancelled):
@@ -126,7 +127,7 @@ def test_a_cancel_inside_a_draft_leaves_what_was_said_and_no_more(loaded: Loaded
 def test_a_stream_closed_inside_a_draft_leaves_what_was_said_and_no_more(
     loaded: LoadedModel, count: int
 ) -> None:
-    free, _ = answer(Engine(loaded), Request(PROMPT, max_tokens=20))
+    free, _ = answer(Talk(loaded), Request(PROMPT, max_tokens=20))
     engine = guessing(loaded, [*PROMPT, *free], wrong_every=1000)
     said: list[int] = []
     stream = engine.generate(Request(PROMPT, max_tokens=20), NEVER)
@@ -143,7 +144,7 @@ def test_a_stream_closed_inside_a_draft_leaves_what_was_said_and_no_more(
 @pytest.mark.parametrize("after", range(1, 22))
 def test_an_exception_in_a_forward_with_guesses_leaves_a_state_that_still_answers_right(after: int) -> None:
     loaded = tiny_model()
-    free, _ = answer(Engine(loaded), Request(PROMPT, max_tokens=20))
+    free, _ = answer(Talk(loaded), Request(PROMPT, max_tokens=20))
     engine = guessing(loaded, [*PROMPT, *free])
     left = [after]
 
@@ -170,7 +171,7 @@ def test_the_next_turn_behind_an_answer_with_guesses_computes_its_message_alone(
 
 
 def test_right_guesses_save_forwards(loaded: LoadedModel) -> None:
-    free, _ = answer(Engine(loaded), Request(PROMPT, max_tokens=20))
+    free, _ = answer(Talk(loaded), Request(PROMPT, max_tokens=20))
     engine = guessing(loaded, [*PROMPT, *free], wrong_every=1000)
     forwards: list[int] = []
     handle = loaded.model.register_forward_hook(lambda *_: forwards.append(1))
@@ -199,15 +200,15 @@ def test_other_families_answer_the_same_with_guesses(family: str) -> None:
 
 
 def test_prompt_lookup_quotes_what_the_model_quotes(loaded: LoadedModel) -> None:
-    free, _ = answer(Engine(loaded), Request(PROMPT, max_tokens=20))
-    speculation = Speculation.from_setting(4)
-    assert speculation is not None
-    engine = Engine(loaded, speculation=speculation)
+    free, _ = answer(Talk(loaded), Request(PROMPT, max_tokens=20))
+    engine = Talk(loaded, draft=4)
     prompt = [*PROMPT, *free, *random_tokens(3, seed=8)]
-    expected, _ = answer(Engine(loaded), Request(prompt, max_tokens=30))
+    expected, _ = answer(Talk(loaded), Request(prompt, max_tokens=30))
     assert answer(engine, Request(prompt, max_tokens=30))[0] == expected
 
 
 def test_the_setting_says_whether_and_how_far() -> None:
-    assert Speculation.from_setting(0) is None
-    assert Speculation.from_setting(None) is not None
+    assert foresight_of(0, Costs()) is None
+    assert isinstance(foresight_of(None, Costs()), Measured)
+    three = foresight_of(3, Costs())
+    assert three is not None and three.length(1, 9) == 3

@@ -5,20 +5,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finish, Finished, Progress, Request, Token
 from kvchat.engine.sampling import SamplingParams
+from tests.engine.talk import Talk
 from tests.tiny import random_tokens, said, stock_logits, tiny_model
 
 
-def run(engine: Engine, prompt: list[int], count: int = 8, **options: object) -> tuple[list[int], Finished]:
+def run(engine: Talk, prompt: list[int], count: int = 8, **options: object) -> tuple[list[int], Finished]:
     request = Request(prompt, max_tokens=count, **options)  # type: ignore[arg-type]
     events = list(engine.generate(request, lambda: False))
     assert isinstance(events[-1], Finished)
     return said(engine.loaded, [event.id for event in events if isinstance(event, Token)]), events[-1]
 
 
-def from_scratch(engine: Engine, prompt: list[int], count: int = 8) -> list[int]:
+def from_scratch(engine: Talk, prompt: list[int], count: int = 8) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(stock_logits(engine.loaded, tokens).argmax()))
@@ -42,7 +42,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_turns_with_reuse_choose_the_tokens_of_a_computation_from_scratch(family: str) -> None:
-    engine = Engine(tiny_model(family, **FAMILIES[family]), chunk_tokens=16)
+    engine = Talk(tiny_model(family, **FAMILIES[family]), chunk_tokens=16)
     prompt = random_tokens(37)
     for turn in range(3):
         generated, finished = run(engine, prompt)
@@ -79,7 +79,7 @@ def test_one_altered_token_in_the_kept_prefix_changes_the_logits() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33])
 def test_a_prompt_that_is_held_whole_still_computes_its_last_token(length: int) -> None:
-    engine = Engine(tiny_model(), chunk_tokens=16)
+    engine = Talk(tiny_model(), chunk_tokens=16)
     prompt = random_tokens(length)
     first, _ = run(engine, prompt)
     again, finished = run(engine, prompt)
@@ -89,7 +89,7 @@ def test_a_prompt_that_is_held_whole_still_computes_its_last_token(length: int) 
 
 
 def test_a_diverging_prompt_keeps_the_common_prefix_to_the_token() -> None:
-    engine = Engine(tiny_model())
+    engine = Talk(tiny_model())
     prompt = random_tokens(50)
     run(engine, prompt)
     other = prompt[:29] + random_tokens(20, seed=9)
@@ -99,7 +99,7 @@ def test_a_diverging_prompt_keeps_the_common_prefix_to_the_token() -> None:
 
 
 def test_without_reuse_every_token_is_computed_again() -> None:
-    engine = Engine(tiny_model())
+    engine = Talk(tiny_model())
     prompt = random_tokens(50)
     first, _ = run(engine, prompt)
     again, finished = run(engine, prompt, reuse=False)
@@ -107,7 +107,7 @@ def test_without_reuse_every_token_is_computed_again() -> None:
 
 
 def test_a_stop_token_ends_the_answer_and_is_no_part_of_it() -> None:
-    engine = Engine(tiny_model())
+    engine = Talk(tiny_model())
     prompt = random_tokens(20)
     free, _ = run(engine, prompt)
     stopped, finished = run(engine, prompt, stop_ids=frozenset({free[3]}))
@@ -117,13 +117,13 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_it() -> None:
 
 
 def test_the_context_ends_an_answer_as_a_length_limit_does() -> None:
-    engine = Engine(tiny_model(context=40))
+    engine = Talk(tiny_model(context=40))
     generated, finished = run(engine, random_tokens(30), count=100)
     assert (len(generated), finished.reason) == (10, Finish.LENGTH)
 
 
 def test_a_cancelled_prefill_keeps_its_chunks_and_resumes_behind_them() -> None:
-    engine = Engine(tiny_model(), chunk_tokens=16)
+    engine = Talk(tiny_model(), chunk_tokens=16)
     prompt = random_tokens(100)
     calls = iter([False, False, True])
     events = list(engine.generate(Request(prompt, max_tokens=4), lambda: next(calls)))
@@ -135,7 +135,7 @@ def test_a_cancelled_prefill_keeps_its_chunks_and_resumes_behind_them() -> None:
 
 
 def test_a_cancelled_answer_leaves_the_kv_of_exactly_what_was_said() -> None:
-    engine = Engine(tiny_model())
+    engine = Talk(tiny_model())
     prompt = random_tokens(20)
     full = from_scratch(engine, prompt, 12)
     said: list[int] = []
@@ -151,7 +151,7 @@ def test_a_cancelled_answer_leaves_the_kv_of_exactly_what_was_said() -> None:
 class Breaks:
     """Fails at the `after`-th layer call from now on, in the middle of a forward."""
 
-    def __init__(self, engine: Engine, after: int) -> None:
+    def __init__(self, engine: Talk, after: int) -> None:
         self.left = after
         layers = engine.loaded.model.model.layers
         self.handles = [layer.register_forward_hook(self) for layer in layers]
@@ -168,7 +168,7 @@ class Breaks:
 
 @pytest.mark.parametrize("after", range(1, 31))
 def test_an_exception_anywhere_leaves_a_state_that_still_answers_right(after: int) -> None:
-    engine = Engine(tiny_model(), chunk_tokens=8)
+    engine = Talk(tiny_model(), chunk_tokens=8)
     prompt = random_tokens(40)
     expected = from_scratch(engine, prompt)
     fault = Breaks(engine, after)
@@ -181,7 +181,7 @@ def test_an_exception_anywhere_leaves_a_state_that_still_answers_right(after: in
 
 
 def test_closing_the_stream_in_the_middle_leaves_a_state_that_still_answers_right() -> None:
-    engine = Engine(tiny_model(), chunk_tokens=8)
+    engine = Talk(tiny_model(), chunk_tokens=8)
     prompt = random_tokens(40)
     expected = from_scratch(engine, prompt)
     for stop_after in range(1, 12):
@@ -197,7 +197,7 @@ def take(stream: Iterator[object], count: int) -> None:
 
 
 def test_progress_tells_what_is_cached_and_ends_at_the_total() -> None:
-    engine = Engine(tiny_model(), chunk_tokens=16)
+    engine = Talk(tiny_model(), chunk_tokens=16)
     prompt = random_tokens(50)
     run(engine, prompt[:20])
     steps = [
@@ -221,14 +221,14 @@ def test_the_arena_grows_in_steps_where_it_cannot_be_reserved() -> None:
 
 
 def test_a_seed_repeats_a_sampled_answer() -> None:
-    engine = Engine(tiny_model())
+    engine = Talk(tiny_model())
     prompt = random_tokens(20)
     drawn = [run(engine, prompt, sampling=SamplingParams(temperature=1.5, seed=s))[0] for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_warming_up_leaves_nothing_behind() -> None:
-    engine = Engine(tiny_model())
+    engine = Talk(tiny_model())
     engine.warm_up()
     assert engine.state.tokens == []
     prompt = random_tokens(20)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finish, Finished, Request, Token
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.reuse import BLOCKS, SNAPSHOTS, STEPS, Continuation, ReusePolicy, ReuseRule
 from kvchat.models.schedule import Schedule
+from tests.engine.talk import Talk
 from tests.engine.test_engine import Breaks
 from tests.tiny import random_tokens, said, tiny_model
 
@@ -72,9 +72,9 @@ def model_of(family: str) -> LoadedModel:
     return MODELS[family]
 
 
-def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Engine:
+def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Talk:
     """An engine as after a start; going on always seems faster to it than computing anew."""
-    engine = Engine(model_of(family), chunk_tokens=16)
+    engine = Talk(model_of(family), chunk_tokens=16)
     engine.warm_up()
     engine.pace.measure = lambda num_tokens, seconds: None  # type: ignore[method-assign]
     engine.pace.prefill_s_per_token = engine.pace.step_s = 1.0
@@ -85,7 +85,7 @@ def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Engine
     return engine
 
 
-def say(engine: Engine, prompt: list[int], count: int = 6, **options: Any) -> tuple[list[int], Finished]:
+def say(engine: Talk, prompt: list[int], count: int = 6, **options: Any) -> tuple[list[int], Finished]:
     """Answer and keep, as after a turn."""
     is_cancelled: Callable[[], bool] = options.pop("is_cancelled", lambda: False)
     events = list(engine.generate(Request(prompt, max_tokens=count, **options), is_cancelled))
@@ -94,7 +94,7 @@ def say(engine: Engine, prompt: list[int], count: int = 6, **options: Any) -> tu
     return said(engine.loaded, [event.id for event in events if isinstance(event, Token)]), events[-1]
 
 
-def from_scratch(engine: Engine, prompt: list[int], count: int = 6) -> list[int]:
+def from_scratch(engine: Talk, prompt: list[int], count: int = 6) -> list[int]:
     """What the model says when every token's logits are computed in one go, with nothing kept."""
     loaded = replace(engine.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART), is_exact=False)
     tokens = list(prompt)
@@ -103,7 +103,7 @@ def from_scratch(engine: Engine, prompt: list[int], count: int = 6) -> list[int]
     return said(engine.loaded, tokens[len(prompt) :])
 
 
-def is_held_right(engine: Engine) -> bool:
+def is_held_right(engine: Talk) -> bool:
     """Whether the next token's logits from the live state are those of a computation from scratch."""
     loaded = replace(engine.loaded, rule=ReuseRule(ReusePolicy.NONE, Continuation.RESTART), is_exact=False)
     tokens = [*engine.state.tokens, 7]
@@ -118,7 +118,7 @@ def test_turns_a_retry_a_branch_and_a_return_are_right_and_reuse_what_is_held(fa
     said, _ = say(engine, prompt, shared=20)
     assert said == from_scratch(engine, prompt)
     again, retried = say(engine, prompt)
-    assert (again, retried.prefilled, retried.reuse.ram) == (said, 1, 36)
+    assert (again, retried.prefilled, retried.reuse.tiers["ram"]) == (said, 1, 36)
     follow_up = prompt + said + random_tokens(7, seed=1)
     replied, finished = say(engine, follow_up)
     assert replied == from_scratch(engine, follow_up)
@@ -131,7 +131,7 @@ def test_turns_a_retry_a_branch_and_a_return_are_right_and_reuse_what_is_held(fa
     first, finished = say(engine, other)
     assert first == from_scratch(engine, other)
     if engine.loaded.rule.continuation is Continuation.CHUNK:
-        assert finished.reuse.ram == 20, "the system prompt has a snapshot of its own"
+        assert finished.reuse.tiers["ram"] == 20, "the system prompt has a snapshot of its own"
     assert is_held_right(engine)
 
 
@@ -145,7 +145,7 @@ def test_after_a_restart_the_disk_serves(family: str, tmp_path: Path) -> None:
     follow_up = prompt + said + random_tokens(5, seed=1)
     replied, finished = say(engine, follow_up)
     assert replied == from_scratch(engine, follow_up)
-    assert (finished.prefilled, finished.reuse.disk) == (5, len(prompt + said))
+    assert (finished.prefilled, finished.reuse.tiers["disk"]) == (5, len(prompt + said))
     again, finished = say(engine, prompt)
     assert (again, finished.prefilled) == (said, 1)
 
@@ -254,7 +254,7 @@ def test_a_readable_only_cache_still_restores(tmp_path: Path) -> None:
     engine.close()
     engine = engine_of("falcon_h1", tmp_path, mode="ro")
     again, finished = say(engine, prompt)
-    assert (again, finished.reuse.disk) == (said, 29)
+    assert (again, finished.reuse.tiers["disk"]) == (said, 29)
     assert engine.state.taken, "what could not be stored is kept"
 
 

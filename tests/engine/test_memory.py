@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finished, Request, Token
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.kinds import ids_of
 from kvchat.models.stock.network import describe
+from tests.engine.talk import Talk
 from tests.families.shrink import random_tokens, tiny_random_model
 from tests.families.sweep import plain_logits
 from tests.tiny import said, tiny_model
@@ -33,11 +33,11 @@ class Shortage:
             raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB")
 
 
-def engine_of(family: str) -> Engine:
-    return Engine(describe(tiny_random_model(family), name=family), chunk_tokens=16)
+def engine_of(family: str) -> Talk:
+    return Talk(describe(tiny_random_model(family), name=family), chunk_tokens=16)
 
 
-def with_cache(engine: Engine, folder: Path) -> Engine:
+def with_cache(engine: Talk, folder: Path) -> Talk:
     engine.warm_up()
     engine.pace.prefill_s_per_token = engine.pace.step_s = 0.0
     settings = CacheSettings(ram_bytes=2**24, disk_bytes=2**26, disk_root=folder, block_size=8)
@@ -46,12 +46,12 @@ def with_cache(engine: Engine, folder: Path) -> Engine:
     return engine
 
 
-def answer(engine: Engine, prompt: list[int], count: int = 6) -> list[int]:
+def answer(engine: Talk, prompt: list[int], count: int = 6) -> list[int]:
     events = engine.generate(Request(prompt, max_tokens=count), lambda: False)
     return said(engine.loaded, [event.id for event in events if isinstance(event, Token)])
 
 
-def from_scratch(engine: Engine, prompt: list[int], count: int = 6) -> list[int]:
+def from_scratch(engine: Talk, prompt: list[int], count: int = 6) -> list[int]:
     tokens, plain = ids_of(prompt), plain_logits(engine.loaded.model)
     for _ in range(count):
         tokens.append(int(plain(tokens)[-1].argmax()))
@@ -98,15 +98,15 @@ def test_the_blocks_in_ram_make_room_and_those_on_disk_stay(tmp_path: Path) -> N
     expected = from_scratch(engine, prompt)
     answer(engine, prompt)
     engine.store()
-    assert engine.cache.ram_used_bytes > 0
+    assert engine.cache.usage()[0].used_bytes > 0
     assert engine.cache.drain(10)
     Shortage(engine.loaded.model, 1)
     assert answer(engine, random_tokens(20, seed=1))
-    assert engine.cache.ram_used_bytes == 0
+    assert engine.cache.usage()[0].used_bytes == 0
     *told, finished = engine.generate(Request(prompt, max_tokens=6), lambda: False)
     assert said(engine.loaded, [event.id for event in told if isinstance(event, Token)]) == expected
     assert isinstance(finished, Finished)
-    assert finished.reuse.disk == 64, "a whole page"
+    assert finished.reuse.tiers == {"disk": 64}, "a whole page"
 
 
 def test_a_state_that_is_brought_in_halfway_does_not_count(tmp_path: Path) -> None:

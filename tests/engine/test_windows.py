@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from kvchat.cache.match import CacheSettings, Ended
+from kvchat.cache.base import CacheSettings, Ended
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.engine import Engine
 from kvchat.models.stock.arena import Arena
+from tests.engine.talk import Talk
 from tests.engine.test_engine import run
 from tests.engine.test_holding import from_scratch, is_held_right
 from tests.tiny import random_tokens, tiny_model
@@ -34,8 +34,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvchat.engine.holding.EXCESS_TOKENS", 16)
 
 
-def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Engine:
-    engine = Engine(LOADED[family], chunk_tokens=16)
+def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Talk:
+    engine = Talk(LOADED[family], chunk_tokens=16)
     engine.warm_up()
     engine.pace.measure = lambda num_tokens, seconds: None  # type: ignore[method-assign]
     engine.pace.prefill_s_per_token = 1.0
@@ -45,14 +45,14 @@ def engine_of(family: str, folder: Path | None = None, **changed: Any) -> Engine
     return engine
 
 
-def say(engine: Engine, prompt: list[int], **options: Any) -> tuple[list[int], Any]:
+def say(engine: Talk, prompt: list[int], **options: Any) -> tuple[list[int], Any]:
     generated, finished = run(engine, prompt, 6, **options)
     engine.store()
     assert finished.prefilled + finished.reuse.num_tokens == len(prompt)
     return generated, finished
 
 
-def spoil(engine: Engine) -> None:
+def spoil(engine: Talk) -> None:
     """Make sure that nothing is read of what is not held any more."""
     assert isinstance(engine.state, Arena)
     for layer in engine.state.layers:
@@ -75,14 +75,14 @@ def test_turns_undo_and_forks_past_the_window_are_right_and_load_no_more_than_th
     assert (replied, finished.prefilled) == (from_scratch(engine, follow_up), 9)
     again, finished = say(engine, follow_up)
     assert (again, finished.prefilled) == (replied, 1), "within the margin nothing is loaded"
-    assert finished.reuse.ram == 0
+    assert finished.reuse.tiers.get("ram", 0) == 0
     for length in (120, 90, 41, 17, 5):
         spoil(engine)
         fork = prompt[:length] + random_tokens(11, seed=length)
         forked, finished = say(engine, fork)
         assert forked == from_scratch(engine, fork)
         assert finished.prefilled <= 11 + 8
-        assert finished.reuse.ram <= WINDOW + 8 + 8 if length > 2 * WINDOW else True
+        assert finished.reuse.tiers.get("ram", 0) <= WINDOW + 8 + 8 if length > 2 * WINDOW else True
         assert is_held_right(engine)
         say(engine, follow_up)
 
@@ -97,7 +97,7 @@ def test_a_conversation_is_resumed_from_disk_past_the_window(family: str, tmp_pa
     follow_up = prompt + said + random_tokens(9, seed=1)
     replied, finished = say(engine, follow_up)
     assert replied == from_scratch(engine, follow_up)
-    assert finished.reuse.disk == 152
+    assert finished.reuse.tiers.get("disk", 0) == 152
     spoil(engine)
     fork = prompt[:80] + random_tokens(5, seed=2)
     forked, finished = say(engine, fork)

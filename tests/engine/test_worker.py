@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvchat.engine.worker import Manner, Worker
+from kvchat.engine.worker import JobKind, Worker
 from kvchat.errors import EngineDiedError
 
 
@@ -28,9 +28,9 @@ def test_a_job_runs_in_the_workers_thread_with_what_was_loaded() -> None:
 
 def test_cancelling_ends_the_job_that_runs_and_those_that_wait() -> None:
     worker = Worker(lambda: "model")
-    first, second = worker.run(endless), worker.run(endless)
+    first, second = worker.run(endless, owner=worker), worker.run(endless, owner=worker)
     assert next(first) == "model"
-    worker.cancel()
+    worker.cancel(worker)
     assert list(first)[-1] == "cancelled"
     assert list(second) == ["model", "cancelled"]
     worker.close()
@@ -103,9 +103,9 @@ def test_idle_work_lets_a_look_through_and_ends_when_there_is_work() -> None:
 
         return run
 
-    steps = worker.run(idle, Manner.IDLE)
+    steps = worker.run(idle, JobKind.IDLE)
     assert next(steps) == "step"
-    assert list(worker.run(job("look"), Manner.LOOK)) == ["look"]
+    assert list(worker.run(job("look"), JobKind.LOOK)) == ["look"]
     assert done == ["look"], "and the idle work goes on"
     assert list(worker.run(job("work"))) == ["work"]
     assert set(steps) == {"step"}
@@ -115,7 +115,7 @@ def test_idle_work_lets_a_look_through_and_ends_when_there_is_work() -> None:
 
 def test_newer_idle_work_takes_the_place_of_older() -> None:
     worker = Worker(lambda: "model")
-    older, newer = (worker.run(endless, Manner.IDLE) for _ in range(2))
+    older, newer = (worker.run(endless, JobKind.IDLE) for _ in range(2))
     assert list(older)[-1] == "cancelled"
     assert next(newer) == "model"
     newer.close()
@@ -124,7 +124,7 @@ def test_newer_idle_work_takes_the_place_of_older() -> None:
 
 def test_a_worker_that_closes_does_not_wait_for_idle_work() -> None:
     worker = Worker(lambda: "model")
-    steps = worker.run(endless, Manner.IDLE)
+    steps = worker.run(endless, JobKind.IDLE)
     next(steps)
     worker.close()
     assert list(steps)[-1] == "cancelled"
@@ -208,6 +208,19 @@ def test_closing_the_stream_of_a_job_that_has_not_begun_waits_for_nothing() -> N
     assert list(first) == []
     may_load.set()
     assert next(second) == "model"
+    worker.close()
+
+
+def test_cancelling_what_one_has_asked_for_leaves_what_others_have() -> None:
+    worker = Worker(lambda: "model")
+    mine, another, mine_too = (worker.run(endless, owner=owner) for owner in ("me", "you", "me"))
+    assert next(mine) == "model"
+    worker.cancel("me")
+    list(mine)
+    assert next(another) == "model"
+    another.cancel()
+    list(another)
+    assert list(mine_too) == []
     worker.close()
 
 

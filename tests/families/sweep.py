@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.engine import Engine
 from kvchat.engine.request import Finished, Request, Token
 from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.schedule import Schedule
+from tests.engine.talk import Talk
 from tests.families.shrink import WINDOW, random_tokens
 from tests.tiny import said
 
@@ -102,9 +102,9 @@ class Journey:
             said = self.say("given up", prompt, given_up_after=steps)
         self.say("cancel", said + random_tokens(MESSAGE, seed=8))
 
-    def _start(self) -> Engine:
+    def _start(self) -> Talk:
         """An engine as after a program's start: nothing live, nothing in RAM."""
-        engine = Engine(self.loaded, chunk_tokens=CHUNK)
+        engine = Talk(self.loaded, chunk_tokens=CHUNK)
         engine.warm_up()
         engine.pace.prefill_s_per_token = engine.pace.step_s = 0.0  # so that loading and going on always pay
         settings = CacheSettings(ram_bytes=2**24, disk_bytes=2**26, disk_root=self.folder, block_size=8)

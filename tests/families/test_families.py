@@ -54,11 +54,11 @@ def test_what_is_declared_is_what_is_reused(travelled: Journey) -> None:
         assert told["window"].num_tokens == 41 > WINDOW
     if rule.policy is ReusePolicy.BLOCKS:
         disk = 67 if travelled.loaded.is_exact else 72  # where the message begins: its page is computed whole
-        assert (told["window"].live, told["ram"].ram, told["disk"].disk) == (41, 64, disk)
+        assert (told["window"].live, told["ram"].tiers["ram"], told["disk"].tiers["disk"]) == (41, 64, disk)
     else:
-        assert told["disk"].disk == 75, "all but the last token of a prompt that was answered before"
+        assert told["disk"].tiers["disk"] == 75, "all but the last token of a prompt that was answered before"
     if rule == SNAPSHOTS:
-        assert (told["window"].ram, told["ram"].ram) == (41, 67)
+        assert (told["window"].tiers["ram"], told["ram"].tiers["ram"]) == (41, 67)
 
 
 @pytest.mark.parametrize("family", ZOO)
@@ -105,5 +105,5 @@ def test_our_own_network_is_right_on_the_same_journey(model: str, tmp_path: Path
     way = Journey(loaded, plain_logits(stock), tmp_path / "kv")
     way.run()
     assert {stage: value for stage, value in way.differences.items() if value > TOLERANCE} == {}
-    assert way.reused["disk"].reuse.disk == 72
+    assert way.reused["disk"].reuse.tiers["disk"] == 72
     assert way.inexact == set()

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from kvchat.config import ModelConfig
-from kvchat.engine.engine import Engine
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
 from kvchat.models.device import (
     Need,
@@ -22,6 +21,7 @@ from kvchat.models.device import (
 )
 from kvchat.models.loader import load_model
 from kvchat.models.stock.network import describe
+from tests.engine.talk import Talk
 from tests.families.shrink import tiny_random_model
 from tests.families.zoo import ZOO
 from tests.tiny import tiny_folder
@@ -62,7 +62,7 @@ def test_integers_keep_their_width_and_only_the_files_of_the_index_count(tmp_pat
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma4", "gpt2", "deepseek_v3", "jamba", "mamba"])
 def test_the_kv_of_a_token_is_known_before_the_model_is_loaded(family: str) -> None:
     loaded = describe(tiny_random_model(family), name=family)
-    engine = Engine(loaded)
+    engine = Talk(loaded)
     engine.warm_up()
     assert kv_bytes_per_token(loaded.model.config, loaded.dtype) == engine.kv_bytes_per_token
     assert family in ZOO

@@ -12,6 +12,7 @@ import pytest
 from kvchat.backends.base import Options
 from kvchat.backends.inspection import CacheTotals
 from kvchat.backends.local import LocalBackend
+from kvchat.cache.stats import TierUse
 from kvchat.chat.session import Session
 from kvchat.chat.store import FILE_NAME, Store
 from kvchat.config import Config
@@ -125,8 +126,11 @@ def test_an_engine_that_was_started_again_counts_from_zero() -> None:
 def test_the_toolbars_part_shows_the_budgets_that_there_are() -> None:
     view = ScriptedBackend().cache(())
     assert cache_part(view) == "cache RAM 0% disk 0%"
-    assert cache_part(replace(view, ram_used=250_000)) == "cache RAM 25% disk 0%"
-    assert cache_part(replace(view, mode="off", ram_budget=0, disk_budget=0)) == "cache off"
+    assert (
+        cache_part(replace(view, tiers=(TierUse("ram", 250_000, 10**6), view.tiers[1])))
+        == "cache RAM 25% disk 0%"
+    )
+    assert cache_part(replace(view, mode="off", tiers=())) == "cache off"
 
 
 @pytest.mark.parametrize("columns", [40, 100])

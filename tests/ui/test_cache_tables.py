@@ -9,6 +9,7 @@ import pytest
 
 from kvchat.backends.base import Answer, CacheReport, FinishReason, Role, Timings, Usage
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
+from kvchat.cache.stats import TierUse
 from kvchat.ui.cache_tables import (
     cache_text,
     context_text,
@@ -22,20 +23,28 @@ from kvchat.ui.tables import Look
 
 MIB = 2**20
 ROWS = (
-    CacheRow(Role.SYSTEM, "Be brief.\nAnd \x1b[31mkind.", 1000, 1000, 992, 992, 23 * MIB, 1.3),
-    CacheRow(Role.USER, "what is a cache?", 20, 20, 16, 0, MIB, 0.02),
-    CacheRow(Role.ASSISTANT, "a " * 30, 400, 0, 100, 300, 9 * MIB, 0.4),
-    CacheRow(Role.USER, "日本語のとても長いメッセージ", 30, 0, 0, 0, MIB, 0.0),
+    CacheRow(
+        Role.SYSTEM, "Be brief.\nAnd \x1b[31mkind.", 1000, 1000, {"ram": 992, "disk": 992}, 23 * MIB, 1.3
+    ),
+    CacheRow(Role.USER, "what is a cache?", 20, 20, {"ram": 16, "disk": 0}, MIB, 0.02),
+    CacheRow(Role.ASSISTANT, "a " * 30, 400, 0, {"ram": 100, "disk": 300}, 9 * MIB, 0.4),
+    CacheRow(Role.USER, "日本語のとても長いメッセージ", 30, 0, {"ram": 0, "disk": 0}, MIB, 0.0),
 )
 TURN = CacheTotals(
-    asked_tokens=1450, live_tokens=1020, disk_tokens=300, stored_bytes=9 * MIB, saved_s=1.7, load_s=0.2
+    asked_tokens=1450,
+    live_tokens=1020,
+    tier_tokens={"disk": 300},
+    stored_bytes=9 * MIB,
+    saved_s=1.7,
+    load_s=0.2,
 )
+TIERS = (TierUse("ram", 30 * MIB, 300 * MIB), TierUse("disk", 2**30, 4 * 2**30))
 VIEW = CacheView(
-    "rw", "raw", 16, 30 * MIB, 300 * MIB, 4 * 2**30, 33 * MIB, ROWS, 1450, 1320, 0.5, TURN, TURN, 2**30, 257 * MIB, 900 * MIB
+    "rw", "raw", 16, TIERS, 33 * MIB, ROWS, 1450, 1320, 0.5, TURN, TURN, 257 * MIB, 900 * MIB
 )  # fmt: skip
 ANSWER = Answer(
     "x", "", (), (), "t", FinishReason.STOP, Usage(1910, 212, 1842), Timings(0, 9, 1842, 68, 210, 212, 7000, 240),
-    CacheReport(1800, 0, 42, 1842, "edited system prompt", "you are\nkind| and brief", "you are\nkind| and \x1b]0;x\x07wordy", 1.9),
+    CacheReport(1800, {"disk": 42}, 1842, "edited system prompt", "you are\nkind| and brief", "you are\nkind| and \x1b]0;x\x07wordy", 1.9),
 )  # fmt: skip
 
 
@@ -80,7 +89,7 @@ def test_the_map_has_a_row_a_message_with_all_its_figures_at_40_columns() -> Non
 
 def test_the_middle_of_a_long_conversation_is_one_row_and_no_token_is_left_out() -> None:
     rows = [ROWS[0], *ROWS[1:] * 300]
-    lines = bare(map_table(rows, Look(60)))
+    lines = bare(map_table(rows, ["ram", "disk"], Look(60)))
     assert len(lines) == 101
     assert lines[0].startswith("system")
     assert lines[1].split()[:2] == ["801", "more"]
@@ -89,7 +98,7 @@ def test_the_middle_of_a_long_conversation_is_one_row_and_no_token_is_left_out()
 
 
 def test_a_token_counts_in_the_fastest_tier_that_holds_it() -> None:
-    assert [segments(row) for row in ROWS] == [
+    assert [segments(row, ["ram", "disk"]) for row in ROWS] == [
         (1000, 0, 0, 0),
         (20, 0, 0, 0),
         (0, 100, 200, 100),
@@ -133,7 +142,7 @@ def test_the_context_is_shared_out_to_the_last_token() -> None:
 
 
 def test_an_empty_conversation_and_a_cache_that_is_off_have_tables_too() -> None:
-    empty = replace(VIEW, mode="off", rows=(), ram_budget=0, disk_budget=0)
+    empty = replace(VIEW, mode="off", rows=(), tiers=())
     assert "the cache is off" in cache_text(empty, None, Look(40))
     assert "context 0 of 100 tokens" in context_text(empty, 100, Look(40))
     assert history_table([], Look(40)) == ""

@@ -108,7 +108,7 @@ def test_json_has_the_documented_shape() -> None:
         "idle_n",
         "idle_ms",
     }
-    assert list(cache)[:5] == ["live", "ram", "disk", "diverged_at", "reason"]
+    assert list(cache)[:4] == ["live", "tiers", "diverged_at", "reason"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": timings["cache_n"]}
     assert timings["cache_n"] + timings["prompt_n"] == usage["prompt_tokens"]
     assert set(second["tokens"]) == {"prompt", "completion"}

@@ -18,7 +18,7 @@ def answer(*, ram: int = 0, disk: int = 0, reason: FinishReason = FinishReason.S
         reason,
         Usage(1910, 212, 1842),
         Timings(0.0, 0.0, 1842, 68, 210.0, 212, 212 / 31.4 * 1e3, 240.0),
-        CacheReport(1842 - ram - disk, ram, disk, 1842, "new text"),
+        CacheReport(1842 - ram - disk, {"ram": ram, "disk": disk}, 1842, "new text"),
     )
 
 

@@ -113,7 +113,6 @@ class Recomputed:
     def __init__(self, config: Any) -> None:
         self.tokens: list[int] = []
         self.first_held = 0
-        self.is_long = False
         self._config = config
         self._cache: Cache | None = None  # made for the models that can be continued
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import (
@@ -17,16 +17,22 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-if TYPE_CHECKING:
-    from kvchat.models.stock.arena import Arena
+
+class Room(Protocol):
+    """What the layers look at of the arena that they lie in: what counts, and how many tokens their buffers are for."""
+
+    tokens: list[int]
+    first_held: int
+    allocated: int
+    grows: bool
 
 
-def arena_layers(arena: Arena, layers: Sequence[Any]) -> list[Any]:
+def arena_layers(arena: Room, layers: Sequence[Any]) -> list[Any]:
     """For each layer of a fresh cache of transformers' own one over the arena; those without KV stay as they are."""
     return [_arena_layer(arena, layer) for layer in layers]
 
 
-def _arena_layer(arena: Arena, layer: Any) -> Any:
+def _arena_layer(arena: Room, layer: Any) -> Any:
     if not isinstance(layer, CacheLayerMixin):
         return layer
     if isinstance(layer, DynamicIndexedLayer):
@@ -44,7 +50,7 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, arena: Arena, window: int | None) -> None:
+    def __init__(self, arena: Room, window: int | None) -> None:
         CacheLayerMixin.__init__(self)
         self._pages: dict[int, mmap.mmap] = {}  # of buffers on a CPU, by address
         self.arena = arena
@@ -158,7 +164,7 @@ class IndexedArenaLayer(ArenaLayer):
 class HybridArenaLayer(ArenaLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
     """A layer with attention over the arena and a recurrent state side by side."""
 
-    def __init__(self, arena: Arena, window: int | None, number_of_states: int) -> None:
+    def __init__(self, arena: Room, window: int | None, number_of_states: int) -> None:
         ArenaLayer.__init__(self, arena, window)
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -17,10 +17,10 @@ from kvchat.errors import TemplateRefusedError
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.kv_state import common_prefix
 from kvchat.models.text.reasoning import ReasoningMarks
-from kvchat.models.text.template_draft import (
-    Draft,
+from kvchat.models.text.template_input import (
     Message,
     Rendering,
+    TemplateInput,
     Thought,
     Trace,
     placeholder,
@@ -28,16 +28,27 @@ from kvchat.models.text.template_draft import (
 )
 from kvchat.models.text.template_language import APART_KEYS, TemplateProgram
 from kvchat.models.text.template_traits import THINK_NAMES, Form, Place, Traits, content_as, traits_of
-from kvchat.models.text.tokenizer import ChatTokenizer, joined
+from kvchat.models.text.tokenizer import ChatTokenizer
 
 __all__ = ["ChatTemplate", "Message"]
 
 _PROBES = ("a", "-")
 """What a next message may begin with: two texts that share no beginning."""
+_MANY = 8
+"""A rendering of so few parts is encoded anew each time: what is remembered of a longer one is worth more."""
 
 
 def _unheard(notice: str) -> None:
     """Nobody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """The last long rendering: its parts, texts and known tokens in turn, and where each ends in its tokens."""
+
+    parts: list[str | tuple[int, ...]]
+    ends: list[int]
+    tokens: list[int]
 
 
 class ChatTemplate:
@@ -62,6 +73,9 @@ class ChatTemplate:
         self._program = TemplateProgram(source)
         self._notify = notify
         self._said: set[str] = set()
+        self._encoded = _Encoded([], [], [])
+        self._said_before: list[Message] = []
+        self._input_before = TemplateInput({})
         self._parted = lru_cache(maxsize=1024)(self._part)
         self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
         self.closing_ids = self._find_closing()
@@ -106,7 +120,7 @@ class ChatTemplate:
             said = self.unfinished(messages)
             is_given = messages[-1].tokens is None
             return self.tokens(messages[:-1], think=think) + (said if is_given else as_generated(said))
-        draft, rendering, lost = self._built(messages, think, answering)
+        given, rendering, lost = self._built(messages, think, answering)
         if lost and any(message.tokens is not None for message in messages):
             plain = [replace(message, tokens=None) for message in messages]
             other, as_texts, still_lost = self._built(plain, think, answering)
@@ -114,10 +128,10 @@ class ChatTemplate:
                 self._say(
                     "the chat template breaks up what was said, so that the past is given to it as plain text"
                 )
-                draft, rendering, lost = other, as_texts, still_lost
+                given, rendering, lost = other, as_texts, still_lost
         if lost:
-            self._say(f"the chat template leaves out or changes {len(lost)} of {len(draft.traces)} messages")
-        return self._encode(rendering, draft)
+            self._say(f"the chat template leaves out or changes {len(lost)} of {len(given.traces)} messages")
+        return self._encode(rendering, given)
 
     def unfinished(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the answer that the conversation ends with; none if it ends with a question."""
@@ -160,62 +174,67 @@ class ChatTemplate:
             return False
         asked = messages[:-1] if messages[-1].role == "assistant" else messages
         system = [message for message in asked[:1] if message.role == "system"]  # it may ask for none
-        rendered = self._render(self._draft([*system, *asked[-1:]], think)).rstrip()
+        rendered = self._render(self._input([*system, *asked[-1:]], think)).rstrip()
         return rendered.endswith(self.marks.start) and not rendered.endswith(self.marks.end)
 
     # Building a prompt
 
     def _built(
         self, messages: Sequence[Message], think: bool | None, answering: bool
-    ) -> tuple[Draft, Rendering, list[int]]:
+    ) -> tuple[TemplateInput, Rendering, list[int]]:
         """The messages rendered, with the ids that are known, and those that got lost on the way."""
-        draft = self._draft(messages, think)
-        rendering = self._restored(Rendering.of(self._render(draft, answering=answering)), draft)
+        given = self._input(messages, think)
+        rendering = self._restored(Rendering.of(self._render(given, answering=answering)), given)
         lead = self._traits.lead
         for place, number in enumerate(rendering.numbers):
-            if lead and number in draft.answers:
+            if lead and number in given.answers:
                 rendering.texts[place] = rendering.texts[place].removesuffix(lead)
-        return draft, rendering, rendering.lost(draft.traces)
+        return given, rendering, rendering.lost(given.traces)
 
     def _say(self, notice: str) -> None:
         if notice not in self._said:
             self._said.add(notice)
             self._notify(notice)
 
-    def _draft(self, messages: Sequence[Message], think: bool | None = None) -> Draft:
-        draft = Draft({} if think is None else dict.fromkeys(THINK_NAMES, think))
-        forms = self._traits.forms
-        for message in messages if self._traits.takes_system else _with_folded_system(messages):
+    def _input(self, messages: Sequence[Message], think: bool | None = None) -> TemplateInput:
+        said = messages if self._traits.takes_system else _with_folded_system(messages)
+        options = {} if think is None else dict.fromkeys(THINK_NAMES, think)
+        same = _num_same(said, self._said_before) if options == self._input_before.options else 0
+        given = self._input_before.beginning(same, options)
+        for message in said[same:]:
             if message.tokens is None:
-                parts = {"content": self._protected(message, draft)}
+                parts = {"content": self._protected(message, given)}
             else:
-                parts = self._generated(message, tuple(message.tokens), draft)
-            parts["content"] = content_as(forms.get(message.role, Form.TEXT), parts["content"])
-            draft.messages.append({"role": message.role} | parts)
-        return draft
+                parts = self._generated(message, tuple(message.tokens), given)
+            parts["content"] = content_as(self._traits.forms.get(message.role, Form.TEXT), parts["content"])
+            given.messages.append({"role": message.role} | parts)
+            given.sizes.append(len(given.known))
+        if len(said) > _MANY:
+            self._said_before, self._input_before = list(said), given.beginning(len(said), options)
+        return given
 
-    def _protected(self, message: Message, draft: Draft) -> str:
+    def _protected(self, message: Message, given: TemplateInput) -> str:
         """A message's text, or if there is a control token in it a placeholder that stands for its letters."""
         text, is_ordered = without_placeholders(message.text), message.role != "system"
         if not self.tokenizer.has_control(text):
-            draft.traces.append(Trace(text.strip(), is_ordered))
+            given.traces.append(Trace(text.strip(), is_ordered))
             return text
-        number = draft.hide(self.tokenizer.encode_as_text(text))
-        draft.traces.append(Trace(number, is_ordered))
+        number = given.hide(self.tokenizer.encode_as_text(text))
+        given.traces.append(Trace(number, is_ordered))
         return placeholder(number)
 
-    def _generated(self, message: Message, ids: tuple[int, ...], draft: Draft) -> dict[str, str]:
+    def _generated(self, message: Message, ids: tuple[int, ...], given: TemplateInput) -> dict[str, str]:
         """The parts of an answer with ids: those of its reasoning apart, where it has some."""
         marks = self.marks
         if marks is None or not (message.reasoning or self.tokenizer.control.get(marks.end) in ids):
-            number = draft.hide(as_generated(ids))
-            draft.answers.add(number)
-            draft.traces.append(Trace(number))
+            number = given.hide(as_generated(ids))
+            given.answers.add(number)
+            given.traces.append(Trace(number))
             return {"content": placeholder(number)}
         words, answer, is_opened = self._parted(ids, marks)
-        thought, shown = draft.hide(self.tokenizer.encode_as_text(words)), draft.hide(answer)
-        draft.thoughts.append(Thought(len(draft.messages), thought, shown, ids, is_opened))
-        draft.traces.append(Trace(shown))
+        thought, shown = given.hide(self.tokenizer.encode_as_text(words)), given.hide(answer)
+        given.thoughts.append(Thought(len(given.messages), thought, shown, ids, is_opened))
+        given.traces.append(Trace(shown))
         return self._placed(marks, placeholder(thought), placeholder(shown))
 
     def _placed(self, marks: ReasoningMarks, thought: str, shown: str) -> dict[str, str]:
@@ -245,47 +264,63 @@ class ChatTemplate:
                 return count
         return len(ids)
 
-    def _render(self, draft: Draft, *, answering: bool = True) -> str:
+    def _render(self, given: TemplateInput, *, answering: bool = True) -> str:
         """The text of the messages, with the generation prompt if `answering`."""
-        names = {**self.tokenizer.names, **draft.options, "add_generation_prompt": answering}
-        rendered = self._program.render(draft.messages, self._now, **names)
+        names = {**self.tokenizer.names, **given.options, "add_generation_prompt": answering}
+        rendered = self._program.render(given.messages, self._now, **names)
         return rendered + self._traits.header if answering else rendered
 
-    def _restored(self, rendering: Rendering, draft: Draft) -> Rendering:
+    def _restored(self, rendering: Rendering, given: TemplateInput) -> Rendering:
         """Where the template kept an answer's reasoning in a frame of its own, the answer's exact ids in place of all."""
         marks = self.marks
-        if marks is None or not draft.thoughts:
+        if marks is None or not given.thoughts:
             return rendering
         pairs, changed = rendering.neighbours(), {}
-        for thought in draft.thoughts:
+        for thought in given.thoughts:
             place = pairs.get((thought.thought, thought.shown))
             if place is None or not marks.is_frame(rendering.texts[place + 1]):
                 continue
             before = self._traits.before_ids(rendering.texts[place], is_opened=thought.is_opened)
             if before is not None:
-                number = draft.hide(as_generated(thought.ids))
-                draft.traces[thought.message] = Trace(number)
+                number = given.hide(as_generated(thought.ids))
+                given.traces[thought.message] = Trace(number)
                 changed[place] = (before, number)
         return rendering.joined(changed) if changed else rendering
 
-    def _encode(self, rendering: Rendering, draft: Draft) -> list[int]:
-        parts: list[Sequence[int]] = []
-        for place, text in enumerate(rendering.texts):
-            if text:
-                parts.append(self.tokenizer.encode(text, is_start=place == 0))
-            if place < len(rendering.numbers):
-                parts.append(draft.known[rendering.numbers[place]])
-        return joined(parts)
+    def _encode(self, rendering: Rendering, given: TemplateInput) -> list[int]:
+        """The tokens of a rendering. What it begins with as the one before did was encoded then."""
+        parts: list[str | tuple[int, ...]] = [rendering.texts[0]]
+        for number, text in zip(rendering.numbers, rendering.texts[1:], strict=True):
+            parts += given.known[number], text
+        before = self._encoded
+        same = _num_same(parts, before.parts)
+        ends = before.ends[:same]
+        tokens = before.tokens[: ends[-1]] if ends else []
+        for place, part in enumerate(parts[same:], same):
+            if part:
+                tokens += self.tokenizer.encode(part, is_start=not place) if isinstance(part, str) else part
+            ends.append(len(tokens))
+        if len(parts) > _MANY:
+            self._encoded = _Encoded(parts, ends, tokens)
+        return list(tokens)
 
     def _find_closing(self) -> tuple[int, ...]:
         """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
-        draft = self._draft([Message("user", "a"), Message("assistant", "b", tokens=())])
+        given = self._input([Message("user", "a"), Message("assistant", "b", tokens=())])
         try:
-            behind = Rendering.of(self._render(draft, answering=False)).texts[-1]
+            behind = Rendering.of(self._render(given, answering=False)).texts[-1]
         except TemplateRefusedError:
             return ()
         ids = self.tokenizer.encode(behind.lstrip())[:1]
         return tuple(i for i in ids if i in self.tokenizer.control.values())
+
+
+def _num_same(parts: Sequence[object], others: Sequence[object]) -> int:
+    """With how many equal ones both begin."""
+    most = min(len(parts), len(others))
+    if parts[:most] == others[:most]:
+        return most
+    return next(number for number in range(most) if parts[number] != others[number])
 
 
 def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:

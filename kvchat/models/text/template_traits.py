@@ -12,7 +12,7 @@ from typing import Any
 
 from kvchat.errors import ModelUnavailableError, TemplateRefusedError
 from kvchat.models.text.reasoning import ReasoningMarks, marks_in
-from kvchat.models.text.template_draft import placeholder
+from kvchat.models.text.template_input import placeholder
 from kvchat.models.text.template_language import APART_KEYS, TemplateProgram
 
 THINK_NAMES = ("enable_thinking", "thinking")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import xxhash
@@ -41,6 +42,7 @@ class ChatTokenizer:
             for number, token in added.items()
             if token.content.strip() and (token.special or token.content in control_text)
         }
+        self._control_ids = frozenset(self.control.values())
         marks = marks_in(control_text, self.control)
         self._visible = {
             number: token.content
@@ -60,25 +62,23 @@ class ChatTokenizer:
         """
         starts = [found.start() for found in self._partings.finditer(text)] if self._partings else []
         ends = [start for start in starts if start > 0] + [len(text)]
+        if len(ends) == 1:
+            return self._encode_part(text, is_start=is_start)
         parts = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        return tuple(
-            token
-            for number, part in enumerate(parts)
-            for token in self._encode_part(part, is_start=is_start and number == 0)
-        )
+        first = self._encode_part(parts[0], is_start=is_start)
+        return tuple(chain(first, *map(self._encode_part, parts[1:])))
 
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
         ids = _encode(self._plain, text)
-        forged = {*self.control.values(), self._plain.token_to_id(_ANCHOR)}
+        forged = {*self._control_ids, self._plain.token_to_id(_ANCHOR)}
         if forged.isdisjoint(ids):
             return ids
         return tuple(i for letter in text for i in _encode(self._plain, letter) if i not in forged)
 
     def has_control(self, text: str) -> bool:
         """Whether a control token is written in `text`, as it is or in other letters that are normalized to it."""
-        is_written = self.control_pattern.search(text) is not None
-        return is_written or not set(self.control.values()).isdisjoint(self.encode(text))
+        return bool(self.control_pattern.search(text)) or not self._control_ids.isdisjoint(self.encode(text))
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -242,8 +242,3 @@ def read_template(folder: Path, named: Path | None = None) -> str | None:
         if isinstance(template, str):
             return template
     return None
-
-
-def joined(parts: Sequence[Sequence[int]]) -> list[int]:
-    """Several runs of ids as one list."""
-    return [token for part in parts for token in part]

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.cache.match import CacheSettings
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
-from kvchat.engine.engine import Engine
 from kvchat.engine.foresight import Fixed
 from kvchat.engine.request import Finished, Request, Token
-from kvchat.engine.speculation import Speculation
+from kvchat.models.kinds import ids_of, is_long
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.stock import attention
 from kvchat.models.stock.network import describe
+from tests.engine.talk import Talk
 from tests.families.shrink import random_tokens, tiny_random_model
 from tests.families.sweep import TOLERANCE, Plain, plain_logits, watched
 from tests.tiny import said
@@ -67,10 +67,11 @@ def test_however_a_conversation_crosses_the_threshold_its_logits_are_right(
         logits = loaded.forward(tokens[end : end + size], state)
         end += size
         assert (logits - plain(tokens[:end])[-1]).abs().max() < TOLERANCE
-    assert state.tokens == tokens[:end]
+    assert ids_of(state.tokens) == tokens[:end]
+    assert is_long(state.tokens[0]) is (end > THRESHOLD)
 
 
-def say(engine: Engine, prompt: list[int], count: int = 6) -> tuple[list[int], Finished]:
+def say(engine: Talk, prompt: list[int], count: int = 6) -> tuple[list[int], Finished]:
     *told, finished = engine.generate(Request(prompt, max_tokens=count), lambda: False)
     assert isinstance(finished, Finished)
     engine.store()
@@ -101,14 +102,13 @@ def test_a_conversation_crosses_the_threshold_in_an_answer_and_goes_back(
     assert back == greedy([*longer, 5])
 
 
-def cached_engine(loaded: LoadedModel, folder: Path) -> Engine:
-    engine = Engine(loaded, chunk_tokens=16)
+def cached_engine(loaded: LoadedModel, folder: Path) -> Talk:
+    engine = Talk(loaded, chunk_tokens=16)
     engine.warm_up()
     engine.pace.prefill_s_per_token = engine.pace.step_s = 0.0
     assert engine.kv_layout
     settings = CacheSettings(ram_bytes=2**24, disk_bytes=2**26, disk_root=folder, block_size=8)
-    engine.cache = PrefixCache(engine.kv_layout, b"short", settings)
-    engine.set_long_cache(PrefixCache(engine.kv_layout, b"long", settings))
+    engine.cache = PrefixCache(engine.kv_layout, b"both", settings)
     return engine
 
 
@@ -167,8 +167,8 @@ class Oracle:
 def test_guesses_ahead_stop_at_the_threshold(loaded: LoadedModel) -> None:
     way = watched(loaded)
     prompt = random_tokens(THRESHOLD - 10)
-    whole, _ = say(Engine(loaded), prompt, 20)
-    engine = Engine(way, speculation=Speculation(Oracle(whole), Fixed(4)))
+    whole, _ = say(Talk(loaded), prompt, 20)
+    engine = Talk(way, guessing=(Oracle(whole), Fixed(4)))
     assert say(engine, prompt, 20)[0] == whole
     assert engine.drafts.accepted > 10
     ends = [len(tokens) for tokens, _ in way.seen]

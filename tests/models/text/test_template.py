@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.text.template import ChatTemplate, Message
-from kvchat.models.text.template_draft import Draft
+from kvchat.models.text.template_input import TemplateInput
 from kvchat.models.text.tokenizer import ChatTokenizer
 from tests.tiny import CHATML, byte_level_tokenizer
 
@@ -40,7 +40,9 @@ def make(source: str, *added: str) -> ChatTemplate:
 
 def canonical(template: ChatTemplate, messages: list[Message]) -> list[int]:
     """The rendered text encoded in one go, as transformers does it."""
-    rendered = template._render(Draft({}, messages=[{"role": m.role, "content": m.text} for m in messages]))
+    rendered = template._render(
+        TemplateInput({}, messages=[{"role": m.role, "content": m.text} for m in messages])
+    )
     return byte_level_tokenizer().encode(rendered, add_special_tokens=False).ids
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvchat.models.text.template import ChatTemplate, Message
-from kvchat.models.text.template_draft import Draft, Rendering, Trace, placeholder
+from kvchat.models.text.template_input import Rendering, TemplateInput, Trace, placeholder
 from kvchat.models.text.tokenizer import ChatTokenizer
 from tests.models.chat_templates import byte_tokenizer
 from tests.models.past_templates import EVERY, PAST, Past
@@ -201,4 +201,4 @@ def test_a_text_is_found_between_its_neighbours_alone() -> None:
     assert rendering.lost([Trace(1), Trace(0)]) == [1]
     assert Rendering.of(text + placeholder(0)).lost([Trace("a"), Trace(0)]) == [1]
     assert rendering.lost([Trace("b", is_ordered=False), Trace("a")]) == []
-    assert Draft({}).hide([1, 2]) == 0
+    assert TemplateInput({}).hide([1, 2]) == 0

@@ -49,7 +49,7 @@ class Thought:
 
 
 @dataclass(slots=True)
-class Draft:
+class TemplateInput:
     """Messages as a template takes them; their placeholders are numbered by `known`, `traces` has one for each."""
 
     options: dict[str, bool]
@@ -59,6 +59,17 @@ class Draft:
     messages: list[dict[str, Any]] = field(default_factory=list)
     thoughts: list[Thought] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """How many placeholders there are up to each message's last."""
+
+    def beginning(self, num_messages: int, options: dict[str, bool]) -> TemplateInput:
+        """The same of the first messages alone."""
+        sizes = self.sizes[:num_messages]
+        known = self.known[: sizes[-1] if sizes else 0]
+        thoughts = [thought for thought in self.thoughts if thought.message < num_messages]
+        answers = {number for number in self.answers if number < len(known)}
+        traces, messages = self.traces[:num_messages], self.messages[:num_messages]
+        return TemplateInput(options, known, answers, messages, thoughts, traces, sizes)
 
     def hide(self, tokens: Sequence[int]) -> int:
         """The number of a new placeholder that stands for `tokens`, given or generated."""
@@ -85,7 +96,7 @@ class Rendering:
 
     @classmethod
     def of(cls, text: str) -> Rendering:
-        """What a template made of a draft."""
+        """What a template made of a given."""
         parts = _PLACEHOLDER.split(text)
         return cls(parts[::2], [int(number) for number in parts[1::2]])
 

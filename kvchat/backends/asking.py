@@ -1,0 +1,167 @@
+"""Turns -> the question that the engine is asked: the prompt's tokens, and how to go on behind them. Computes no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kvchat.backends.base import Encoded, Options, Role, Turn, time_of
+from kvchat.backends.loading import ReadyModel
+from kvchat.backends.text import ReasoningSplitter
+from kvchat.engine.request import Request
+from kvchat.engine.sampling import SamplingParams
+from kvchat.engine.token_rules import TokenRules
+from kvchat.errors import ContextOverflowError, ModelUnavailableError
+from kvchat.models.kinds import ids_of
+from kvchat.models.text.template import ChatTemplate, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation to be answered. `tokens` are its whole prompt and `ids` their ids; the first `shared` come before
+    anything that the user says, the last are `unfinished`, those of an answer to go on with. `encoded` are the answers
+    of other models, and the prompt itself `opens_reasoning` or doesn't."""
+
+    turns: tuple[Turn, ...]
+    tokens: list[int]
+    ids: list[int]
+    shared: int
+    unfinished: list[int]
+    options: Options
+    opens_reasoning: bool
+    encoded: tuple[Encoded, ...]
+
+    @classmethod
+    def of(cls, model: ReadyModel, turns: Sequence[Turn], options: Options) -> Question:
+        """What `turns` ask of a model. Raises ContextOverflowError, and ModelUnavailableError for no prompt."""
+        template, messages = conversation(model, turns)
+        tokens = template.tokens(messages, think=options.think)
+        ids = ids_of(tokens)
+        check_room(ids, model)
+        return cls(
+            turns=tuple(turns),
+            tokens=tokens,
+            ids=ids,
+            shared=template.shared_tokens(messages, think=options.think),
+            unfinished=template.unfinished(messages),
+            options=effective_options(model.info.defaults, options),
+            opens_reasoning=template.opens_reasoning(messages, think=options.think),
+            encoded=_newly_encoded(turns, messages),
+        )
+
+    def request(self, model: ReadyModel, *, reuse: bool, stores: bool) -> Request:
+        """The same for the engine."""
+        options, loaded = self.options, model.engine.loaded
+        stop_ids = loaded.eos_ids | set(model.template.closing_ids)
+        rules = TokenRules.of(
+            loaded.generation_defaults,
+            frozenset(stop_ids),
+            prompt_tokens=len(self.ids),
+            unfinished_tokens=len(self.unfinished),
+        )
+        sampling = SamplingParams(
+            temperature=options.temperature or 0.0,
+            top_k=options.top_k or 0,
+            top_p=1.0 if options.top_p is None else options.top_p,
+            min_p=options.min_p or 0.0,
+            repetition_penalty=options.repetition_penalty or 1.0,
+            seed=options.seed,
+            rules=rules,
+        )
+        return Request(self.tokens, sampling, options.max_tokens, stop_ids, self.shared, reuse, stores)
+
+    def splitter(self, model: ReadyModel) -> ReasoningSplitter:
+        """What tells the answer's reasoning from the answer."""
+        marks = model.template.marks
+        if marks is None:
+            return ReasoningSplitter(None)
+        return ReasoningSplitter(
+            (marks.start, marks.end), is_open=self.opens_reasoning, lead=marks.lead, tail=marks.tail
+        )
+
+
+def conversation(model: ReadyModel, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
+    """The template at the conversation's time, and its messages; ids that the model does not have count for none.
+
+    Raises ContextOverflowError.
+    """
+    was_measured(turns, model)
+    template, limit = model.template.at(time_of(turns)), model.engine.loaded.vocab_size
+    known = (turn if max(turn.tokens or (0,)) < limit else replace(turn, tokens=None) for turn in turns)
+    return template, [message_of(turn, template) for turn in known]
+
+
+def message_of(turn: Turn, template: ChatTemplate) -> Message:
+    """A turn with its ids; an answer that has none of this tokenizer gets those of its text.
+
+    One with reasoning stays text: where the reasoning's marks belong, its template says.
+    """
+    tokens: Sequence[int] | None = turn.tokens if turn.tokenizer == template.tokenizer.id else None
+    if tokens is None and turn.role is Role.ASSISTANT and turn.text and not turn.reasoning:
+        tokens = template.answer_ids(turn.text)
+    return Message(turn.role.value, turn.text, turn.reasoning, tokens)
+
+
+def was_measured(
+    turns: Sequence[Turn], model: ReadyModel, is_cancelled: Callable[[], bool] = lambda: False
+) -> bool:
+    """Look at texts that may be longer than the context, piece by piece; False if that was cancelled.
+
+    Raises ContextOverflowError for one that alone is too long, before all of it is encoded.
+    """
+    context, tokenizer = model.engine.loaded.context, model.tokenizer
+    for turn in turns:
+        if turn.tokenizer == tokenizer.id or len(turn.text) <= context:
+            continue
+        for count in tokenizer.least_tokens(turn.text):
+            if is_cancelled():
+                return False
+            if count > context:
+                raise ContextOverflowError(
+                    f"the conversation is more than {count} tokens long, the context of {model.info.name} has {context}",
+                    "start anew with /clear, or shorten the message",
+                )
+    return True
+
+
+def check_room(ids: Sequence[int], model: ReadyModel) -> None:
+    """Raises ContextOverflowError for a prompt that leaves no room, ModelUnavailableError for one that is none."""
+    name, loaded = model.info.name, model.engine.loaded
+    if not ids:
+        raise ModelUnavailableError(
+            f"the chat template of {name} makes nothing of a conversation",
+            "give another with --chat-template FILE",
+        )
+    if len(ids) >= loaded.context:
+        raise ContextOverflowError(
+            f"the conversation is {len(ids)} tokens long, the context of {name} has {loaded.context}",
+            "start anew with /clear, or shorten the message",
+        )
+    if (greatest := max(ids)) >= loaded.vocab_size:
+        raise ModelUnavailableError(
+            f"the tokenizer of {name} has the token {greatest}, and the model knows {loaded.vocab_size}",
+            "the tokenizer is another model's, so fetch the model again",
+        )
+
+
+def effective_options(defaults: Options, given: Options) -> Options:
+    """What the user gave over what the model's settings say.
+
+    A temperature, or a wish for top-k, top-p or min-p, turns sampling on for a model whose settings are greedy.
+    """
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
+    values = {name: value for name in names if (value := getattr(given, name)) is not None}
+    chosen = replace(defaults, **values, stop=(*defaults.stop, *given.stop))
+    wants_sampling = any(name in values for name in ("top_k", "top_p", "min_p"))
+    if wants_sampling and given.temperature is None and not defaults.temperature:
+        return replace(chosen, temperature=1.0)
+    return chosen
+
+
+def _newly_encoded(turns: Sequence[Turn], messages: Sequence[Message]) -> tuple[Encoded, ...]:
+    pairs = zip(turns, messages, strict=True)
+    return tuple(
+        Encoded(turn.text, tuple(message.tokens))
+        for turn, message in pairs
+        if message.tokens is not None and turn.tokens is not message.tokens
+    )

@@ -1,0 +1,40 @@
+"""One message of a conversation, as a value that crosses a pipe as JSON. Knows nothing of what answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """Who speaks in a turn."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation.
+
+    `tokens` are the exact ids of an answer as the model generated them (without the token that ends the turn), and
+    `tokenizer` names the tokenizer that they belong to; a backend with another tokenizer encodes `text` anew.
+    `text` is the answer without its reasoning, `reasoning` the part in front of it. `time_s` (since the epoch) is what
+    time it is in the whole conversation, for a template that prints it: that of the first turn that has one counts.
+    What is `pinned`, a system prompt, is evicted last.
+    """
+
+    role: Role
+    text: str
+    reasoning: str = ""
+    tokens: tuple[int, ...] | None = None
+    tokenizer: str | None = None
+    time_s: float | None = field(default=None, compare=False)
+    pinned: bool = field(default=False, compare=False)
+
+
+def time_of(history: Sequence[Turn]) -> float | None:
+    """What time it is in a conversation, in seconds since the epoch; None if it does not say."""
+    return next((turn.time_s for turn in history if turn.time_s is not None), None)

@@ -1,0 +1,93 @@
+"""The tokens of one answer as its reader gets them: text, reasoning told apart, and an end where a stop string begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from kvchat.backends.base import Event, Notice, Text
+from kvchat.backends.text import Passage, ReasoningSplitter, StopScanner
+from kvchat.models.text.tokenizer import ChatTokenizer
+
+
+class Wording:
+    """One answer, told token by token. `begun` are the ids of an unfinished answer that it goes on with."""
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        splitter: ReasoningSplitter,
+        stops: Sequence[str],
+        begun: Sequence[int],
+    ) -> None:
+        self.ids: list[int] = []
+        self.text = self.reasoning = ""
+        self.first_text_at: float | None = None
+        self._tokenizer = tokenizer
+        self._splitter = splitter
+        self._stream = tokenizer.stream()
+        self._begun_ids = begun
+        self._begun = self._all = "".join(map(self._stream.push, begun))
+        shown = "".join(part.text for part in splitter.feed(self._begun) if not part.is_reasoning)
+        self._scanner = StopScanner(stops, shown)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a stop string has come."""
+        return self._scanner.is_hit
+
+    @property
+    def retracted(self) -> int:
+        """How many of the last characters of the unfinished answer belong to the stop string."""
+        return self._scanner.retracted
+
+    def tell(self, token: int) -> Iterator[Event]:
+        """What the next token makes certain."""
+        self.ids.append(token)
+        yield from self._show(self._stream.push(token))
+
+    def rest(self) -> Iterator[Event]:
+        """What is still held back at the end."""
+        if not self.is_over:
+            yield from self._show(self._stream.finish())
+            yield from self._tell_apart(self._splitter.finish())
+            yield from self._give(self._scanner.finish())
+
+    def shown_ids(self) -> list[int]:
+        """The generated ids up to the stop string; where it began inside a token, the rest of the text encoded."""
+        if not self.is_over:
+            return self.ids
+        tokenizer, count = self._tokenizer, len(self.ids)
+        while count and not self._all.startswith(self._decoded(count)):
+            count -= 1
+        rest = self._all[len(self._decoded(count)) :]
+        return [*self.ids[:count], *(tokenizer.encode_as_text(rest) if rest else ())]
+
+    def _decoded(self, count: int) -> str:
+        return self._tokenizer.decode([*self._begun_ids, *self.ids[:count]])
+
+    def _show(self, text: str) -> Iterator[Event]:
+        self._all += text  # marks included; up to where a stop string begins
+        yield from self._tell_apart(self._splitter.feed(text) if text else [])
+
+    def _tell_apart(self, passages: Sequence[Passage]) -> Iterator[Event]:
+        for one in passages:
+            if one.recalls:
+                yield Notice("what came so far was reasoning: the model ended it and had not begun it")
+                self.reasoning, self.text = self.text + self._scanner.finish(), ""
+            yield from self._give(
+                one.text if one.is_reasoning else self._scanner.feed(one.text), one.is_reasoning
+            )
+            if self.is_over:
+                self._all = self._all[: max(len(self._begun), one.end - self._scanner.rest)]
+                return
+
+    def _give(self, text: str, is_reasoning: bool = False) -> Iterator[Event]:
+        if not text:
+            return
+        if is_reasoning:
+            self.reasoning += text
+        else:
+            self.text += text
+        self.first_text_at = self.first_text_at or time.perf_counter()
+        yield Text(text, is_reasoning)

@@ -1,0 +1,283 @@
+"""The RAM tier: runs of blocks under a byte budget; knows no files and no torch.
+
+A run lies in one buffer. A parent goes only after its children: whoever touches a chain touches it from its tail to its
+root, as vLLM frees its blocks, whoever pins a run pins its ancestors, and a parent's priority is never below a child's. In
+which order leaves go is the policy's to say.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kvchat.cache.base import Ended, Piece, Policy, Stored, Tier
+from kvchat.cache.block import Chain
+from kvchat.cache.stats import CacheStats, StatsCounter
+from kvchat.cache.tree import RecentDigests, Tree
+
+
+class RamRun:
+    """Consecutive blocks with their encoded KV, immutable: `data` is uint8 [num_blocks * block_bytes]."""
+
+    __slots__ = (
+        "data",
+        "first",
+        "is_state",
+        "num_blocks",
+        "num_bytes",
+        "num_children",
+        "num_pins",
+        "parent",
+        "priority",
+        "start",
+        "tokens",
+    )
+
+    def __init__(self, parent: RamRun | None, chain: Chain, start: int, data: Any, priority: int) -> None:
+        """A chain's blocks from `start` to its end, behind `parent`."""
+        self.parent = parent
+        self.start = start
+        self.num_blocks = len(chain) - start
+        self.first = chain.hashes[start]
+        self.tokens = chain.ids(start, len(chain))
+        self.is_state = chain.is_state and self.num_blocks == 1
+        self.data = data
+        self.num_bytes: int = data.nbytes
+        self.priority = priority
+        self.num_pins = 0
+        self.num_children = 0
+
+    @property
+    def id(self) -> Hashable:
+        """The run itself: a child hangs from this very object."""
+        return self
+
+    @property
+    def above(self) -> Hashable:
+        """The run with the block before."""
+        return self.parent
+
+    def ids(self) -> bytes:
+        """Its own token ids."""
+        return self.tokens
+
+    def lineage(self) -> Iterator[RamRun]:
+        """The run, its parent, and so on to the root."""
+        run: RamRun | None = self
+        while run:
+            yield run
+            run = run.parent
+
+
+class LeastRecentlyUsed:
+    """Runs of the lowest priority first, and of those the one that was not used for longest."""
+
+    def __init__(self) -> None:
+        self._by_priority: dict[int, OrderedDict[Any, None]] = {}
+
+    def added(self, run: Any) -> None:
+        """A run is here now, and was used."""
+        self._by_priority.setdefault(run.priority, OrderedDict())[run] = None
+
+    def used(self, run: Any) -> None:
+        """A run was asked for, or got a higher priority."""
+        self.removed(run)
+        self.added(run)
+
+    def removed(self, run: Any) -> None:
+        """A run is gone."""
+        for runs in self._by_priority.values():
+            runs.pop(run, None)
+
+    def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
+        """The run to evict next, of those that can go; None when there is none."""
+        for priority in sorted(self._by_priority):
+            for run in self._by_priority[priority]:
+                if can_go(run):
+                    return run
+        return None
+
+
+class RamTier(Tier):
+    """Runs under a byte budget. Safe for threads."""
+
+    name = "ram"
+
+    def __init__(
+        self, budget_bytes: int, *, policy: Policy | None = None, stats: StatsCounter | None = None
+    ) -> None:
+        """`policy` says what goes first; None is the least recently used. What is evicted is counted in `stats`."""
+        self.gone = RecentDigests()
+        """First blocks of what was evicted, or had no room."""
+        self._budget_bytes = budget_bytes
+        self._used_bytes = 0
+        self._pinned_bytes = 0
+        self._policy = LeastRecentlyUsed() if policy is None else policy
+        self._stats = stats or StatsCounter()
+        self._tree: Tree[RamRun] = Tree()
+        self._runs: set[RamRun] = set()
+        self._state_ends: set[int] = set()
+        self._lock = threading.RLock()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the runs."""
+        return self._used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        """Bytes that they may take, never passed."""
+        return self._budget_bytes
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all runs."""
+        with self._lock:
+            return sum(run.num_blocks for run in self._runs)
+
+    def match(self, chain: Chain) -> tuple[Piece, ...]:
+        """What is held of a chain, from the root on."""
+        with self._lock:
+            return self._tree.match(chain)
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether a run begins with a block of this hash."""
+        return self._tree.knows(digest)
+
+    def state_ends(self) -> set[int]:
+        """The numbers of tokens behind which a snapshot ever was."""
+        with self._lock:
+            return set(self._state_ends)
+
+    def why_missing(self, digest: bytes) -> Ended:
+        """Evicted, if that is not long ago."""
+        if digest in self.gone:
+            return Ended.EVICTED
+        return Ended.NEW_TEXT if self._runs or len(self.gone) else Ended.FIRST_USE
+
+    def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
+        """Blocks [start, end) of pinned pieces, as views."""
+        for run, first, stop, _ in pieces:
+            low, high = max(first, start), min(stop, end)
+            if low < high:
+                size = run.num_bytes // run.num_blocks
+                yield Stored(low, high, run.data[(low - run.start) * size : (high - run.start) * size])
+
+    def reserve(self, num_bytes: int, above: Sequence[Piece] = ()) -> bool:
+        """Evict until `num_bytes` more fit, behind `above`, which stays. False, with nothing evicted, when pinned runs leave no room."""
+        with self._lock, self._pinned(above):
+            if num_bytes > self._budget_bytes - self._pinned_bytes:
+                return False
+            while self._budget_bytes - self._used_bytes < num_bytes:
+                self._evict(self._victim())
+            return True
+
+    def store(self, chain: Chain, start: int, data: Any, *, priority: int = 0) -> bool:
+        """Add a chain's blocks from `start` on, for which `reserve` has made room."""
+        with self._lock:
+            above = self._tree.match(chain.prefix(start))
+            if (above[-1].end if above else 0) < start:
+                return False
+            run = RamRun(above[-1].run if above else None, chain, start, data, priority)
+            assert run.num_bytes <= self._budget_bytes - self._used_bytes, "reserve before store"
+            self._runs.add(run)
+            self._tree.add(run)
+            self._used_bytes += run.num_bytes
+            if run.parent:
+                run.parent.num_children += 1
+            if run.is_state:
+                self._state_ends.add(chain.num_tokens())
+            self._policy.added(run)
+            self._use(run.parent, priority)
+            return True
+
+    def touch(self, chain: Chain, priority: int = 0) -> None:
+        """Count what is held of a chain as used now; raise its priority to at least `priority`."""
+        with self._lock:
+            pieces = self._tree.match(chain)
+            self._use(pieces[-1].run if pieces else None, priority)
+
+    def pin(self, pieces: Sequence[Piece]) -> bool:
+        """Keep what was found, and what it continues, until `unpin`. False when some of it was evicted."""
+        with self._lock:
+            if any(piece.run not in self._runs for piece in pieces):
+                return False
+            for run in pieces[-1].run.lineage() if pieces else ():
+                run.num_pins += 1
+                self._pinned_bytes += run.num_bytes * (run.num_pins == 1)
+            return True
+
+    def unpin(self, pieces: Sequence[Piece]) -> None:
+        """Take back one `pin`."""
+        with self._lock:
+            for run in pieces[-1].run.lineage() if pieces else ():
+                run.num_pins -= 1
+                assert run.num_pins >= 0, "unpinned more often than pinned"
+                self._pinned_bytes -= run.num_bytes * (run.num_pins == 0)
+
+    def evict(self) -> bool:
+        """Evict one run. False when all are pinned."""
+        with self._lock:
+            run = self._policy.victim(_can_go)
+            if run is not None:
+                self._evict(run)
+            return run is not None
+
+    def clear(self) -> None:
+        """Evict everything that is not pinned."""
+        while self.evict():
+            pass
+
+    def check_integrity(self) -> None:
+        """Assert what always holds: accounts, index, no orphan, nothing above its children's place."""
+        with self._lock:
+            assert self._used_bytes == sum(run.num_bytes for run in self._runs) <= self._budget_bytes
+            assert self._pinned_bytes == sum(run.num_bytes for run in self._runs if run.num_pins)
+            assert sorted(map(id, self._tree)) == sorted(map(id, self._runs))
+            children = dict.fromkeys(self._runs, 0)
+            for run in self._runs:
+                if run.parent:
+                    assert run.parent in self._runs, "an orphan in RAM"
+                    assert run.parent.priority >= run.priority and run.parent.num_pins >= run.num_pins
+                    children[run.parent] += 1
+            assert all(run.num_children == count for run, count in children.items())
+            is_full_of_pins = all(run.num_pins for run in self._runs)
+            assert (self._policy.victim(_can_go) is None) == is_full_of_pins, "a free leaf is not offered"
+
+    @contextmanager
+    def _pinned(self, pieces: Sequence[Piece]) -> Iterator[None]:
+        is_pinned = self.pin(pieces)
+        assert is_pinned, "what is to be continued is here"
+        try:
+            yield
+        finally:
+            self.unpin(pieces)
+
+    def _use(self, tail: RamRun | None, priority: int) -> None:
+        for run in tail.lineage() if tail else ():
+            run.priority = max(run.priority, priority)
+            self._policy.used(run)
+
+    def _victim(self) -> RamRun:
+        run: RamRun | None = self._policy.victim(_can_go)
+        assert run is not None, "what is not pinned can go"
+        return run
+
+    def _evict(self, run: RamRun) -> None:
+        assert _can_go(run), "only a leaf that nobody uses is evicted"
+        self._policy.removed(run)
+        self._runs.remove(run)
+        self._tree.remove(run)
+        self._used_bytes -= run.num_bytes
+        if run.parent:
+            run.parent.num_children -= 1
+        self.gone.add(run.first)
+        self._stats.add(CacheStats(evicted_blocks=run.num_blocks))
+        del run.data  # a match may still know the run: its memory goes now
+
+
+def _can_go(run: RamRun) -> bool:
+    return run.num_children == 0 and run.num_pins == 0

@@ -1,0 +1,121 @@
+"""Runs of blocks, found by the hash of their first block and proven by their tokens and by the run that they continue.
+
+A run is consecutive blocks of one chain that were stored together; a snapshot is a run of one block. Whatever a tier
+keeps in its runs, the tree asks only what stands in `Run`. Knows no torch, no files, no budget.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from kvchat.cache.base import Piece
+from kvchat.cache.block import Chain
+
+
+class Run(Protocol):
+    """Blocks from block `start` of a chain on. `above` is the `id` of the run with the block before, None at the root."""
+
+    @property
+    def id(self) -> Hashable:
+        """What no other run of the tree is called."""
+
+    @property
+    def above(self) -> Hashable:
+        """The run that this one continues, somewhere in it."""
+
+    @property
+    def first(self) -> bytes:
+        """The hash of its first block."""
+
+    @property
+    def start(self) -> int:
+        """Blocks before it."""
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it is a snapshot."""
+
+    @property
+    def priority(self) -> int:
+        """How long it is to be kept, against others."""
+
+    def ids(self) -> bytes | None:
+        """Its own token ids; None when they turned out to be unusable."""
+
+
+R = TypeVar("R", bound=Run)
+
+
+class Tree(Generic[R]):
+    """The runs of one tier for one model. Not safe for threads."""
+
+    def __init__(self) -> None:
+        self._by_first: dict[bytes, tuple[R, ...]] = {}
+
+    def __iter__(self) -> Iterator[R]:
+        return (run for runs in self._by_first.values() for run in runs)
+
+    def knows(self, first: bytes) -> bool:
+        """Whether there is a run that may begin with the block of this hash; `match` proves it."""
+        return first in self._by_first
+
+    def add(self, run: R) -> None:
+        """Take a run in."""
+        self._by_first[run.first] = (*self._by_first.get(run.first, ()), run)
+
+    def remove(self, run: R) -> None:
+        """Take a run out that is here."""
+        left = tuple(other for other in self._by_first[run.first] if other is not run)
+        if left:
+            self._by_first[run.first] = left
+        else:
+            del self._by_first[run.first]
+
+    def match(self, chain: Chain) -> tuple[Piece, ...]:
+        """The runs that a chain's blocks lie in, from the root on, as far as they reach without a gap.
+
+        Of the runs that hold a block the one that reaches furthest is taken, which makes the fewest pieces.
+        """
+        pieces: list[Piece] = []
+        reached: dict[Hashable, int] = {None: 0}
+        best: R | None = None
+        at = end = 0
+        for block, digest in enumerate(chain.hashes):
+            for run in self._by_first.get(digest, ()):
+                if run.start != block or reached.get(run.above, -1) < block:
+                    continue
+                ids = run.ids()
+                equal = 0 if ids is None else chain.num_equal(block, ids, is_state=run.is_state)
+                if equal:
+                    reached[run.id] = block + equal
+                if block + equal > end:
+                    best, end = run, block + equal
+            if block == at:
+                if best is None or end <= at:
+                    break
+                pieces.append(Piece(best, at, end, best.priority))
+                at = end
+        return tuple(pieces)
+
+
+class RecentDigests:
+    """A bounded set of digests that forgets the one added longest ago."""
+
+    def __init__(self, limit: int = 65_536) -> None:
+        self._limit = limit
+        self._digests: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._digests
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def add(self, digest: bytes) -> None:
+        """Remember a digest, the latest."""
+        self._digests[digest] = None
+        self._digests.move_to_end(digest)
+        if len(self._digests) > self._limit:
+            self._digests.popitem(last=False)
