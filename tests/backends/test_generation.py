@@ -189,17 +189,29 @@ def test_a_token_that_the_model_does_not_know_is_refused(
     backend.close()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_a_context_that_no_machine_has_memory_for_says_how_to_make_it_smaller(
-    tmp_path: Path, family: str
-) -> None:
-    folder = tiny_folder(tmp_path / "model", family=family)
+def test_a_context_that_no_machine_has_memory_for_says_how_to_make_it_smaller(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", family="gemma2")
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2**31}
     (folder / "config.json").write_text(json.dumps(config))
     backend = LocalBackend(tiny_config(folder, tmp_path))
     with pytest.raises(OutOfMemoryError, match=f"no memory for the KV of the {2**31} tokens") as caught:
         backend.info()
     assert caught.value.remedy == "take a smaller --context, such as 32768"
+    backend.close()
+
+
+def test_of_a_context_that_no_machine_has_memory_for_as_much_is_taken_as_fits_unless_all_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2**31}
+    (folder / "config.json").write_text(json.dumps(config))
+    backend = LocalBackend(tiny_config(folder, tmp_path))
+    assert 1024 <= backend.info().context < 2**31
+    backend.close()
+    backend = LocalBackend(tiny_config(folder, tmp_path, model__context=2**31))
+    with pytest.raises(OutOfMemoryError, match=r"take --context \d+ or less"):
+        backend.info()
     backend.close()
 
 
