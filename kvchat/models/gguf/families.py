@@ -12,10 +12,9 @@ from typing import Any
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.file import GgufFile, GgufTensor
-from kvchat.models.gguf.keys import ELSEWHERE, Keys
+from kvchat.models.gguf.keys import ELSEWHERE, Keys, stored_dtype
 from kvchat.models.gguf.rope import rope_parameters
 from kvchat.models.gguf.tokenizer import special_id, vocabulary_size
-from kvchat.models.gguf.understanding import stored_dtype
 
 _SIZES = (
     *("embedding_length", "feed_forward_length", "block_count", "context_length"),

@@ -89,6 +89,14 @@ class Keys:
         return ModelUnavailableError(f"{self.gguf.path} {what} {self._prefix[:60]}{key}", ELSEWHERE)
 
 
+def stored_dtype(gguf: GgufFile) -> str:
+    """The type that holds all of a file's values exactly."""
+    types = {tensor.type.name for tensor in gguf.tensors.values()}
+    if types <= {"F32", "BF16"} and "BF16" in types:
+        return "bfloat16"
+    return "float16" if types <= {"F32", "F16"} and "F16" in types else "float32"
+
+
 def windows(keys: Keys, num_layers: int, *, period: int, default: Sequence[bool] | None = None) -> list[str]:
     """Transformers' `layer_types`: of each `period` layers the last one sees everything, unless the file says otherwise."""
     pattern = keys.value("attention.sliding_window_pattern")

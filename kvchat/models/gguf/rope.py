@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import shown
 from kvchat.models.gguf.file import tensor_values
 from kvchat.models.gguf.keys import ELSEWHERE, Keys
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FREQUENCIES = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -75,6 +76,8 @@ def _long(keys: Keys, context: int) -> dict[str, Any]:
 
 def _llama3(keys: Keys, base: float, rotated: int) -> dict[str, Any]:
     """Llama 3's scaling, which a GGUF carries only as the factors it leads to: the setting is found that leads there."""
+    import numpy as np
+
     keys.expect("rope.scaling.type", "none", "linear")
     keys.expect("rope.scaling.factor", 1.0)
     keys.value("rope.scaling.original_context_length")
@@ -95,6 +98,8 @@ def _llama3(keys: Keys, base: float, rotated: int) -> dict[str, Any]:
 
 
 def _llama3_factors(wavelengths: NDArray[Any], factor: float, original: int) -> NDArray[Any]:
+    import numpy as np
+
     smooth = np.clip((original / wavelengths - 1.0) / (4.0 - 1.0), 0.0, 1.0)
     return np.asarray(1 / ((1 - smooth) / factor + smooth))
 
@@ -108,6 +113,8 @@ def _originals(factors: NDArray[Any], wavelengths: NDArray[Any], factor: float) 
 
 
 def _values(keys: Keys, name: str) -> NDArray[np.float64]:
+    import numpy as np
+
     data = np.memmap(keys.gguf.path, dtype=np.uint8, mode="r")
     return np.asarray(tensor_values(data, keys.gguf.tensors[name]), dtype=np.float64).ravel()
 

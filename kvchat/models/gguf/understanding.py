@@ -11,7 +11,7 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import shown
 from kvchat.models.gguf.architectures import STOCK, Architecture
 from kvchat.models.gguf.file import GgufFile, GgufTensor
-from kvchat.models.gguf.keys import ELSEWHERE, Keys
+from kvchat.models.gguf.keys import ELSEWHERE, Keys, stored_dtype
 from kvchat.models.gguf.older_architectures import OLDER
 from kvchat.models.gguf.rope import rope_parameters
 from kvchat.models.gguf.rules import Make, Rule
@@ -118,14 +118,6 @@ def _kv_heads(keys: Keys, heads: int) -> int:
     """How many heads K and V have, where they are the same in all layers; families where they are not look again."""
     by_layer = keys.layers("attention.head_count_kv")
     return max(by_layer) if by_layer else keys.whole("attention.head_count_kv", heads)
-
-
-def stored_dtype(gguf: GgufFile) -> str:
-    """The type that holds all of a file's values exactly."""
-    types = {tensor.type.name for tensor in gguf.tensors.values()}
-    if types <= {"F32", "BF16"} and "BF16" in types:
-        return "bfloat16"
-    return "float16" if types <= {"F32", "F16"} and "F16" in types else "float32"
 
 
 def _sources(gguf: GgufFile, architecture: Architecture) -> dict[str, Source]:
