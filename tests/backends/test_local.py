@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from kvchat.backends.answering import never_begun
 from kvchat.backends.asking import effective_options, was_measured
 from kvchat.backends.base import (
+    MAX_TOKENS,
     Answer,
     Done,
     Event,
@@ -209,7 +211,9 @@ def test_options_fill_up_from_the_models_settings() -> None:
     assert effective_options(greedy_model, Options(top_p=0.9, temperature=0.3)).temperature == 0.3
     drawing = Options(temperature=0.6, top_k=20)
     assert effective_options(drawing, Options(temperature=0.0)).temperature == 0.0
-    assert effective_options(drawing, Options(seed=3)) == Options(temperature=0.6, top_k=20, seed=3)
+    drawn = Options(temperature=0.6, top_k=20, seed=3, max_tokens=MAX_TOKENS)
+    assert effective_options(drawing, Options(seed=3)) == drawn
+    assert effective_options(replace(drawing, max_tokens=7), Options()).max_tokens == 7
 
 
 @pytest.mark.parametrize("cut", [1, 5, 11])
