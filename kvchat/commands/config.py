@@ -7,7 +7,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,26 @@ from kvchat.errors import UsageError
 from kvchat.setting import ByteSize
 
 _ABOUT = {
-    "cache.block_size": "tokens of one block; another size finds nothing that was stored before",
-    "ui.vi": "vi keys in the input",
-    "paths.models": "models that were fetched or imported",
-    "paths.data": "conversations and the input's history",
-    "chat.pin": "true evicts the KV of the system prompt last",
-    "chat.save": "false leaves nothing on disk",
-    "ui.reasoning": "false hides what the model thinks before it answers",
+    "sampling.stop": "texts that end an answer",
+    "sampling.think": "let models that can reason first do so (auto, on, off)",
+    "cache.block_size": "tokens per block; nothing that was stored with another size is found",
+    "cache.prepare": "compute what the next prompt begins with while nobody is waiting",
+    "chat.system": "the system prompt",
+    "chat.pin": "evict the system prompt's KV last",
+    "chat.save": "save conversations and their KV; false leaves nothing on disk",
+    "ui.vi": "vi keys for editing the input",
+    "ui.reasoning": "show the model's reasoning",
+    "paths.models": "folder of models that were fetched or imported",
+    "paths.data": "folder of conversations and of what you typed",
 }
-"""What settings are that no flag describes, or describes the other way round."""
+"""What a setting is where no flag tells, or where the flag tells how to turn it off or how to give it more than once."""
 
 _WIDEST = 40
 
 _EXAMPLES: dict[str, object] = {
     "model.context": 8192,
     "model.chat_template": "template.jinja",
+    "model.adapter": "path/to/adapter",
     "model.draft": "off",
     "sampling.max_tokens": 512,
     "sampling.temperature": 0.7,
@@ -45,7 +50,7 @@ _EXAMPLES: dict[str, object] = {
     "cache.disk": "4GiB",
     "chat.system": "You are a helpful assistant.",
 }
-"""What to write for settings whose default is to have no value."""
+"""What to write for settings that have no value by default."""
 
 
 _REMOTE = (
@@ -133,20 +138,25 @@ def _create(path: Path) -> None:
         raise UsageError(f"can't write {path}: {error.strerror}", "check its folder's permissions") from None
 
 
+def described(section: str, item: Field[Any]) -> str:
+    """What a setting is, on its own: as the template and the page about settings say it."""
+    key = f"{section}.{item.name}"
+    about = {flag.key: flag.help for flags in FLAGS.values() for flag in flags if flag.key} | _ABOUT
+    choices = item.metadata.get("choices")
+    return about[key] + (f" ({', '.join(choices)})" if choices else "")
+
+
 def template() -> str:
     """A config.toml in which every setting stands as a comment, with its default or an example."""
-    about = {flag.key: flag.help for flags in FLAGS.values() for flag in flags if flag.key} | _ABOUT
     lines = [
-        "# Settings of kvchat. Remove the # in front of a setting to change it.",
-        "# The environment's variables go before this file, and flags before both.",
+        "# Settings of kvchat. To change one, remove the # in front of it.",
+        "# Environment variables override this file, and flags override both.",
     ]
     for section, values in Config().to_json().items():
         lines += ["", f"[{section}]"]
         for item in fields(SECTIONS[section]):
             key = f"{section}.{item.name}"
-            choices = item.metadata.get("choices")
-            rest = f" ({', '.join(choices)})" if choices else ""
-            lines.append(f"# {about[key]}{rest}; {variable_name(section, item)}")
+            lines.append(f"# {described(section, item)} [{variable_name(section, item)}]")
             example = _EXAMPLES.get(key, item.metadata.get("none", values[item.name]))
             lines.append(f"# {item.name} = {as_toml(example)}")
     lines += _REMOTE

@@ -15,6 +15,7 @@ import pytest
 from kvchat.cli import main
 from kvchat.commands.config import template
 from kvchat.config import SECTIONS, load_config
+from tests.commands.settings_page import PAGE, with_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -51,6 +52,15 @@ def test_every_line_of_the_template_is_right_once_it_is_uncommented(tmp_path: Pa
     file.write_text(uncommented())
     config = load_config({}, {"KVCHAT_CONFIG": str(file)})
     assert (config.cache.ram, config.sampling.stop) == (2 * 2**30, ("END",))
+
+
+def test_no_setting_of_the_template_shows_a_word_of_python() -> None:
+    assert not re.search(r'= "?(None|True|False)\b', template())
+
+
+def test_the_page_about_settings_lists_them_as_they_are() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "run python -m tests.commands.settings_page"
 
 
 def test_show_says_where_each_value_comes_from(

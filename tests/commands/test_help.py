@@ -78,6 +78,11 @@ def test_links_between_pages_and_from_the_readme_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_readme_has_a_row_for_every_page() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8").partition("## Read on")[2]))
+    assert {f"kvchat/docs/{topic}.md" for topic in topics()} <= linked
+
+
 def test_a_long_page_goes_through_the_pager_and_without_one_to_the_screen(tmp_path: Path) -> None:
     kept = tmp_path / "shown"
     pager = tmp_path / "pager.sh"
