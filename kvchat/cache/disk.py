@@ -65,8 +65,7 @@ class DiskTier(Tier):
         self._index = FolderIndex(self.folder, meta, self.condemn)
         self._shelf = Shelf(self._root, LeastRecentlyUsed())
         self._newest_ns = 0
-        self._resting = 0.0
-        self._resumes_at = 0.0
+        self._resting = self._resumes_at = 0.0
 
     @property
     def used_bytes(self) -> int:
