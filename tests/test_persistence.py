@@ -111,7 +111,7 @@ def answers_after_kills(program: Program, times: int) -> list[list[int]]:
         victim.communicate()
     survivors = completions(program.run(["hello", "world"]))
     program.check_whole()
-    assert not verify_checksums(program.cache).temporary, (
+    assert not verify_checksums(program.cache).left_over, (
         "what dead writers left is gone after the next start"
     )
     return survivors

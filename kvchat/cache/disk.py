@@ -65,8 +65,7 @@ class DiskTier(Tier):
         self._index = FolderIndex(self.folder, meta, self.condemn)
         self._shelf = Shelf(self._root, LeastRecentlyUsed())
         self._newest_ns = 0
-        self._resting = 0.0
-        self._resumes_at = 0.0
+        self._resting = self._resumes_at = 0.0
 
     @property
     def used_bytes(self) -> int:
@@ -127,7 +126,7 @@ class DiskTier(Tier):
             with suppress(OSError):
                 self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)
                 self._stamp_now(path)
-                self._shelf.used(self.folder, name, self._newest_ns)
+                self._shelf.used(self.folder, str(name), self._newest_ns)
                 if name.priority < priority:
                     self._raise_priority(name, priority)
 
@@ -245,7 +244,7 @@ class DiskTier(Tier):
         """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
         with hold_lock(self._root, timeout_s) as turn:
             self._shelf.refresh(turn)
-            self._index.sync(turn)
+            self._index.sync(turn, lambda: self._shelf.names(self.folder))
             yield
             self._shelf.settle()
             self._index.settle()

@@ -39,6 +39,7 @@ _PREAMBLE = struct.Struct("<8sIIQ")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 256 * 2**20
 _MAX_FACT = 2**40
+_MOST_HEADERS = 4096  # bytes, which most headers fit into
 _HASH = "([0-9a-f]{32})"
 _NAME = re.compile(rf"{_HASH}-{_HASH}-{_HASH}-{_HASH}-(\d+)\+(\d+)-(-?\d+)(\.kv|\.state)")
 _OLD_NAME = re.compile(rf"{_HASH}-{_HASH}-{_HASH}-{_HASH}-\d+-\d+-(-?\d+)(\.kv|\.state)")
@@ -177,13 +178,9 @@ class Header:
 
     def check(self, name: EntryName, root: str, meta: FolderMeta | None = None) -> None:
         """Raise EntryError unless this header belongs to that name in that folder."""
+        mine = self.parent, self.start, len(self.tokens) // TOKEN_BYTES
         key = key_of(self.parent, self.start, self.tokens, is_state=name.is_state)
-        is_named = (key, self.parent, self.start, len(self.tokens) // TOKEN_BYTES) == (
-            name.key,
-            name.parent,
-            name.start,
-            name.num_tokens,
-        )
+        is_named = (key, *mine) == (name.key, name.parent, name.start, name.num_tokens)
         if not is_named or self.root != root or (self.codec == STATE_CODEC) != name.is_state:
             raise EntryError("it belongs elsewhere")
         if meta is None:
@@ -225,10 +222,10 @@ def pack_header(
 
 def read_header(descriptor: int) -> Header:
     """The header of an open file, with all that can be checked without the payload. Raises EntryError, OSError."""
-    preamble = os.pread(descriptor, _PREAMBLE.size, 0)
-    if len(preamble) < _PREAMBLE.size:
+    begin = os.pread(descriptor, _MOST_HEADERS, 0)
+    if len(begin) < _PREAMBLE.size:
         raise EntryError("it is truncated")
-    magic, version, header_bytes, expected = _PREAMBLE.unpack(preamble)
+    magic, version, header_bytes, expected = _PREAMBLE.unpack_from(begin)
     if magic != MAGIC:
         raise EntryError("it is not a file of this cache")
     if version != FORMAT_VERSION:
@@ -236,7 +233,8 @@ def read_header(descriptor: int) -> Header:
     file_bytes = os.fstat(descriptor).st_size
     if not _PREAMBLE.size < header_bytes <= min(file_bytes, _MAX_HEADER_BYTES):
         raise EntryError("it is truncated")
-    body = os.pread(descriptor, header_bytes - _PREAMBLE.size, _PREAMBLE.size)
+    begin += os.pread(descriptor, max(0, header_bytes - len(begin)), len(begin))
+    body = begin[_PREAMBLE.size : header_bytes]
     if xxhash.xxh3_64_intdigest(body) != expected:
         raise EntryError("its header's checksum is wrong")
     header = _unpack_body(body, header_bytes)

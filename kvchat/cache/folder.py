@@ -18,7 +18,7 @@ import heapq
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -83,15 +83,14 @@ def scan_folder(root: Path) -> FolderScan:
     refused: list[OSError] = []
     for folder in fingerprint_folders(root, refused):
         for entry in _listing(folder, refused):
-            if entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
-                left_over.append(folder / entry.name)
-            elif name := EntryName.parse(entry.name):
-                try:
+            name = EntryName.parse(entry.name)
+            if name is None:
+                if entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
+                    left_over.append(folder / entry.name)
+                continue
+            with suppress(OSError):
+                if not entry.is_dir(follow_symlinks=False):
                     stat = entry.stat(follow_symlinks=False)
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                except OSError:
-                    continue
-                if not is_folder:
                     files.append(StoredFile(folder, name, stat.st_size, stat.st_mtime_ns))
     return FolderScan(tuple(files), tuple(left_over), refused[0] if refused else None)
 

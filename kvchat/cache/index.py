@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Hashable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -183,23 +182,22 @@ class FolderIndex:
             if str(name) not in self._runs:
                 self._add(str(name), name)
 
-    def sync(self, turn: int | None) -> None:
-        """See what others did since; for whoever holds the folder's lock, with the number that it gave."""
+    def sync(self, turn: int | None, names: Callable[[], dict[str, EntryName]]) -> None:
+        """See what others did since; for whoever holds the folder's lock, with the number that it gave, and knows all `names`."""
         with self._lock:
-            if turn is None or self._turn is None or turn != self._turn + 1:
-                self._stamp = None
-            self._turn = turn
-            self._refresh()
-            self._turn = turn
+            is_alone = turn is not None and self._turn is not None and turn == self._turn + 1
+            if not is_alone or self._stamp_now() != self._stamp:
+                self._update(names())
+            self._stamp, self._is_racy, self._turn = self._stamp_now(), True, turn
 
     def settle(self) -> None:
         """All that happened since `sync` was told: the folder need not be listed again for it. Needs the lock."""
-        with self._lock, suppress(OSError):
-            stat = self._folder.lstat()
-            self._stamp, self._is_racy = (stat.st_ino, stat.st_mtime_ns), True
+        with self._lock:
+            self._stamp, self._is_racy = self._stamp_now(), True
 
     def _refresh(self) -> None:
         """List the folder again if it may have changed."""
+        listed: set[str] = set()
         try:
             stat = check_folder(self._folder)
             stamp = stat.st_ino, stat.st_mtime_ns
@@ -211,19 +209,32 @@ class FolderIndex:
                 listed = {entry.name for entry in entries}
             self._stamp = stamp
         except (FileNotFoundError, NotADirectoryError):
-            listed, self._stamp = set(), None
+            self._stamp = None
         except EntryError as error:
-            listed, self._stamp = set(), None
+            self._stamp = None
             self._on_unusable(None, error)
         except OSError:  # what was seen is still there, as far as anybody knows
             self._stamp = None
             return
-        for text in self._runs.keys() - listed:
+        new = listed - self._runs.keys() - self._unusable
+        parsed = {text: name for text in new if (name := EntryName.parse(text))}
+        self._update(dict.fromkeys(listed & self._runs.keys()) | parsed)
+
+    def _update(self, names: Mapping[str, EntryName | None]) -> None:
+        """These and no others are there; of those that are known already the name is not looked at."""
+        for text in self._runs.keys() - names.keys():
             self._forget(text, self.gone)
-        for text in listed - self._runs.keys() - self._unusable:
-            name = EntryName.parse(text)
-            if name is not None:
+        for text in names.keys() - self._runs.keys() - self._unusable:
+            if name := names[text]:
                 self._add(text, name)
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        """The folder's inode and when it was changed; None when that can't be seen."""
+        try:
+            stat = self._folder.lstat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
     def _may_have_changed(self) -> bool:
         """Whether another process may have written here since our last turn."""

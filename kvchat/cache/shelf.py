@@ -27,23 +27,24 @@ class ShelvedRun:
     __slots__ = (
         "folder",
         "is_state",
-        "key",
+        "name",
         "num_blocks",
         "num_bytes",
         "num_children",
         "parent",
-        "parent_key",
         "priority",
         "start",
         "text",
         "used_ns",
     )
 
-    def __init__(self, folder: Path, name: EntryName, stat: os.stat_result, block_size: int) -> None:
+    def __init__(
+        self, folder: Path, text: str, name: EntryName, stat: os.stat_result, block_size: int
+    ) -> None:
+        """`text` is the `name` as it stands in the folder."""
         self.folder = folder
-        self.text = str(name)
-        self.key = name.key
-        self.parent_key = name.parent
+        self.text = text
+        self.name = name
         self.start = name.start // block_size
         self.num_blocks = max(1, name.num_tokens // block_size)
         self.is_state = name.is_state
@@ -61,7 +62,7 @@ class ShelvedRun:
     @property
     def id(self) -> FileId:
         """Its folder's name and its key."""
-        return self.folder.name, self.key
+        return self.folder.name, self.name.key
 
     def lineage(self) -> Iterable[ShelvedRun]:
         """The run, its parent, and so on as far as they are here."""
@@ -110,15 +111,19 @@ class Shelf:
         for folder in self._folders:
             self._stamps[folder] = _stamp(folder)
 
+    def names(self, folder: Path) -> dict[str, EntryName]:
+        """The files of a folder, by their names as they stand there."""
+        return {text: run.name for text, run in self._folders.get(folder, {}).items()}
+
     def add(self, folder: Path, name: EntryName, block_size: int, was: EntryName | None = None) -> None:
         """A file was written, or renamed from what it `was`, and is the one used last."""
         self._drop(self._folders.get(folder, {}).get(str(was or name)))
-        stat = (folder / str(name)).stat()
-        self._put(ShelvedRun(folder, name, stat, block_size))
+        text = str(name)
+        self._put(ShelvedRun(folder, text, name, (folder / text).stat(), block_size))
 
-    def used(self, folder: Path, name: EntryName, used_ns: int) -> None:
+    def used(self, folder: Path, text: str, used_ns: int) -> None:
         """A file was used."""
-        run = self._folders.get(folder, {}).get(str(name))
+        run = self._folders.get(folder, {}).get(text)
         self.newest_ns = max(self.newest_ns, used_ns)
         if run:
             run.used_ns = used_ns
@@ -162,7 +167,7 @@ class Shelf:
                 return run  # it is gone already, or can't be looked at
             if used_ns <= run.used_ns:
                 return run
-            self.used(run.folder, _name(run.text), used_ns)
+            self.used(run.folder, run.text, used_ns)
 
     def _list(self, folder: Path, entries: Iterable[os.DirEntry[str]]) -> None:
         """Bring what is known of a folder up to date, and delete what is of no use there."""
@@ -179,7 +184,7 @@ class Shelf:
                 with suppress(FileNotFoundError):
                     if not entry.is_dir(follow_symlinks=False):
                         stat = entry.stat(follow_symlinks=False)
-                        new.append(ShelvedRun(folder, name, stat, block_size))
+                        new.append(ShelvedRun(folder, entry.name, name, stat, block_size))
         for text in gone:
             self._drop(known[text])
         for run in sorted(new, key=lambda run: run.used_ns):
@@ -195,8 +200,8 @@ class Shelf:
         for child in self._waiting.pop(run.id, ()):
             child.parent = run
             run.num_children += 1
-        if run.parent_key != NO_PARENT:
-            above = run.folder.name, run.parent_key
+        if run.name.parent != NO_PARENT:
+            above = run.folder.name, run.name.parent
             run.parent = self._by_id.get(above)
             if run.parent is None:
                 self._waiting.setdefault(above, {})[run] = None
@@ -212,7 +217,7 @@ class Shelf:
         self.num_bytes -= run.num_bytes
         if self._by_id.get(run.id) is run:
             del self._by_id[run.id]
-        above = run.folder.name, run.parent_key
+        above = run.folder.name, run.name.parent
         if run.parent:
             run.parent.num_children -= 1
         elif above in self._waiting:
@@ -228,12 +233,6 @@ class Shelf:
             if run.parent is parent:
                 run.parent = None
                 self._waiting.setdefault(parent.id, {})[run] = None
-
-
-def _name(text: str) -> EntryName:
-    name = EntryName.parse(text)
-    assert name is not None, "only such names are kept"
-    return name
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
