@@ -70,7 +70,7 @@ def test_what_another_session_shares_stays_and_is_named(run: Run, data: Path) ->
     session.fork("second")
     session.ask("marimba")
     code, out = run("sessions", "rm", "second")
-    assert (code, out.splitlines()[1]) == (0, "  its first 2 turns stay, for first began with them")
+    assert (code, out.splitlines()[1]) == (0, "  its first 2 turns stay, because first began with them")
     assert not stands_in(data, "marimba")
     assert stands_in(data, "also")
     assert json.loads(run("sessions", "show", "--json", "first")[1])["turns"] == 2
@@ -92,7 +92,7 @@ def test_where_it_may_still_stand_is_said(run: Run, data: Path) -> None:
     (data / "history").write_text("+hello\n")
     (data / "kvchat.db.damaged-20260101-000000").write_text("x")
     last = run("sessions", "rm", "secret")[1].splitlines()[-1]
-    assert last.startswith("what was said may still stand in ")
+    assert last.startswith("the text may still be in ")
     assert str(data / "history") in last
     assert "damaged-20260101" in last
 
