@@ -47,8 +47,8 @@ _EPILOG = """\
 Without a question, in a terminal, kvchat opens a chat; type /help there. With one, or in a pipe, it answers and ends:
 piped text comes first, then the prompt; only the answer goes to stdout.
 
-exit codes: 0 ok, 1 went wrong while running, 2 usage, 3 model unavailable, 4 context overflow,
-5 out of memory, 130 interrupted
+exit codes: 0 success, 1 failure while running, 2 wrong usage, 3 model unavailable, 4 context full,
+5 out of memory, 130 interrupted, 141 output pipe closed
 """
 
 
@@ -148,28 +148,34 @@ def _clean_streams(*, is_json: bool) -> Iterator[None]:
 
 
 def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
-    """What a thread died of, in one line where warnings are shown."""
+    """Say what a thread died of, in one line among the warnings."""
     message = _one_line(f"internal error: {failed.exc_type.__name__}: {failed.exc_value}")
     logging.getLogger("kvchat").warning(message)
 
 
 def _error_of(error: BaseException) -> KvchatError:
-    """What the user is told of an exception that nothing below has named."""
+    """What the user is told about an exception that has no message of ours yet."""
     if isinstance(error, RecursionError):
-        return KvchatError("something that was read is nested too deeply", "-v shows where")
+        return KvchatError("the input is nested too deeply", "run it again with -v to see where")
     if is_memory_gone(error):
         return OutOfMemoryError("out of memory", "use a smaller model or a smaller --context")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return KvchatError(
-            f"can't write {error.filename or 'what was asked'}: the disk is full", "free some space"
+            f"can't write {error.filename or 'the output'}: the disk is full", "free some space"
         )
     if isinstance(error, OSError) and error.filename:
-        return KvchatError(f"can't use {error.filename}: {reason_of(error)}", "see to it; -v shows where")
+        return KvchatError(
+            f"can't use {error.filename}: {reason_of(error)}", "check it, or run again with -v for details"
+        )
     if isinstance(error, OSError) and error.strerror:
-        return KvchatError(f"the system refused something: {error.strerror}", "-v shows what")
+        return KvchatError(
+            f"the system reported an error: {error.strerror}", "run it again with -v to see where"
+        )
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return UsageError(f"{error.object[:40]!a} is no text in UTF-8", "give another name")
-    return KvchatError(f"internal error: {type(error).__name__}: {error}", "-v shows where")
+        return UsageError(f"{error.object[:40]!a} is not valid UTF-8", "use another name")
+    return KvchatError(
+        f"internal error: {type(error).__name__}: {error}", "run it again with -v to see where"
+    )
 
 
 def _fail(error: KvchatError, argv: Sequence[str]) -> int:
@@ -199,7 +205,7 @@ def _one_line(message: str) -> str:
 
 
 def _open_closed_streams() -> None:
-    """Streams that were closed before the start lead nowhere, so that no file that is opened takes their place."""
+    """Point streams that were closed before the start to nowhere, so that no file opened later takes their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is the stream's own
@@ -208,15 +214,15 @@ def _open_closed_streams() -> None:
 
 
 def _check_folder() -> None:
-    """Raises UsageError where the working folder was deleted, in which libraries die in worse ways."""
+    """Raises UsageError if the working folder was deleted; libraries fail in worse ways there."""
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UsageError("the folder you are in was deleted", "go to another one") from None
+        raise UsageError("the folder you are in was deleted", "change to another one") from None
 
 
 def _forgive_encodings() -> None:
-    """Bytes that are no text, and text that a stream can't carry, become a mark instead of an error."""
+    """Bytes that are not text, and text that a stream can't carry, become a mark instead of an error."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -233,11 +239,13 @@ def _end_on_signals() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of leaving."""
+    """argparse that raises instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("argument COMMAND"):
-            raise UsageError("that is no command", f"ask after -p, or see {self.prog} --help")
+            raise UsageError(
+                "there is no such command", f"put a question after -p, or see {self.prog} --help"
+            )
         raise UsageError(message, f"see {self.prog} --help")
 
 
@@ -255,7 +263,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kvchat",
         usage="kvchat [options]\n       kvchat COMMAND [arguments]",
-        description="Chat with a local model; what was computed once is never computed again.",
+        description="Chat with a local model that never computes the same token twice.",
         epilog=_EPILOG,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -265,7 +273,7 @@ def _parser(backends: Backends) -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for flag in flags:
             flag.add_to(group)
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     _add_commands(parser)
     return parser
 
@@ -310,7 +318,7 @@ def _printing(row: Command) -> Callable[[argparse.Namespace, Config], int]:
 
 def _without_verb(group: str, verbs: str) -> Callable[[argparse.Namespace, Config], int]:
     def refuse(args: argparse.Namespace, config: Config) -> int:
-        raise UsageError(f"kvchat {group} what?", f"give one of {verbs.replace('|', ', ')}")
+        raise UsageError(f"kvchat {group} needs a command", f"add one of {verbs.replace('|', ', ')}")
 
     return refuse
 
@@ -326,10 +334,10 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
         given["chat.system"] = _text_of(system[1:])
     if args.template is None:
         if args.var:
-            raise UsageError("--var belongs to a saved prompt", "give -t PROMPT with it")
+            raise UsageError("--var sets a variable of a saved prompt, and none was given", "add -t PROMPT")
         return given
     if "chat.system" in given:
-        raise UsageError("-s and -t are two system prompts", "give one of them")
+        raise UsageError("-s and -t both give a system prompt", "use one of them")
     from kvchat.commands.prompts import with_prompt
 
     return with_prompt(args, given)

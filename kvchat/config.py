@@ -46,7 +46,7 @@ _KEY_RUN = re.compile(r"[\w\-.\"' \t]+")
 class ModelConfig:
     """Which model, and how it is run. `context` is in tokens; None means the model's own.
 
-    `threads` None means as many as torch takes. `draft` is how many tokens are guessed ahead at a time; None means as many as pay.
+    `threads` None means as many as torch takes. `draft` is how many tokens are guessed ahead at a time; None means as many as pay off.
     """
 
     name: str = field(default=DEFAULT_MODEL, metadata={"env": "KVCHAT_MODEL"})
@@ -115,7 +115,7 @@ class ChatConfig:
 
 @dataclass(frozen=True, slots=True)
 class UiConfig:
-    """The terminal's face."""
+    """What the terminal looks like."""
 
     markdown: str = field(default="auto", metadata={"choices": MARKDOWN})
     vi: bool = False
@@ -124,7 +124,7 @@ class UiConfig:
 
 
 def _own_folder(kind: Callable[[str], Path]) -> Path:
-    """Where the platform keeps our files of a kind. Raises UsageError for a user without a home."""
+    """Where the platform keeps our files of a kind. Raises UsageError for a user without a home folder."""
     try:
         path = kind("kvchat")
     except RuntimeError:
@@ -137,7 +137,7 @@ def _own_folder(kind: Callable[[str], Path]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class PathsConfig:
-    """Folders. Models, KV and data lie apart, so that each can be moved or deleted alone."""
+    """Folders. Models, KV and data are kept apart, so that each can be moved or deleted on its own."""
 
     models: Path = field(
         default_factory=lambda: _own_folder(platformdirs.user_cache_path) / "models",
@@ -199,7 +199,9 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
         try:
             return Path(named).expanduser()
         except RuntimeError:
-            raise UsageError(f"KVCHAT_CONFIG: {named[:40]!r} names no user's home", "give a path") from None
+            raise UsageError(
+                f"KVCHAT_CONFIG: {named[:40]!r} begins with a user that does not exist", "give a path"
+            ) from None
     return _own_folder(platformdirs.user_config_path) / "config.toml"
 
 
@@ -234,7 +236,7 @@ def load_config(
     *,
     flag_names: Mapping[str, str] | None = None,
 ) -> Config:
-    """The settings of this run. `flags` maps `section.key` to a value; None means the flag was not given.
+    """The settings of this run. `flags` maps `section.key` to a value, or to None if the flag was not given.
 
     Raises UsageError for an unknown key or a value out of range, naming where it stands; `flag_names` says what
     the flags are called.
@@ -248,7 +250,7 @@ def origins(
     *,
     flag_names: Mapping[str, str] | None = None,
 ) -> dict[str, Origin]:
-    """What was given, and where, for each setting (`section.key`) that has not its default. Raises UsageError."""
+    """What was given for each setting (`section.key`) that differs from its default, and where. Raises UsageError."""
     environ = os.environ if environ is None else environ
     layers = _read_toml(config_file(environ))
     given: dict[str, Origin] = {}
@@ -266,8 +268,8 @@ def origins(
 
 
 def _over(below: Mapping[str, Origin], above: Mapping[str, Origin]) -> dict[str, Origin]:
-    """One layer of settings over another. Trust in a model's code is no trust in the code of another model, which is
-    named above it."""
+    """One layer of settings over another. Trust in the code of one model does not extend to another model that is named
+    in the upper layer."""
     layers = dict(below)
     before = layers.get("model.name", Origin(DEFAULT_MODEL, ""))
     if above.get("model.name", before).value != before.value:
@@ -287,9 +289,9 @@ def _read_toml(path: Path) -> dict[str, Origin]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except RecursionError:
-        raise UsageError(f"can't read {path}: it is nested too deeply", "mend or remove it") from None
+        raise UsageError(f"can't read {path}: it is nested too deeply", "correct or remove it") from None
     except (OSError, ValueError) as error:  # a number of 5,000 digits is a bare ValueError
-        raise UsageError(f"can't read {path}: {reason_of(error)}", "mend or remove it") from error
+        raise UsageError(f"can't read {path}: {reason_of(error)}", "correct or remove it") from error
     layers: dict[str, Origin] = {}
     lines = _lines_of(text)
     remotes = table.pop(REMOTE, {})
@@ -325,7 +327,7 @@ def _settings_text(path: Path) -> str:
             raise (
                 IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 if is_folder
-                else OSError("it is no file")
+                else OSError("it is not a file")
             )
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:

@@ -1,10 +1,10 @@
-"""The errors that a user can mend, each with its remedy and its exit code; bugs of ours stay assertions.
+"""The errors that a user can fix, each with its remedy and its exit code; bugs of ours stay assertions.
 
 KvchatError                  1  something went wrong while running
 ├── UsageError               2  the command, a flag or a value is wrong
 ├── ModelUnavailableError    3  the model can't be had or can't be read
-│   ├── TemplateRefusedError 3  its chat template takes no such conversation
-│   └── UntrustedCodeError   3  it needs code of its own, which the user has not said they trust
+│   ├── TemplateRefusedError 3  its chat template refuses this conversation
+│   └── UntrustedCodeError   3  it brings code of its own that the user has not trusted
 ├── ContextOverflowError     4  the conversation no longer fits the model's context
 ├── OutOfMemoryError         5  the machine's or the device's memory is used up
 └── EngineDiedError          1  the engine process ended; the conversation is kept
@@ -16,7 +16,7 @@ import errno
 
 
 class KvchatError(Exception):
-    """One line for the user, and one that says what to do about it.
+    """One line that says what happened, and one that says what to do about it.
 
     `str(error)` is `message`, or `message: remedy` when there is a remedy.
     """
@@ -42,11 +42,11 @@ class ModelUnavailableError(KvchatError):
 
 
 class TemplateRefusedError(ModelUnavailableError):
-    """The chat template refuses these messages or fails at them; others it may take."""
+    """The chat template refuses these messages or fails on them; it may accept others."""
 
 
 class UntrustedCodeError(ModelUnavailableError):
-    """The model needs code of its own, which the user has not said they trust."""
+    """The model brings code of its own that the user has not trusted."""
 
 
 class ContextOverflowError(KvchatError):
@@ -68,12 +68,12 @@ class EngineDiedError(KvchatError):
 def reason_of(error: Exception) -> str:
     """Why something could not be read or written, in words; the path is named beside it."""
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text in UTF-8"
+        return "it is not UTF-8 text"
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of somebody else's code says, in one line of bounded length."""
+    """What an error raised by foreign code says, in one line of bounded length."""
     said = getattr(error, "message", None) or error
     words = " ".join(str(said)[:2000].split()) or type(error).__name__
     return words if len(words) <= 300 else words[:299] + "…"

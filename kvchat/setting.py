@@ -92,7 +92,7 @@ def _convert(value: object, kind: Any) -> object:
 
 def _items(value: object) -> Sequence[object]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{quoted(value)} is neither a text nor a list of texts")
+        raise ValueError(f"{quoted(value)} is neither text nor a list of texts")
     return value
 
 
@@ -104,16 +104,16 @@ def _table(value: object) -> Mapping[str, object]:
 
 def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-        raise ValueError(f"{quoted(value)} is no text")
+        raise ValueError(f"{quoted(value)} is not text")
     text = str(value)
     if "\0" in text:
-        raise ValueError(f"{quoted(text)} has a character that is none")
+        raise ValueError(f"{quoted(text)} contains a NUL character")
     return text
 
 
 def _path(value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise ValueError(f"{quoted(value)} is no path")
+        raise ValueError(f"{quoted(value)} is not a path")
     try:
         return Path(value).expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Whom the user trusts: folders of prompts, and models that bring code; by path and owner. Asks nobody, runs nothing."""
+"""Whom the user trusts: folders of prompts and models that bring code, by path and owner. Asks nobody, runs nothing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Kind(StrEnum):
 
 
 class Trust:
-    """What was decided in `file`, in this run and in earlier ones; without `file` in this run alone.
+    """Decisions of this run and, if there is a `file`, of earlier runs, which it keeps.
 
-    A decision holds for a folder's real path, and as long as it belongs to the same user.
+    A decision holds for a folder's real path, as long as the folder belongs to the same user.
     """
 
     def __init__(self, file: Path | None = None, *, remembers: bool = True) -> None:
@@ -36,11 +36,11 @@ class Trust:
 
     @classmethod
     def from_config(cls, config: Config) -> Trust:
-        """That of these settings: where nothing is saved, nothing is remembered."""
+        """Trust under these settings: where nothing is saved, nothing is remembered."""
         return cls(config.paths.data / "trusted.json", remembers=config.chat.save)
 
     def verdict(self, kind: Kind, folder: Path) -> bool | None:
-        """Whether the user trusts a folder; None where that was never decided."""
+        """Whether the user trusts a folder; None if that was never decided."""
         key, owner = _identity(folder)
         for decided in (self._now, self._read()):
             entry = decided.get(kind, {}).get(key)
@@ -53,7 +53,7 @@ class Trust:
         return self.verdict(kind, folder) is True
 
     def decide(self, kind: Kind, folder: Path, trusted: bool, *, for_now: bool = False) -> None:
-        """Take the user's word about a folder, `for_now` in this run alone. Raises UsageError if it can't be kept."""
+        """Record the user's decision about a folder, `for_now` in this run only. Raises UsageError if it can't be saved."""
         key, owner = _identity(folder)
         entry = {key: {"owner": owner, "trusted": trusted}}
         self._now[kind] = self._now.get(kind, {}) | entry
@@ -62,7 +62,7 @@ class Trust:
             self._write(known | {kind.value: known.get(kind, {}) | entry})
 
     def _read(self) -> dict[str, Any]:
-        """What is written down; nothing from a file that somebody else may have written."""
+        """What was saved; nothing, if somebody else may have written the file."""
         if self._file is None:
             return {}
         try:
@@ -87,7 +87,8 @@ class Trust:
             Path(file.name).replace(self._file)
         except OSError as error:
             raise UsageError(
-                f"can't remember that in {self._file}: {reason_of(error)}", "check the folder"
+                f"can't save that decision in {self._file}: {reason_of(error)}",
+                "check the folder's permissions",
             ) from error
 
 
@@ -99,7 +100,7 @@ def trust_for_now(trust: Trust) -> None:
 
 
 def owner_of(folder: Path) -> str:
-    """The name of the user whose folder it is, or the number."""
+    """The name of a folder's owner, or the number of one without a name."""
     import pwd
 
     uid = folder.stat().st_uid
@@ -110,7 +111,7 @@ def owner_of(folder: Path) -> str:
 
 
 def _identity(folder: Path) -> tuple[str, int | None]:
-    """A folder's real path and owner; without an owner where there is none."""
+    """A folder's real path and its owner, None if that can't be told."""
     real = folder.resolve()
     try:
         return str(real), real.stat().st_uid

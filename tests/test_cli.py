@@ -104,8 +104,8 @@ def test_a_name_that_is_no_text_is_refused(environ: dict[str, str], name: bytes)
         ("models ls >&-", 0, ""),
         ("-p hello <&- >&-", 0, ""),
         ("-p hello >&- 2>&-", 0, ""),
-        ("hello <&- >&-", 2, "kvchat: that is no command"),
-        ("-p hello >/dev/full", 1, "kvchat: can't write what was asked: the disk is full: free some space\n"),
+        ("hello <&- >&-", 2, "kvchat: there is no such command"),
+        ("-p hello >/dev/full", 1, "kvchat: can't write the output: the disk is full: free some space\n"),
     ],
 )
 def test_streams_that_lead_nowhere_are_no_bug(
@@ -122,7 +122,7 @@ def test_a_working_folder_that_was_deleted_is_named(environ: dict[str, str], tmp
     shell = f"cd {tmp_path}; mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m kvchat prompts ls"
     result = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "kvchat: the folder you are in was deleted: go to another one\n"
+    assert result.stderr == "kvchat: the folder you are in was deleted: change to another one\n"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,15 @@ def test_help_names_every_flag_and_every_exit_code(environ: dict[str, str]) -> N
         for flag in flags:
             for name in flag.names.split():
                 assert re.search(rf"^  (.*, )?{name}\b", shown, re.MULTILINE), name
-    for code in ("1 went", "2 usage", "3 model", "4 context", "5 out of memory", "130 interrupted"):
+    for code in (
+        "1 failure",
+        "2 wrong",
+        "3 model",
+        "4 context",
+        "5 out of memory",
+        "130 inter",
+        "141 output",
+    ):
         assert code in shown
 
 

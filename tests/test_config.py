@@ -70,13 +70,13 @@ def test_a_bad_value_names_where_it_stands(tmp_path: Path) -> None:
         ("[sampling]\nmax_tokens = true\n", "True is not a whole number"),
         ("[sampling]\nmax_tokens = 1.5\n", "1.5 is not a whole number"),
         ("[sampling]\nseed = 18446744073709551616\n", "must be between 0 and 18446744073709551615"),
-        ("[sampling]\nstop = 3\n", "3 is neither a text nor a list of texts"),
-        ("[sampling]\nstop = [['x']]\n", "['x'] is no text"),
+        ("[sampling]\nstop = 3\n", "3 is neither text nor a list of texts"),
+        ("[sampling]\nstop = [['x']]\n", "['x'] is not text"),
         ("[model]\nthreads = 100000\n", "must be between 1 and 1024"),
-        ("[model]\nname = ['x']\n", "['x'] is no text"),
-        ("[chat]\nsystem = true\n", "True is no text"),
-        ("[paths]\ncache = ''\n", "'' is no path"),
-        ("[paths]\ncache = 5\n", "5 is no path"),
+        ("[model]\nname = ['x']\n", "['x'] is not text"),
+        ("[chat]\nsystem = true\n", "True is not text"),
+        ("[paths]\ncache = ''\n", "'' is not a path"),
+        ("[paths]\ncache = 5\n", "5 is not a path"),
         ("[cache]\nram = '.'\n", "'.' is not a size"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_file_that_can_not_be_read_says_why_once(tmp_path: Path) -> None:
         load_config({}, {"KVCHAT_CONFIG": str(tmp_path)})
     assert caught.value.message == f"can't read {tmp_path}: Is a directory"
     (tmp_path / "config.toml").write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="it is no text in UTF-8"):
+    with pytest.raises(UsageError, match="it is not UTF-8 text"):
         load_config({}, {"KVCHAT_CONFIG": str(tmp_path / "config.toml")})
 
 

@@ -92,7 +92,8 @@ def test_a_hundred_spoilt_files_give_one_line_and_an_exit_code_each(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("~nobody-of-that-name/x", "names no user's home"), ("x" * 5000, "too long")]
+    ("name", "said"),
+    [("~nobody-of-that-name/x", "begins with a user that does not exist"), ("x" * 5000, "too long")],
 )
 def test_a_name_that_can_be_no_file_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, said: str

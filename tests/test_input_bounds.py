@@ -84,7 +84,7 @@ def test_more_than_any_model_takes_is_refused_unread(environ: dict[str, str]) ->
     shell = f"head -c {100 * MEBIBYTE} /dev/zero | tr '\\0' x | {sys.executable} -m tests.scripted_cli"
     result = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, timeout=100)
     assert result.returncode == 2
-    assert result.stderr == "kvchat: more than 64 MiB are piped in: pipe the part that matters\n"
+    assert result.stderr == "kvchat: the piped text is larger than 64 MiB: pipe only the part that matters\n"
     for argv in (("-s", "@/dev/zero", "-p", "x"), ("--turns", "/dev/zero")):
         endless = ran(environ, *argv)
         assert endless.returncode == 2

@@ -102,7 +102,7 @@ def test_for_now_is_for_this_run_and_where_nothing_is_saved_nothing_is_remembere
 
 def test_what_cannot_be_remembered_is_said(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "data").write_text("no folder")
-    with pytest.raises(UsageError, match="can't remember that"):
+    with pytest.raises(UsageError, match="can't save that decision"):
         Trust(tmp_path / "data" / "trusted.json").decide(Kind.PROMPTS, folder, True)
 
 

@@ -31,7 +31,7 @@ class ContenderError(KvchatError):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How contenders are run: so many threads (None: as many as torch likes), and llama.cpp by this interpreter."""
+    """How contenders are run: so many threads (None: as many as torch takes), and llama.cpp by this interpreter."""
 
     config: Config
     threads: int | None = None
@@ -72,7 +72,7 @@ class Contender:
         return Timing(said["first_s"], said["rest_s"])
 
     def peak_bytes(self) -> int:
-        """The most memory that the child ever had resident."""
+        """The child's peak of resident memory."""
         return int(self._ask({"memory": True})["peak_bytes"])
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def parse_names(text: str | None) -> list[str]:
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in names:
         if name not in NAMES:
-            raise UsageError(f"kvchat can't be measured against {name!r}", f"take some of {', '.join(NAMES)}")
+            raise UsageError(f"kvchat can't be compared with {name!r}", f"use some of {', '.join(NAMES)}")
     return list(dict.fromkeys(names))
 
 

@@ -1,4 +1,4 @@
-"""Tokens a second, one after the other, against how many are held already."""
+"""Decoding speed in tokens per second, against how many tokens are held already."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
-    """One depth in tokens: tokens a second by contender, how many times theirs ours is, and what our reading takes."""
+    """One depth in tokens: each contender's tokens per second, how many times as fast ours is, and what we read for it."""
 
     depth: int
     tokens_per_s: dict[str, Spread]
@@ -45,7 +45,7 @@ class DecodeRow:
     def cells(self) -> dict[str, str]:
         speeds = {f"{name} tok/s": str(speed) for name, speed in self.tokens_per_s.items()}
         ratios = {f"of {name}": f"{ratio.median:.2f}x" for name, ratio in self.times_theirs.items()}
-        read = {"MB read a token": f"{self.theory.bytes_read(self.depth) / 1e6:.0f}"}
+        read = {"MB read per token": f"{self.theory.bytes_read(self.depth) / 1e6:.0f}"}
         share = {"of bandwidth": f"{100 * self.bandwidth_share:.0f}%"}
         return {"depth": str(self.depth), **speeds, **ratios, **read, **share}
 
@@ -53,7 +53,7 @@ class DecodeRow:
 def measure(
     setup: Setup, against: Sequence[str] = (), *, lengths: Sequence[int] = DEPTHS, repeats: int = 3
 ) -> Iterator[DecodeRow]:
-    """A row a depth, as it is measured."""
+    """One row per depth, as soon as it is measured."""
     with running((OURS, *against), setup) as contenders:
         theory = Theory.of(contenders[OURS].facts)
         for depth in lengths:
@@ -69,6 +69,6 @@ def measure(
 
 
 def chart(rows: Sequence[DecodeRow]) -> Chart:
-    """Tokens a second against depth, a line a contender."""
+    """Tokens per second against depth, one line per contender."""
     lines = {name: [row.tokens_per_s[name] for row in rows] for name in rows[0].tokens_per_s}
-    return Chart("Decoding speed", "tokens held", "tokens a second", [row.depth for row in rows], lines)
+    return Chart("Decoding speed", "tokens held", "tokens per second", [row.depth for row in rows], lines)

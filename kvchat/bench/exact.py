@@ -84,7 +84,7 @@ class ExactRow:
 
 @dataclass(frozen=True, slots=True)
 class _Heard(LoadedModel):
-    """A model whose logits are kept by the number of tokens that they follow."""
+    """A model that remembers its logits by the number of tokens before them."""
 
     heard: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -161,7 +161,7 @@ class _Talker:
         self.live.state.keep(0)
 
     def flip(self, place: int) -> None:
-        """Turn over one bit of the KV of token `place`."""
+        """Flip one bit of the KV of token `place`."""
         plane = self.draw.choice(self.live.state.planes)
         numbers = plane[0, place].view(torch.int16 if plane.element_size() == 2 else torch.int32)
         numbers[self.draw.randrange(len(numbers))] ^= 1 << (7 if plane.element_size() == 2 else 23)
@@ -238,7 +238,7 @@ CONTROL = "control: one bit of KV"
 
 
 def measure(config: Config, *, num_prompts: int = NUM_PROMPTS) -> Iterator[ExactRow]:
-    """A row a way. Every other prompt is answered greedily, the others sampled with a seed."""
+    """One row per way. Every other prompt is answered greedily, the others sampled with a seed."""
     loaded = load(isolated(config, ram=0), lambda status: None, lambda notice: None).model
     found: dict[str, list[tuple[bool, bool]]] = {
         **{name: [] for name in WAYS},
@@ -264,14 +264,14 @@ def measure(config: Config, *, num_prompts: int = NUM_PROMPTS) -> Iterator[Exact
 
 
 def check(rows: Sequence[ExactRow]) -> None:
-    """Raises InexactError where an answer changed, or a turned bit did not change one."""
+    """Raises InexactError if an answer changed, or if a flipped bit changed none."""
     wrong = [
         row.way for row in rows if (row.same_bits > 0 if row.way == CONTROL else row.same_bits < row.prompts)
     ]
     if wrong:
         raise InexactError(
             f"the same prompt did not give the same bits: {', '.join(wrong)}",
-            "on a CPU please report this, with what kvchat doctor says; elsewhere it is not promised",
+            "on a CPU, please report this with the output of kvchat doctor; elsewhere it is not promised",
         )
 
 

@@ -49,7 +49,7 @@ class Histories:
 
 @contextmanager
 def opened(config: Config) -> Iterator[Histories]:
-    """The backends with a folder of their own; they and it are gone afterwards."""
+    """The backends with a folder of their own; both are gone afterwards."""
     with ExitStack() as leave:
         folder = Path(leave.enter_context(tempfile.TemporaryDirectory(prefix="kvchat-bench-")))
         apart = one_by_one(replace(config, paths=replace(config.paths, cache=folder)))

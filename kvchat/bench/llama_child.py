@@ -53,7 +53,7 @@ def serve(model: Any, requests: Iterator[dict[str, Any]]) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had resident."""
+    """This process's peak of resident memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -31,7 +31,7 @@ TASKS = {
 
 @dataclass(frozen=True, slots=True)
 class LookupRow:
-    """One task: tokens a second without guesses and with them, how many times faster, and how many came true.
+    """One task: tokens per second without guesses and with them, the speedup, and how many guesses were right.
 
     The answers are `same` for so many of their `length` tokens: all of them, but for ties that rounding decides.
     """
@@ -77,13 +77,13 @@ class _Pair:
         self.last: dict[str, Answer] = {}
 
     def speed(self, prompt: str, name: str) -> float:
-        """Tokens a second of one answer."""
+        """One answer's tokens per second."""
         self.last[name] = ask(self._backends[name], [Turn(Role.USER, prompt)], max_tokens=NUM_TOKENS)
         return self.last[name].timings.decode_tokens_per_s
 
 
 def measure(config: Config, *, repeats: int = 3, tasks: Sequence[str] = tuple(TASKS)) -> Iterator[LookupRow]:
-    """A row a task, as it is measured."""
+    """One row per task, as soon as it is measured."""
     with ExitStack() as leave:
         pair = _Pair(isolated(config), leave)
         for task in tasks:

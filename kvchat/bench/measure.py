@@ -82,7 +82,7 @@ def json_of(values: Mapping[str, Spread]) -> dict[str, Any]:
 
 def english(num_tokens: int, count: Callable[[str], int], *, skip: int = 0) -> str:
     """English text of about `num_tokens` tokens: Python's own language reference, the same on every machine with the
-    same Python. `skip` starts that many topics later. Raises UsageError if there is not as much."""
+    same Python. `skip` starts that many topics later. Raises UsageError if the text is too short."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name] for name in sorted(topics)[skip:])
@@ -90,7 +90,7 @@ def english(num_tokens: int, count: Callable[[str], int], *, skip: int = 0) -> s
     while num_tokens > len(text) or count(text[:end]) < num_tokens:
         if end >= len(text):
             raise UsageError(
-                f"there is no text of {num_tokens} tokens to measure on", "measure on fewer tokens"
+                f"the text to measure on has fewer than {num_tokens} tokens", "measure fewer tokens"
             )
         end *= 2
     return text[: bisect_left(range(end), num_tokens, key=lambda size: count(text[:size]))]
@@ -112,7 +112,7 @@ def check_room(num_tokens: int, context: int) -> None:
 
 
 def one_by_one(config: Config) -> Config:
-    """The same without guessing ahead: what a token costs is measured, not how often a guess comes true."""
+    """The same without guessing ahead: what a token costs is measured, not how often a guess is right."""
     return replace(config, model=replace(config.model, draft=0))
 
 
@@ -124,7 +124,7 @@ def ask(backend: Backend, history: Sequence[Turn], *, max_tokens: int = 1) -> An
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch compute on so many threads, by default as many as it likes; how many that are."""
+    """Let torch compute with so many threads, by default as many as it takes; returns how many those are."""
     import torch
 
     if threads is not None:

@@ -1,4 +1,4 @@
-"""The most memory that a process ever has resident, through a chat of some length."""
+"""The peak of resident memory of a process, over a chat of some length."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MemoryRow:
 def measure(
     setup: Setup, *, lengths: Sequence[int] = LENGTHS, against: Sequence[str] = ()
 ) -> Iterator[MemoryRow]:
-    """A row a length; each is measured in fresh children."""
+    """One row per length, each measured in fresh children."""
     for length in lengths:
         with running((OURS, *against), setup) as contenders:
             facts = contenders[OURS].facts

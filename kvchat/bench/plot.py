@@ -29,7 +29,7 @@ class Chart:
 
 
 def check(path: Path) -> None:
-    """Raises UsageError if nothing can be drawn there; before hours are measured."""
+    """Raises UsageError if nothing can be drawn there, before hours are spent on measuring."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"can't draw {path.name}", f"name a file that ends in {' or '.join(SUFFIXES)}")
     if not path.absolute().parent.is_dir():

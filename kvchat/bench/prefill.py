@@ -1,4 +1,4 @@
-"""Tokens a second of computing a prompt of which nothing is held."""
+"""Prefill speed in tokens per second, for prompts of which nothing is held."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTHS = (256, 1024)
 
 @dataclass(frozen=True, slots=True)
 class PrefillRow:
-    """One length in tokens: tokens a second by contender, and how many times theirs ours is."""
+    """One length in tokens: each contender's tokens per second, and how many times as fast ours is."""
 
     length: int
     tokens_per_s: dict[str, Spread]
@@ -44,7 +44,7 @@ class PrefillRow:
 def measure(
     setup: Setup, against: Sequence[str] = (), *, lengths: Sequence[int] = LENGTHS, repeats: int = 3
 ) -> Iterator[PrefillRow]:
-    """A row a length, as it is measured."""
+    """One row per length, as soon as it is measured."""
     with running((OURS, *against), setup) as contenders:
         theory = Theory.of(contenders[OURS].facts)
         for length in lengths:
@@ -60,8 +60,8 @@ def measure(
 
 
 def chart(rows: Sequence[PrefillRow]) -> Chart:
-    """Tokens a second against length, a line a contender."""
+    """Tokens per second against length, one line per contender."""
     lines = {name: [row.tokens_per_s[name] for row in rows] for name in rows[0].tokens_per_s}
     return Chart(
-        "Prefill speed", "tokens of the prompt", "tokens a second", [row.length for row in rows], lines
+        "Prefill speed", "tokens of the prompt", "tokens per second", [row.length for row in rows], lines
     )

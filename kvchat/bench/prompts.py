@@ -9,7 +9,7 @@ from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer
 
 
 def token_ids(config: Config, num_tokens: int, *, skip: int = 0) -> list[int]:
-    """`num_tokens` ids of English text; `skip` begins elsewhere in it. Raises UsageError if there is not as much."""
+    """`num_tokens` ids of English text; `skip` begins elsewhere in it. Raises UsageError if the text is too short."""
     tokenizer = tokenizer_of(config)
     return list(tokenizer.encode(english(num_tokens + 8, tokenizer.count, skip=skip)))[:num_tokens]
 

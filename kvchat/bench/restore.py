@@ -17,7 +17,7 @@ TIERS = ("ram", "disk")
 
 @dataclass(frozen=True, slots=True)
 class RestoreRow:
-    """One length in tokens: milliseconds that computing and restoring it took, and how many tokens came from where.
+    """One length in tokens: milliseconds to compute it and to restore it, and how many tokens came from where.
 
     Where loading would be slower than computing the cache computes, and fewer are restored.
     """
@@ -54,7 +54,7 @@ class RestoreRow:
 
 
 def measure(config: Config, *, lengths: Sequence[int] = LENGTHS, repeats: int = 3) -> Iterator[RestoreRow]:
-    """A row a length, as it is measured."""
+    """One row per length, as soon as it is measured."""
     with opened(config) as histories:
         info = histories.in_ram.info()
         for length in lengths:
@@ -70,7 +70,7 @@ def measure(config: Config, *, lengths: Sequence[int] = LENGTHS, repeats: int = 
 
 
 def _ms(histories: Histories, name: str, history: Sequence[Turn], tokens: dict[str, int]) -> float:
-    """What computing the prompt took, or what restoring of it what is stored did."""
+    """Milliseconds to compute the prompt, or to restore what is stored of it."""
     answer = histories.ask("none" if name == "computed" else name, history)
     tokens[name] = answer.cache.tiers.get(name, 0)
     return answer.timings.prompt_ms if name == "computed" else answer.timings.kv_load_ms

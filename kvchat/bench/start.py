@@ -33,7 +33,7 @@ _POLL_S = 0.002
 
 
 class StartError(KvchatError):
-    """The program did not start as it should."""
+    """The program did not start as expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _environment(config: Config, folder: Path) -> dict[str, str]:
 
 
 def _takes_keys_s(environ: dict[str, str]) -> float:
-    """Seconds until a key that is typed when the terminal's child reads keys itself is shown."""
+    """Seconds until the program shows a key that was typed once it reads keys itself."""
     started = time.perf_counter()
     pid, terminal = pty.fork()
     if pid == 0:
@@ -106,7 +106,7 @@ def _read(terminal: int, started: float) -> bytes:
 
 
 def _end(pid: int, terminal: int) -> None:
-    """End the program, and wait until it is gone, engine and all: the next run is to have the machine for itself."""
+    """End the program and wait until it is gone, engine and all, so that the next run has the machine to itself."""
     os.kill(pid, signal.SIGTERM)
     started = time.perf_counter()
     while _is_running(pid):

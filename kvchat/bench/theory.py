@@ -1,4 +1,4 @@
-"""What the arithmetic says a measurement could be: bytes to read and operations to do, against this machine's memory."""
+"""What a measurement could reach in theory: bytes to read and operations to do, against this machine's memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Theory:
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Theory:
-        """From what our contender says of itself; measures the memory."""
+        """From what our contender says about itself; measures the memory."""
         names = [item.name for item in fields(cls)][:-1]
         return cls(**{name: facts[name] for name in names}, read_bytes_per_s=read_bandwidth())
 
@@ -35,21 +35,21 @@ class Theory:
         return self.token_bytes + depth * self.kv_bytes_per_token
 
     def share_of_bandwidth(self, depth: int, tokens_per_s: float) -> float:
-        """How much of the machine's bandwidth that many tokens a second use."""
+        """The share of the machine's memory bandwidth that so many tokens per second use."""
         return self.bytes_read(depth) * tokens_per_s / self.read_bytes_per_s
 
     def prefill_flops(self, num_tokens: int) -> int:
-        """Operations that prefilling takes: a multiplication and an addition a parameter and token."""
+        """Operations that prefilling takes: one multiplication and one addition per parameter and token."""
         return 2 * self.num_parameters * num_tokens
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """The figures as lines for a person."""
         return [
-            f"KV {self.kv_bytes_per_token / 1e3:.1f} kB a token; of {self.weights_bytes / 1e6:.0f} MB of weights a token "
+            f"KV {self.kv_bytes_per_token / 1e3:.1f} kB per token; of {self.weights_bytes / 1e6:.0f} MB of weights a token "
             f"reads {self.token_bytes / 1e6:.0f} MB ({self.weights})",
-            f"reading memory reaches {self.read_bytes_per_s / 1e9:.1f} GB/s here: at most "
-            f"{self.read_bytes_per_s / self.bytes_read(0):.0f} tokens/s on an empty context",
-            f"prefilling a token takes {self.prefill_flops(1) / 1e9:.2f} GFLOP, which a hit saves",
+            f"memory is read at up to {self.read_bytes_per_s / 1e9:.1f} GB/s here: at most "
+            f"{self.read_bytes_per_s / self.bytes_read(0):.0f} tokens/s in an empty context",
+            f"prefilling a token takes {self.prefill_flops(1) / 1e9:.2f} GFLOP, which a cache hit saves",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Theory:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that all of torch's threads together read from memory; the best of several big reads."""
+    """Bytes per second that all of torch's threads together read from memory; the best of several large reads."""
     import torch
 
     block = torch.ones(_READ_BYTES // 8, dtype=torch.int64)

@@ -94,7 +94,7 @@ class _Round:
 def measure(
     setup: Setup, against: Sequence[str] = (), *, lengths: Sequence[int] = LENGTHS, repeats: int = 3
 ) -> Iterator[Row]:
-    """A row a history length, as it is measured."""
+    """One row per history length, as soon as it is measured."""
     with ExitStack() as leave:
         setup = replace(setup, threads=use_threads(setup.threads))
         token_ids(setup.config, max(lengths))  # refuses what there is no text for

@@ -59,7 +59,7 @@ class WeightsRow:
 
 
 def measure(config: Config, *, num_tokens: int = NUM_TOKENS) -> Iterator[WeightsRow]:
-    """A row for bfloat16 as it is, for integers in prefill and in decode, and for what lies between these two."""
+    """One row each for bfloat16 as it is, for integers in prefill and in decode, and for the difference of these two."""
     exact = _loaded(config, "float32", "native").engine.loaded
     rounded = _loaded(config, "bfloat16", "native").engine.loaded
     coarse = _loaded(config, "bfloat16", config.model.weights)

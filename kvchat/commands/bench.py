@@ -1,4 +1,4 @@
-"""`kvchat bench WHAT`: measures, and yields what was found as a table or as JSON, a row a line; draws it if asked."""
+"""`kvchat bench WHAT`: measures, and yields the results as a table or as one JSON object per line; draws them if asked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Row)
 
 
 def started(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """From exec to keys and words."""
+    """Time from exec to the first key and the first word."""
     rows = start.measure(_setup(args, config), repeats=args.repeats, against=parse_names(args.against))
     yield from _shown(args, rows)
 
@@ -36,13 +36,13 @@ def first_tokens(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def prefilled(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Tokens a second of prompts."""
+    """Prefill speed."""
     rows = prefill.measure(*_run(args, config), **_sizes(args, prefill.LENGTHS))
     yield from _shown(args, rows, chart=prefill.chart, notes=lambda found: found[0].theory.lines())
 
 
 def decoded(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Tokens a second of answers."""
+    """Decoding speed."""
     rows = decode.measure(*_run(args, config), **_sizes(args, decode.DEPTHS))
     yield from _shown(args, rows, chart=decode.chart, notes=lambda found: found[0].theory.lines())
 
@@ -59,7 +59,7 @@ def looked_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def remembered(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """The most memory that a chat takes."""
+    """The peak memory of a chat."""
     lengths = args.lengths or memory.LENGTHS
     yield from _shown(
         args, memory.measure(_setup(args, config), lengths=lengths, against=parse_names(args.against))
@@ -73,7 +73,7 @@ def encoded(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def compared(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Whether the cache changes an answer. Raises InexactError behind the table where it does."""
+    """Whether the cache changes an answer. Raises InexactError after the table if it does."""
     use_threads(args.threads)
     rows = list(exact.measure(_setup(args, config).config, num_prompts=args.prompts))
     yield from _shown(args, rows)
@@ -103,7 +103,7 @@ def forgotten(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _setup(args: argparse.Namespace, config: Config) -> Setup:
-    """What is measured, once the model is here. Raises ModelUnavailableError, which a child could only quote."""
+    """What is measured, with the model on this disk. Raises ModelUnavailableError, which a child could only quote."""
     from kvchat.models.sources.catalog import Catalog
 
     Catalog(config.paths.models, offline=config.model.offline).resolve(

@@ -87,7 +87,7 @@ def cache_stat(args: argparse.Namespace, config: Config) -> Iterator[str]:
         return
     for info in folders:
         yield _folder_text(info)
-    yield f"in all {size_text(num_bytes)} of {size_text(budget)} in {config.paths.cache}"
+    yield f"in total {size_text(num_bytes)} of {size_text(budget)} in {config.paths.cache}"
     yield from totals_lines(totals)
 
 
@@ -141,7 +141,7 @@ def totals_json(totals: CacheTotals) -> dict[str, Any]:
 def totals_lines(totals: CacheTotals) -> Iterator[str]:
     """The totals in two lines."""
     if not totals.asked_tokens:
-        yield "all time: nothing was asked yet"
+        yield "all time: no prompt was computed yet"
         return
     share = percent_text(totals.hit_rate)
     yield f"all time: asked {totals.asked_tokens} tokens, hit {totals.hit_tokens} ({share}): " + ", ".join(
@@ -182,7 +182,7 @@ def cache_verify(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Check every checksum, and a sample against a cold computation. Raises KvchatError when something is wrong."""
     report = verify_checksums(config.paths.cache)
     sample, why_not = (None, "") if args.no_recompute else _sample(config, args.sample)
-    wrong = [BadFile(path, "its KV is not that of its tokens") for path in _wrong_paths(report, sample)]
+    wrong = [BadFile(path, "its KV does not belong to its tokens") for path in _wrong_paths(report, sample)]
     bad = replace(report, bad=(*report.bad, *wrong))
     freed = remove_bad(config.paths.cache, bad, dry_run=args.dry_run) if args.remove and bad.bad else None
     if args.json:
@@ -210,15 +210,15 @@ def _verify_lines(report: VerifyReport, sample: VerifySample | None, why_not: st
     bad = f"{len(report.bad)} bad" if report.bad else "all sound"
     yield f"{report.num_files} files, {report.num_blocks} blocks, {size_text(report.num_bytes)}: {bad}"
     if report.left_over:
-        yield f"{len(report.left_over)} left-overs of no use; kvchat cache prune removes them"
+        yield f"{len(report.left_over)} leftover files are of no use; kvchat cache prune removes them"
     if sample is None:
         yield from ([why_not] if why_not else [])
         return
     largest = max((run.difference for run in sample.runs), default=0.0)
-    bound = "the best token decides" if sample.bound is None else f"at most {sample.bound:g}"
-    bound = "they have to be the same to the bit" if sample.bound == 0 else bound
+    bound = "only the likeliest token counts" if sample.bound is None else f"at most {sample.bound:g}"
+    bound = "it has to be zero" if sample.bound == 0 else bound
     yield (
-        f"computed {len(sample.runs)} of them again with {sample.model} in {sample.dtype} ({sample.codec}): "
+        f"recomputed {len(sample.runs)} of them with {sample.model} in {sample.dtype} ({sample.codec}): "
         f"{len(sample.wrong)} wrong, largest difference {largest:.2g} ({bound})"
     )
 
@@ -230,10 +230,10 @@ def _sample(config: Config, num_runs: int) -> tuple[VerifySample | None, str]:
     name = config.model.name
     files = Catalog(config.paths.models, offline=True).find(name)
     if files is None:
-        return None, f"nothing was computed again: {name} is not on this disk (kvchat models pull {name})"
+        return None, f"nothing was recomputed: {name} is not on this disk (kvchat models pull {name})"
     described = [info.meta.described.get("model") for info in list_folders(config.paths.cache) if info.meta]
     if files.name not in described:
-        return None, f"nothing was computed again: nothing is stored for {files.name}"
+        return None, f"nothing was recomputed: nothing is stored for {files.name}"
     from kvchat.commands.starting import local_backend
 
     wanted = replace(

@@ -93,9 +93,9 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
     from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message, open_turns
 
     if args.turns is not None and args.prompt is not None:
-        raise UsageError("--turns and -p are two ways to ask", "give one of them")
+        raise UsageError("--turns and -p both say what to ask", "use one of them")
     if args.no_stdin and args.turns == "-":
-        raise UsageError("--turns - reads stdin, and --no-stdin leaves it alone", "give one of them")
+        raise UsageError("--turns - reads stdin, and --no-stdin forbids that", "use one of them")
 
     def messages() -> Iterator[str]:
         if args.turns is not None:
@@ -151,6 +151,6 @@ def _piped(stdin: TextIO | None) -> str:
     data = stdin.buffer.read(MAX_INPUT_BYTES + 1)
     if len(data) > MAX_INPUT_BYTES:
         raise UsageError(
-            f"more than {MAX_INPUT_BYTES // 2**20} MiB are piped in", "pipe the part that matters"
+            f"the piped text is larger than {MAX_INPUT_BYTES // 2**20} MiB", "pipe only the part that matters"
         )
     return data.decode("utf-8-sig", errors="replace")

@@ -1,4 +1,4 @@
-"""`kvchat doctor`: what this machine, its folders and the model are like, and what has to be mended. Uses the network only for
+"""`kvchat doctor`: what this machine, its folders and the model are like, and what has to be fixed. Uses the network only for
 a model that a remote serves."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIN_REUSED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `remedy` says what to do; without one there is nothing to mend."""
+    """The result of one check. `remedy` says what to do; without one there is nothing to fix."""
 
     name: str
     value: str
@@ -44,19 +44,19 @@ class Finding:
 
 
 def report(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """What was found, as it is found; with --json one object. Raises KvchatError when something must be mended."""
+    """What was found, as it is found; with --json one object. Raises KvchatError if something has to be fixed."""
     found: list[Finding] = []
     for finding in findings(given_flags(args), _local):
         found.append(finding)
         if not args.json:
             yield _line(finding)
-    to_mend = [finding for finding in found if finding.remedy]
+    to_fix = [finding for finding in found if finding.remedy]
     if args.json:
-        yield json.dumps({"ok": not to_mend, "findings": [asdict(one) for one in found]}, ensure_ascii=False)
-    if to_mend:
+        yield json.dumps({"ok": not to_fix, "findings": [asdict(one) for one in found]}, ensure_ascii=False)
+    if to_fix:
         raise KvchatError(
-            f"{len(to_mend)} of {len(found)} things have to be mended",
-            "; ".join(f"{finding.name}: {finding.remedy}" for finding in to_mend),
+            f"{len(to_fix)} of {len(found)} checks found something to fix",
+            "; ".join(f"{finding.name}: {finding.remedy}" for finding in to_fix),
         )
 
 
@@ -67,7 +67,7 @@ def _line(finding: Finding) -> str:
 
 
 def findings(flags: dict[str, object], open_backend: Callable[[Config], Backend]) -> Iterator[Finding]:
-    """Everything that is looked at, the slowest last; `open_backend` makes what the self-test talks to."""
+    """All checks, the slowest last; `open_backend` makes what the self-test talks to."""
     yield from (versions(), processor(), memory())
     try:
         config = load_config(flags, flag_names=FLAG_NAMES)
@@ -82,7 +82,7 @@ def findings(flags: dict[str, object], open_backend: Callable[[Config], Backend]
 
 
 def versions() -> Finding:
-    """Of Python, this program and what it stands on."""
+    """The versions of Python, this program and what it builds on."""
     found = {"Python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
     missing = [name for name, number in found.items() if not number]
     shown = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
@@ -97,7 +97,7 @@ def _version(name: str) -> str:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
-    """Its cores, and the features that make models faster."""
+    """The processor's cores, and the features that make models faster."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -112,7 +112,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
 
 
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
-    """Of the machine, and how much of it is free where the system says so."""
+    """The machine's memory, and how much of it is free if the system says so."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         words = {
@@ -121,7 +121,7 @@ def memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
         free = int(words["MemAvailable:"]) * 1024
     except (OSError, ValueError, KeyError, IndexError):
         return Finding("memory", size_text(total))
-    remedy = "end other programs" if free < NEEDED_MEMORY_BYTES else ""
+    remedy = "close other programs" if free < NEEDED_MEMORY_BYTES else ""
     return Finding("memory", f"{size_text(free)} free of {size_text(total)}", remedy)
 
 
@@ -135,10 +135,10 @@ def folders(config: Config) -> Iterator[Finding]:
 
 def _folder(name: str, path: Path) -> Finding:
     if path.exists() and not path.is_dir():
-        return Finding(name, f"{path} is no folder", "remove it, or set another folder")
+        return Finding(name, f"{path} is not a folder", "remove it, or set another folder")
     if not path.exists():
         remedy = "" if _is_writable(_existing(path)) else f"make {_existing(path)} writable"
-        return Finding(name, f"{path}, not there yet", remedy)
+        return Finding(name, f"{path}, not created yet", remedy)
     value = f"{path}, {size_text(_num_bytes(path))}"
     if not _is_writable(path):
         return Finding(name, f"{value}, read-only", f"make it writable: chmod u+rwx {path}")
@@ -155,7 +155,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _num_bytes(folder: Path) -> int:
-    """What the files below a folder take, links not followed; what can't be read counts nothing."""
+    """How large the files below a folder are. Links are not followed, and what can't be read counts as nothing."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -173,7 +173,7 @@ def disk(config: Config) -> Finding:
     budget = default_disk_bytes(config.paths.cache) if config.cache.disk is None else config.cache.disk
     value = f"{size_text(free)} free; the cache uses {size_text(used)} of {size_text(budget)}"
     return Finding(
-        "disk", value, "free some space, or kvchat cache prune" if free < NEEDED_DISK_BYTES else ""
+        "disk", value, "free some space, or run kvchat cache prune" if free < NEEDED_DISK_BYTES else ""
     )
 
 
@@ -240,9 +240,13 @@ def self_test(backend: Backend) -> Iterator[Finding]:
         yield Finding("reuse", again.cache.reason)
         return
     is_reused = usage.cached_tokens >= MIN_REUSED * usage.prompt_tokens
-    remedy = "" if is_reused or info.reuse == "none" else f"see why with /cache why: {again.cache.reason}"
+    remedy = (
+        "" if is_reused or info.reuse == "none" else f"/cache why in a chat tells more: {again.cache.reason}"
+    )
     yield Finding(
-        "reuse", value if info.reuse != "none" else f"{info.architecture} models can't be continued", remedy
+        "reuse",
+        value if info.reuse != "none" else f"nothing that {info.architecture} models compute can be reused",
+        remedy,
     )
 
 

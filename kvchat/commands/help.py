@@ -84,8 +84,8 @@ def _unknown(topic: str, names: list[str]) -> UsageError:
     from kvchat.commands.table import COMMANDS
 
     if topic in {row.name.split()[0] for row in COMMANDS}:
-        return UsageError(f"no page is called {topic!r}", f"see kvchat {topic} --help")
+        return UsageError(f"there is no page about {topic!r}", f"see kvchat {topic} --help")
     nearest = difflib.get_close_matches(topic[:40], names, n=1, cutoff=0.0)
     return UsageError(
-        f"no page is called {topic[:40]!r}", f"did you mean {nearest[0]!r}? kvchat help lists them"
+        f"there is no page about {topic[:40]!r}", f"did you mean {nearest[0]!r}? kvchat help lists all"
     )

@@ -25,7 +25,7 @@ from kvchat.ui.asking import tell
 _MAX_ABOUT = 400
 _SKELETON = """\
 ---
-description: What it makes of the model, in one line
+description: What this prompt is for, in one line
 # model: smollm2-135m
 # options: {temperature: 0.2, max_tokens: 300}
 # vars: {language: English}
@@ -33,8 +33,8 @@ description: What it makes of the model, in one line
 ---
 You are …
 
-Put what is always the same first. What changes from one use to the next ({{ language }}, today's date) belongs at
-the end, or into the message: the cache holds a prompt up to the first token that differs.
+Put first what is always the same. What changes from one use to the next ({{ language }}, today's date) belongs at
+the end or in the message, because the cache holds a prompt only up to the first token that differs.
 """
 
 
@@ -112,7 +112,7 @@ def created(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Begin a prompt in the user's folder, and open it in an editor if there is a terminal."""
     path = user_folder() / (check_name(args.name) + SUFFIX)
     if path.exists():
-        raise UsageError(f"there is {path} already", f"kvchat prompts edit {args.name} opens it")
+        raise UsageError(f"{path} already exists", f"kvchat prompts edit {args.name} opens it")
     _write(path, _SKELETON)
     _edit(path)
     yield str(path)
@@ -135,7 +135,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     if not path.is_file():
         _prompts(args, config).prompt(args.name)  # an unknown one is named as such
         raise UsageError(
-            f"{args.name} is not among yours", f"only prompts in {path.parent} can be removed here"
+            f"{args.name} is not among your own prompts", f"only those in {path.parent} can be removed"
         )
     path.unlink()
     yield json.dumps({"name": args.name, "path": str(path)}) if args.json else f"removed {path}"
@@ -168,7 +168,7 @@ def linted(args: argparse.Namespace, config: Config) -> Iterator[str]:
             yield f"{name}: all of its {measure.count(prompt.body)} {measure.unit} can be reused"
     if num_findings:
         plural = "" if num_findings == 1 else "s"
-        raise KvchatError(f"{num_findings} finding{plural}", "mend what was found, or live with it")
+        raise KvchatError(f"{num_findings} finding{plural}", "fix what was found, or live with it")
 
 
 def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -188,17 +188,17 @@ def warmed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     finally:
         backend.close()
     row = {"name": prompt.name, "computed_tokens": total, "cached_tokens": cached, "pinned": prompt.pin}
-    yield json.dumps(row) if args.json else f"{prompt.name}: {total} tokens computed, {cached} were there"
+    yield json.dumps(row) if args.json else f"{prompt.name}: {total} tokens computed, {cached} were cached"
 
 
 def trusted(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Take the user's word about the prompts beside their work. Raises UsageError where there are none."""
+    """Record whether the user trusts the prompts beside their work. Raises UsageError where there are none."""
     folder = Path.cwd() / "prompts"
     if not folder.is_dir():
-        raise UsageError("there is no folder prompts here", "go to the folder that it lies in")
+        raise UsageError("there is no folder called prompts here", "change to the folder that contains it")
     Trust.from_config(config).decide(Kind.PROMPTS, folder, not args.no)
     row = {"path": str(folder.resolve()), "owner": owner_of(folder), "trusted": not args.no}
-    word = "are not used" if args.no else "are used from now on"
+    word = "will not be used" if args.no else "are trusted from now on"
     yield json.dumps(row) if args.json else f"the prompts in {row['path']} (of {row['owner']}) {word}"
 
 
@@ -214,7 +214,7 @@ def _values(pairs: Sequence[str] | None) -> Mapping[str, str]:
     for pair in pairs or ():
         name, sign, value = pair.partition("=")
         if not sign or not name:
-            raise UsageError(f"--var {pair} has no value", "write --var NAME=VALUE")
+            raise UsageError(f"--var {pair} has no name or no value", "write --var NAME=VALUE")
         values[name.strip()] = value
     return values
 

@@ -112,7 +112,7 @@ def _shared(gone: Deleted) -> Iterator[str]:
     """What of a session stays because others have it."""
     if gone.kept:
         turns = "1 turn" if gone.kept == 1 else f"{gone.kept} turns"
-        yield f"  its first {turns} stay, for {', '.join(gone.sharers)} began with them"
+        yield f"  its first {turns} stay, because {', '.join(gone.sharers)} began with them"
 
 
 def _left(config: Config, is_scrubbed: bool) -> Iterator[str]:
@@ -120,11 +120,11 @@ def _left(config: Config, is_scrubbed: bool) -> Iterator[str]:
     data = config.paths.data
     places = [str(path) for path in sorted(data.glob(f"{FILE_NAME}.damaged-*"))]
     if (data / _HISTORY_NAME).exists():
-        places.append(f"{data / _HISTORY_NAME}, with all that was ever typed")
+        places.append(f"{data / _HISTORY_NAME}, which has everything you typed")
     if not is_scrubbed:
-        places.append(f"{data / FILE_NAME}, until no other kvchat uses it and something is removed again")
+        places.append(f"{data / FILE_NAME}, until something is removed while no other kvchat is running")
     if places:
-        yield f"what was said may still stand in {'; '.join(places)}"
+        yield f"the text may still be in {'; '.join(places)}"
 
 
 def _store(config: Config) -> Store:

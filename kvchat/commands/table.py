@@ -1,4 +1,4 @@
-"""What `kvchat GROUP VERB` does beside chatting: a table with a row a command, each yielding lines of stdout."""
+"""The commands beside chatting: a table with a row for each, whose function yields lines of stdout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Command:
     """One command: `group verb` or one word, what the group is about, its help, what it yields.
 
     `arguments` are its own, for argparse; `flags` are those of the program that may also follow its name, beside
-    EVERYWHERE's. One that does not read the settings is run even if they are wrong, and gets the defaults.
+    EVERYWHERE's. A command that does not read the settings runs even if they are wrong, with the defaults.
     """
 
     name: str
@@ -63,15 +63,20 @@ _config = partial(_verb, "config")
 
 _CACHE = "stored KV"
 _DRY_RUN: dict[str, dict[str, Any]] = {
-    "--dry-run": {"action": "store_true", "help": "say what would be done, and do nothing"}
+    "--dry-run": {"action": "store_true", "help": "say what would be done, but don't do it"}
 }
 _PRUNE: dict[str, dict[str, Any]] = {
-    "--to": {"type": size_argument, "metavar": "SIZE", "help": "until no more than this is left"},
-    "--older-than": {"type": _days, "metavar": "DAYS", "help": "what was not used for so long"},
+    "--to": {"type": size_argument, "metavar": "SIZE", "help": "remove until no more than SIZE is left"},
+    "--older-than": {"type": _days, "metavar": "DAYS", "help": "remove what was not used for so many days"},
 }
 _VERIFY: dict[str, dict[str, Any]] = {
-    "--no-recompute": {"action": "store_true", "help": "checksums alone; loads no model"},
-    "--sample": {"type": _positive, "default": 4, "metavar": "N", "help": "runs to compute again (4)"},
+    "--no-recompute": {"action": "store_true", "help": "check only the checksums, without loading the model"},
+    "--sample": {
+        "type": _positive,
+        "default": 4,
+        "metavar": "N",
+        "help": "how many stored runs to compute again (4)",
+    },
     "--remove": {"action": "store_true", "help": "delete what can't be used"},
 }
 _CONFIG = "settings"
@@ -80,7 +85,7 @@ _AT = ("--cache-dir",)
 _HOW = ("-m", "--dtype", "--device", "--weights")
 
 _MODELS = "models on this disk"
-_NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, as after -m"}}
+_NAME: dict[str, dict[str, Any]] = {"name": {"metavar": "NAME", "help": "a model, named as after -m"}}
 _REMOTE: dict[str, dict[str, Any]] = {
     "remote": {
         "metavar": "REMOTE",
@@ -97,41 +102,46 @@ _NUM_PROMPTS: dict[str, dict[str, Any]] = {
     "--prompts": {"metavar": "N", "type": _positive, "default": 200, "help": "prompts to answer (200)"}
 }
 _LENGTHS: dict[str, dict[str, Any]] = {
-    "--lengths": {"metavar": "N", "type": _positive, "nargs": "+", "help": "tokens of prompt or history"}
+    "--lengths": {
+        "metavar": "N",
+        "type": _positive,
+        "nargs": "+",
+        "help": "lengths of the prompt or history to measure, in tokens",
+    }
 }
 _RUNS: dict[str, dict[str, Any]] = {
-    "--repeats": {"metavar": "N", "type": _positive, "default": 3, "help": "runs of each (3)"},
-    "--threads": {"metavar": "N", "type": _positive, "help": "threads to compute on"},
+    "--repeats": {"metavar": "N", "type": _positive, "default": 3, "help": "how often to measure each (3)"},
+    "--threads": {"metavar": "N", "type": _positive, "help": "number of threads to compute with"},
 }
 _AGAINST: dict[str, dict[str, Any]] = {
-    "--against": {"metavar": "NAMES", "help": "others that take turns: nocache,transformers,llama.cpp"},
-    "--llama-python": {"metavar": "FILE", "help": "an interpreter that has llama-cpp-python"},
+    "--against": {"metavar": "NAMES", "help": "compare with some of nocache,transformers,llama.cpp"},
+    "--llama-python": {"metavar": "FILE", "help": "a Python interpreter that has llama-cpp-python"},
 }
-_PLOT: dict[str, dict[str, Any]] = {"--plot": {"metavar": "FILE", "help": "draw it: FILE.svg or FILE.png"}}
+_PLOT: dict[str, dict[str, Any]] = {
+    "--plot": {"metavar": "FILE", "help": "draw a chart to FILE.svg or FILE.png"}
+}
 _SESSIONS = "conversations that were saved"
 _SESSION: dict[str, dict[str, Any]] = {
     "session": {
         "metavar": "SESSION",
         "nargs": "?",
         "default": "latest",
-        "help": "its name or id, or the beginning of it; without, the latest",
+        "help": "its name or id, or how that begins; the latest if omitted",
     }
 }
-_LIMIT: dict[str, dict[str, Any]] = {
-    "--limit": {"type": _positive, "metavar": "N", "help": "not more than N"}
-}
+_LIMIT: dict[str, dict[str, Any]] = {"--limit": {"type": _positive, "metavar": "N", "help": "list at most N"}}
 _EXPORT: dict[str, dict[str, Any]] = {
-    "--format": {"choices": ("md", "json", "html"), "default": "md", "help": "what to make; md if not given"},
-    "--output": {"metavar": "FILE", "help": "write to FILE, which only you can read"},
+    "--format": {"choices": ("md", "json", "html"), "default": "md", "help": "kind of document (md)"},
+    "--output": {"metavar": "FILE", "help": "write to FILE, readable only by you"},
 }
 _WORDS: dict[str, dict[str, Any]] = {
-    "words": {"metavar": "WORD", "nargs": "+", "help": "all have to be there"}
+    "words": {"metavar": "WORD", "nargs": "+", "help": "words that all have to occur"}
 }
 _REMOVAL = (
-    "delete some, from the search index and the cache too; exit code 2, and all stay, if one is not there"
+    "delete sessions, also from the search index and the cache; if one of them is not there, none is deleted"
 )
 _SEVERAL: dict[str, dict[str, Any]] = {
-    "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or the beginning of one"},
+    "sessions": {"metavar": "SESSION", "nargs": "+", "help": "names or ids, or how they begin"},
     "--yes": {"action": "store_true", "help": "delete without asking"},
 }
 _PROMPTS = "saved system prompts"
@@ -141,15 +151,15 @@ _VAR: dict[str, dict[str, Any]] = {
         "action": "append",
         "dest": "values",
         "metavar": "NAME=VALUE",
-        "help": "a variable of the prompt; may be repeated",
+        "help": "set a variable of the prompt; may be repeated",
     }
 }
-_PROMPT: dict[str, dict[str, Any]] = {"name": {"metavar": "PROMPT", "help": "a prompt, as after -t"}}
+_PROMPT: dict[str, dict[str, Any]] = {"name": {"metavar": "PROMPT", "help": "a prompt, named as after -t"}}
 _ANY_PROMPT: dict[str, dict[str, Any]] = {
-    "name": {"metavar": "PROMPT", "nargs": "?", "help": "a prompt, as after -t; without, your folder"}
+    "name": {"metavar": "PROMPT", "nargs": "?", "help": "a prompt, named as after -t; your folder if omitted"}
 }
 _SOME_PROMPTS: dict[str, dict[str, Any]] = {
-    "names": {"metavar": "PROMPT", "nargs": "*", "help": "prompts, as after -t; without, all"}
+    "names": {"metavar": "PROMPT", "nargs": "*", "help": "prompts, named as after -t; all if omitted"}
 }
 
 _TRACE: dict[str, dict[str, Any]] = {
@@ -163,22 +173,23 @@ _TRACE: dict[str, dict[str, Any]] = {
 }
 
 COMMANDS: tuple[Command, ...] = (
-    Command("models ls", _MODELS, "list the models on this disk and of remotes", _models("listed"), _REMOTE),
+    Command("models ls", _MODELS, "list the models on this disk", _models("listed")),
+    Command("models pull", _MODELS, "download or import a model", _models("pulled"), _NAME),
     Command("models pull", _MODELS, "fetch a model ahead of use", _models("pulled"), _NAME),
     Command("models rm", _MODELS, "delete a model's files", _models("removed"), _NAME),
     Command("models path", _MODELS, "print the folder of a model", _models("placed"), _NAME),
-    Command("cache ls", _CACHE, "list the stored runs", _cache("cache_ls"), flags=_AT),
+    Command("cache ls", _CACHE, "list what is stored, run by run", _cache("cache_ls"), flags=_AT),
     Command(
         "cache stat",
         _CACHE,
-        "what is stored for each model, and what that saved",
+        "show what is stored for each model, and what it saved",
         _cache("cache_stat"),
         flags=_AT,
     ),
     Command(
         "cache verify",
         _CACHE,
-        "check every checksum, and compute a sample again",
+        "check all checksums, and recompute a sample",
         _cache("cache_verify"),
         _VERIFY | _DRY_RUN,
         (*_AT, *_HOW, "--cache-codec"),
@@ -208,7 +219,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench start",
         _BENCH,
-        "from exec to a prompt that takes keys, and to the first word of -p",
+        "time from start until the prompt takes keys, and until -p prints a word",
         _bench("started"),
         _RUNS | _AGAINST,
         _HOW,
@@ -216,7 +227,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench ttft",
         _BENCH,
-        "time to the first token, by where the history is",
+        "time to the first token, by where the history is held",
         _bench("first_tokens"),
         _LENGTHS | _RUNS | _AGAINST | _PLOT,
         _HOW,
@@ -224,7 +235,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench prefill",
         _BENCH,
-        "tokens a second of computing a prompt",
+        "speed of computing a prompt, in tokens per second",
         _bench("prefilled"),
         _LENGTHS | _RUNS | _AGAINST | _PLOT,
         _HOW,
@@ -232,7 +243,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench decode",
         _BENCH,
-        "tokens a second of an answer, by how much is held",
+        "speed of answering, in tokens per second, by length of the history",
         _bench("decoded"),
         _LENGTHS | _RUNS | _AGAINST | _PLOT,
         _HOW,
@@ -240,7 +251,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench restore",
         _BENCH,
-        "KV from RAM and from disk against computing it",
+        "time to restore KV from RAM and disk, against computing it",
         _bench("restored"),
         _LENGTHS | _RUNS,
         _HOW,
@@ -248,7 +259,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench lookup",
         _BENCH,
-        "what guessing ahead gains and costs",
+        "gain and cost of guessing ahead",
         _bench("looked_up"),
         _RUNS,
         (*_HOW, "--draft"),
@@ -256,7 +267,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench memory",
         _BENCH,
-        "the most memory that a chat takes",
+        "peak memory of a chat",
         _bench("remembered"),
         _LENGTHS | _AGAINST | {"--threads": _RUNS["--threads"]},
         _HOW,
@@ -264,7 +275,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench weights",
         _BENCH,
-        "what integer weights cost in quality",
+        "loss of quality through integer weights",
         _bench("weighed"),
         _LENGTHS | {"--threads": _RUNS["--threads"]},
         _HOW,
@@ -289,27 +300,52 @@ COMMANDS: tuple[Command, ...] = (
     Command("sessions show", _SESSIONS, "print one", _sessions("shown"), _SESSION),
     Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),
     Command("sessions export", _SESSIONS, "write one", _sessions("exported_to_file"), _SESSION | _EXPORT),
+    Command(
+        "bench codec", _BENCH, "loss of quality through KV stored as int8", _bench("encoded"), _RUNS, _HOW
+    ),
+    Command("sessions ls", _SESSIONS, "list sessions, the latest first", _sessions("listed"), _LIMIT),
+    Command("sessions show", _SESSIONS, "print a session", _sessions("shown"), _SESSION),
+    Command("sessions search", _SESSIONS, "find words in all sessions", _sessions("found"), _WORDS | _LIMIT),
+    Command(
+        "sessions export",
+        _SESSIONS,
+        "write a session as a document",
+        _sessions("exported_to_file"),
+        _SESSION | _EXPORT,
+    ),
     Command("sessions rm", _SESSIONS, _REMOVAL, _sessions("removed"), _SEVERAL),
-    Command("prompts ls", _PROMPTS, "list them", _prompts("listed"), flags=_HERE),
+    Command("prompts ls", _PROMPTS, "list prompts", _prompts("listed"), flags=_HERE),
     Command(
-        "prompts show", _PROMPTS, "print one; with --var, its text", _prompts("shown"), _PROMPT | _VAR, _HERE
+        "prompts show",
+        _PROMPTS,
+        "print a prompt's file, or with --var its text",
+        _prompts("shown"),
+        _PROMPT | _VAR,
+        _HERE,
     ),
-    Command("prompts new", _PROMPTS, "begin one of your own", _prompts("created"), _PROMPT),
-    Command("prompts edit", _PROMPTS, "open one in an editor", _prompts("edited"), _PROMPT, _HERE),
+    Command("prompts new", _PROMPTS, "write a new prompt", _prompts("created"), _PROMPT),
+    Command("prompts edit", _PROMPTS, "open a prompt in your editor", _prompts("edited"), _PROMPT, _HERE),
     Command(
-        "prompts lint", _PROMPTS, "name what defeats the cache", _prompts("linted"), _SOME_PROMPTS, _HERE
+        "prompts lint", _PROMPTS, "find what defeats the cache", _prompts("linted"), _SOME_PROMPTS, _HERE
     ),
     Command(
-        "prompts warm", _PROMPTS, "compute its KV ahead of use", _prompts("warmed"), _PROMPT | _VAR, _HERE
+        "prompts warm",
+        _PROMPTS,
+        "compute a prompt's KV ahead of use",
+        _prompts("warmed"),
+        _PROMPT | _VAR,
+        _HERE,
     ),
-    Command("prompts rm", _PROMPTS, "delete one of your own", _prompts("removed"), _PROMPT),
-    Command("prompts path", _PROMPTS, "print where one lies", _prompts("placed"), _ANY_PROMPT, _HERE),
+    Command("prompts rm", _PROMPTS, "delete a prompt of your own", _prompts("removed"), _PROMPT),
+    Command(
+        "prompts path", _PROMPTS, "print where a prompt's file is", _prompts("placed"), _ANY_PROMPT, _HERE
+    ),
     Command(
         "prompts trust",
         _PROMPTS,
-        "use those in ./prompts from now on",
+        "trust the prompts in ./prompts from now on",
         _prompts("trusted"),
-        {"--no": {"action": "store_true", "help": "use them no more, and ask no more"}},
+        {"--no": {"action": "store_true", "help": "don't use them, and don't ask again"}},
     ),
     Command(
         "config path",
@@ -318,7 +354,7 @@ COMMANDS: tuple[Command, ...] = (
         _config("config_path"),
         reads_settings=False,
     ),
-    Command("config show", _CONFIG, "all settings, and where each comes from", _config("config_show")),
+    Command("config show", _CONFIG, "show all settings, and where each comes from", _config("config_show")),
     Command(
         "config edit",
         _CONFIG,
@@ -327,33 +363,45 @@ COMMANDS: tuple[Command, ...] = (
         reads_settings=False,
     ),
     Command(
-        "completion bash", _COMPLETION, "a script for bash", _verb("completion", "bash"), reads_settings=False
+        "completion bash",
+        _COMPLETION,
+        "print the script for bash",
+        _verb("completion", "bash"),
+        reads_settings=False,
     ),
     Command(
-        "completion zsh", _COMPLETION, "a script for zsh", _verb("completion", "zsh"), reads_settings=False
+        "completion zsh",
+        _COMPLETION,
+        "print the script for zsh",
+        _verb("completion", "zsh"),
+        reads_settings=False,
     ),
     Command(
-        "completion fish", _COMPLETION, "a script for fish", _verb("completion", "fish"), reads_settings=False
+        "completion fish",
+        _COMPLETION,
+        "print the script for fish",
+        _verb("completion", "fish"),
+        reads_settings=False,
     ),
     Command(
         "completion names",
         _COMPLETION,
-        "names for these scripts, one a line",
+        "print names for these scripts, one per line",
         _verb("completion", "names"),
         {
             "group": {
                 "metavar": "GROUP",
                 "choices": ("models", "prompts", "sessions", "help"),
-                "help": "of what",
+                "help": "kind of names",
             }
         },
     ),
     Command(
         "help",
         "",
-        "read about one topic; without, list the topics",
+        "show the page about a topic, or list the topics",
         _verb("help", "helped"),
-        {"topic": {"metavar": "TOPIC", "nargs": "?", "help": "what to read about; without, the list"}},
+        {"topic": {"metavar": "TOPIC", "nargs": "?", "help": "what to read about"}},
         reads_settings=False,
     ),
     Command(

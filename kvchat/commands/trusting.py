@@ -1,4 +1,4 @@
-"""Asking once whom the user trusts, where somebody can be asked: the prompts beside their work, a model's own code."""
+"""Asking the user once, if there is a terminal, whom they trust: the prompts beside their work, a model's own code."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def prompts_around(trust: Trust) -> Prompts:
 
 
 def prompts_with(name: str, trust: Trust) -> Prompts:
-    """The same, after the user was asked about the folder beside their work, if it has the name and nobody asked yet."""
+    """The same, after the user was asked about the folder beside their work, if it has the name and the user was never asked."""
     prompts = prompts_around(trust)
     folder = prompts.untrusted
     if folder is None or name not in prompts.waiting() or not can_ask():
         return prompts
     if trust.verdict(Kind.PROMPTS, folder) is not None:
         return prompts
-    what = f"The prompts in {folder} (of {owner_of(folder)}) decide what the model is told, which model it is and how"
+    what = f"The prompts in {folder} (owner: {owner_of(folder)}) decide which model answers, what it is told and how"
     answer = agrees(f"{what} it answers. Trust them from now on?")
     if answer is not None:
         trust.decide(Kind.PROMPTS, folder, answer)
@@ -44,7 +44,9 @@ def trusting(start: Opening, error: UntrustedCodeError) -> Opening:
     trust = Trust.from_config(config)
     if files is None or not can_ask() or trust.verdict(Kind.CODE, files.folder) is not None:
         raise error
-    what = f"{name} brings code of its own in {files.folder} (of {owner_of(files.folder)}), which would run"
+    what = (
+        f"{name} brings code of its own in {files.folder} (owner: {owner_of(files.folder)}), which would run"
+    )
     answer = agrees(f"{what} with all of your rights. Trust it from now on?")
     if answer is not None:
         trust.decide(Kind.CODE, files.folder, answer)
@@ -57,10 +59,12 @@ def trusting(start: Opening, error: UntrustedCodeError) -> Opening:
 
 
 def trust_model(name: str, config: Config) -> None:
-    """Remember that the user trusts the code of a model that is here. Raises UsageError for one that is not."""
+    """Remember that the user trusts the code of a model on this disk. Raises UsageError for one that is not there."""
     files = _files(name, config)
     if files is None:
-        raise UsageError(f"{name} is not here yet", f"say /model {name}; its code is then asked about")
+        raise UsageError(
+            f"{name} is not on this disk yet", f"say /model {name}; you are then asked about its code"
+        )
     Trust.from_config(config).decide(Kind.CODE, files.folder, True)
 
 

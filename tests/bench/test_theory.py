@@ -17,9 +17,9 @@ def test_prefilling_multiplies_and_adds_once_a_parameter() -> None:
 
 def test_it_is_told_in_words() -> None:
     first, second, third = THEORY.lines()
-    assert first == "KV 23.0 kB a token; of 370 MB of weights a token reads 100 MB (int4)"
-    assert second == "reading memory reaches 27.0 GB/s here: at most 270 tokens/s on an empty context"
-    assert third == "prefilling a token takes 0.27 GFLOP, which a hit saves"
+    assert first == "KV 23.0 kB per token; of 370 MB of weights a token reads 100 MB (int4)"
+    assert second == "memory is read at up to 27.0 GB/s here: at most 270 tokens/s in an empty context"
+    assert third == "prefilling a token takes 0.27 GFLOP, which a cache hit saves"
 
 
 def test_memory_is_read_at_some_speed() -> None:

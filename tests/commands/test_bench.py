@@ -46,7 +46,7 @@ def test_a_model_that_is_not_here_has_its_own_exit_code(run) -> None:  # type: i
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("decode", "--against", "vllm"), "can't be measured against 'vllm'"),
+        (("decode", "--against", "vllm"), "can't be compared with 'vllm'"),
         pytest.param(("decode", "--lengths", "500"), "the model has 512", marks=pytest.mark.slow),
         (("decode", "--lengths", "0"), "not a whole number above 0"),
         (("prefill", "--repeats", "many"), "not a whole number above 0"),

@@ -100,7 +100,7 @@ def test_stat_says_what_each_model_has_stored(run: Run, tmp_path: Path) -> None:
 
 
 def test_stat_shows_the_totals_of_all_time_and_creates_no_store(run: Run, tmp_path: Path) -> None:
-    assert "nothing was asked yet" in run("stat")[1]
+    assert "no prompt was computed yet" in run("stat")[1]
     assert not (tmp_path / "data").exists()
     store = Store(tmp_path / "data" / FILE_NAME)
     store.add_totals(
@@ -183,7 +183,7 @@ def test_a_missing_folder_is_an_empty_one(run: Run, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     said = {
         "ls": "",
-        "stat": "in all 0 B of ",
+        "stat": "in total 0 B of ",
         "prune": "freed 0 B in 0 files",
         "clear": "freed 0 B in 0 files",
         "verify": "0 files, 0 blocks, 0 B: all sound",

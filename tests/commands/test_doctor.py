@@ -87,10 +87,10 @@ def test_a_folder_that_can_not_be_written_is_a_finding(run: Run, tmp_path: Path)
 
 def test_a_file_in_a_folders_place_is_a_finding(run: Run, tmp_path: Path) -> None:
     (tmp_path / "DATA").write_text("")
-    assert "is no folder" in found(run("--json")[1])["data"].value
+    assert "is not a folder" in found(run("--json")[1])["data"].value
 
 
-def test_an_answer_that_reuses_nothing_has_to_be_mended(make_config: Callable[..., Config]) -> None:
+def test_an_answer_that_reuses_nothing_has_to_be_fixed(make_config: Callable[..., Config]) -> None:
     with closing(LocalBackend(make_config(cache__mode="off"))) as backend:
         *_, last = self_test(backend)
     assert last.value.startswith("the second answer reused 0 of ")
@@ -109,7 +109,7 @@ def test_cpu_features_are_read_from_what_the_system_says(tmp_path: Path) -> None
     assert "no known features" in processor(tmp_path / "missing").value
 
 
-def test_little_free_memory_has_to_be_mended(tmp_path: Path) -> None:
+def test_little_free_memory_has_to_be_fixed(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 200000 kB\n")
     assert memory(meminfo).remedy

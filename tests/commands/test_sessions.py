@@ -180,7 +180,7 @@ def test_prompts_are_made_listed_linted_and_removed(run: Run, tmp_path: Path) ->
     assert (code, out.startswith(f"{own}:4: the clock today()")) == (1, True)
     assert run("prompts", "rm", "mine")[0] == 0
     assert run("prompts", "show", "mine")[0] == 2
-    assert "is not among yours" in run("prompts", "rm", "git")[2]
+    assert "is not among your own prompts" in run("prompts", "rm", "git")[2]
 
 
 def test_a_broken_prompt_is_listed_with_what_is_wrong(run: Run, tmp_path: Path) -> None:

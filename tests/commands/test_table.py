@@ -21,7 +21,7 @@ from kvchat.cli import main
         ("sessions export --format pdf", "invalid choice: 'pdf'"),
         ("models pull", "required: NAME"),
         ("models nothing", "invalid choice: 'nothing'"),
-        ("cache ls --cache-dir=", "--cache-dir: '' is no path"),
+        ("cache ls --cache-dir=", "--cache-dir: '' is not a path"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_done(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvchat.cache.match import CacheSettings
 
+from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.request import EngineEvent, Finish, Finished, Request, Token
@@ -119,7 +119,7 @@ def test_what_one_sequence_stored_another_takes_up() -> None:
     expected, _ = told(engine, first, Request(prompt, max_tokens=4))
     engine.store(first)
     again, finished = told(engine, second, Request(prompt, max_tokens=4))
-    assert (again, finished.reuse.ram) == (expected, 32)
+    assert (again, finished.reuse.tiers["ram"]) == (expected, 32)
 
 
 def test_a_request_that_stores_nothing_leaves_nothing_in_the_cache() -> None:
@@ -139,7 +139,7 @@ def test_warming_stores_only_if_it_is_told_to() -> None:
     assert told(engine, other, Request(tokens, max_tokens=1))[1].reuse.num_tokens == 0
     list(engine.warm(live, tokens, NEVER))
     other.state.keep(0)
-    assert told(engine, other, Request(tokens, max_tokens=1))[1].reuse.ram == 32
+    assert told(engine, other, Request(tokens, max_tokens=1))[1].reuse.tiers["ram"] == 32
 
 
 @pytest.mark.parametrize("draft", [0, 3])
@@ -165,4 +165,4 @@ def test_conversations_of_both_regimes_lie_in_one_cache(tmp_path: Path) -> None:
         live = engine.new_sequence()
         _, finished = told(engine, live, Request(tokens[:length], max_tokens=1))
         engine.store(live)
-    assert finished.reuse.ram == 88
+    assert finished.reuse.tiers["ram"] == 88
