@@ -173,9 +173,8 @@ _TRACE: dict[str, dict[str, Any]] = {
 }
 
 COMMANDS: tuple[Command, ...] = (
-    Command("models ls", _MODELS, "list the models on this disk", _models("listed")),
+    Command("models ls", _MODELS, "list the models on this disk and of remotes", _models("listed"), _REMOTE),
     Command("models pull", _MODELS, "download or import a model", _models("pulled"), _NAME),
-    Command("models pull", _MODELS, "fetch a model ahead of use", _models("pulled"), _NAME),
     Command("models rm", _MODELS, "delete a model's files", _models("removed"), _NAME),
     Command("models path", _MODELS, "print the folder of a model", _models("placed"), _NAME),
     Command("cache ls", _CACHE, "list what is stored, run by run", _cache("cache_ls"), flags=_AT),
@@ -288,7 +287,6 @@ COMMANDS: tuple[Command, ...] = (
         _NUM_PROMPTS | {"--threads": _RUNS["--threads"]},
         (*_HOW, "--draft"),
     ),
-    Command("bench codec", _BENCH, "what int8 costs in quality", _bench("encoded"), _RUNS, _HOW),
     Command(
         "bench policy",
         _BENCH,
@@ -296,10 +294,6 @@ COMMANDS: tuple[Command, ...] = (
         _bench("forgotten"),
         _TRACE,
     ),
-    Command("sessions ls", _SESSIONS, "list them, the latest first", _sessions("listed"), _LIMIT),
-    Command("sessions show", _SESSIONS, "print one", _sessions("shown"), _SESSION),
-    Command("sessions search", _SESSIONS, "find words in them", _sessions("found"), _WORDS | _LIMIT),
-    Command("sessions export", _SESSIONS, "write one", _sessions("exported_to_file"), _SESSION | _EXPORT),
     Command(
         "bench codec", _BENCH, "loss of quality through KV stored as int8", _bench("encoded"), _RUNS, _HOW
     ),

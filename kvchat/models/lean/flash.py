@@ -8,6 +8,7 @@ causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -302,8 +303,11 @@ def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tens
 _NO_BIAS = torch.zeros(1, dtype=torch.bfloat16)
 
 
-class _Scratch:
-    """Memory that is used again for every layer: fresh pages would cost as much as the arithmetic."""
+class _Scratch(threading.local):
+    """Memory that is used again for every layer: fresh pages would cost as much as the arithmetic.
+
+    Each thread has its own, because two models may compute at once.
+    """
 
     def __init__(self) -> None:
         self._flat: dict[tuple[str, torch.dtype], torch.Tensor] = {}
@@ -318,7 +322,7 @@ class _Scratch:
         return flat[:size].view(*shape)
 
 
-_SCRATCH = _Scratch()  # one thread owns the model
+_SCRATCH = _Scratch()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,18 @@ def test_other_weights_in_the_same_folder_get_other_integers(tmp_path: Path) -> 
     assert (changed.forward(tokens, changed.new_state()) - expected).norm() / expected.norm() < 0.1
     PackedHome.of(tmp_path, folder).clear()
     assert not list((tmp_path / "packed").iterdir())
+
+
+def test_models_that_compute_at_once_in_two_threads_get_what_each_gets_alone(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path)
+    models = [loaded_from(folder) for _ in range(2)]
+    prompts = [random_tokens(300, seed=seed) for seed in range(2)]
+
+    def computed(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
+        return model.logits(tokens, model.new_state(), 1)
+
+    alone = [computed(model, tokens) for model, tokens in zip(models, prompts, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(40):
+            both = list(pool.map(computed, models, prompts))
+            assert all(torch.equal(one, other) for one, other in zip(alone, both, strict=True))
