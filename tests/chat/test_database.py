@@ -228,7 +228,7 @@ def test_what_can_only_be_read_is_listed(path: Path, is_open: bool) -> None:
     session = talk(path, "one")
     if not is_open:
         session.close()
-    for folder in (path.parent, *list(path.parents)[1:4]):
+    for folder in (path.parent, *list(path.parents)[1:5]):
         folder.chmod(0o755)
     path.parent.chmod(0o555)
     for file in path.parent.iterdir():

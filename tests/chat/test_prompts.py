@@ -106,7 +106,7 @@ def test_the_clock_is_that_of_the_call(folder: Path) -> None:
 
 def test_a_body_that_cannot_be_read_costs_lint_one_finding(folder: Path) -> None:
     ((line, text),) = found(folder, "---\ndescription: x\n---\n{{ " + "(" * 3000 + "1 }}")
-    assert (line, text) == (4, "maximum recursion depth exceeded")
+    assert line == 4 and text.startswith("maximum recursion depth exceeded")
 
 
 def test_a_file_that_is_too_large_is_not_included(folder: Path) -> None:

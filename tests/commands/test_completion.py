@@ -55,7 +55,7 @@ def completed(bash_script: Path, *words: str) -> set[str]:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_flags_choices_and_names(bash_script: Path) -> None:
     assert completed(bash_script, "cac") == {"cache"}
-    assert completed(bash_script, "cache", "") == {"ls", "stat", "verify", "prune", "clear", "path"}
+    assert completed(bash_script, "cache", "") == {"ls", "stat", "verify", "prune", "clear", "path", "trace"}
     assert "--dry-run" in completed(bash_script, "cache", "prune", "--d")
     assert completed(bash_script, "--temp") == {"--temperature", "--template"}
     assert completed(bash_script, "--dtype", "") == {"auto", "float32", "bfloat16", "float16"}
@@ -122,4 +122,4 @@ def test_fish_completes_verbs_and_choices(tmp_path: Path) -> None:
     shown = subprocess.run(["fish", "-N", "-c", ask], capture_output=True, text=True, timeout=60)
     words = [line.split("\t")[0] for line in shown.stdout.splitlines()]
     assert shown.stderr == ""
-    assert words == ["clear", "ls", "path", "prune", "stat", "verify", "bfloat16"]
+    assert words == ["clear", "ls", "path", "prune", "stat", "trace", "verify", "bfloat16"]

@@ -100,7 +100,7 @@ LEAN = {
 def test_our_own_network_is_right_on_the_same_journey(model: str, tmp_path: Path) -> None:
     stock = tiny_random_model(model.split(",")[0], **LEAN[model])
     stock.save_pretrained(tmp_path / "model")
-    loaded = load_model(tmp_path / "model", ModelConfig(dtype="float32", device="cpu"))
+    loaded = load_model(tmp_path / "model", ModelConfig(dtype="float32", weights="native", device="cpu"))
     assert isinstance(loaded.network, LeanNetwork)
     way = Journey(loaded, plain_logits(stock), tmp_path / "kv")
     way.run()

@@ -139,6 +139,8 @@ class RemoteBackend:
     def _connect(self, link: Link) -> Connected:
         try:
             found = connected(link, self.config, self._notices.put)
+            import kvchat.backends.remote.asking  # noqa: F401  # loaded here, so that no message waits for it
+
         except BaseException as error:
             self._show(Status(Phase.FAILED, str(error)))
             raise

@@ -75,8 +75,6 @@ def connected(link: Link, config: Config, notify: Callable[[str], None]) -> Conn
     """Find out what a remote is, and whether token ids can be sent to it. Raises KvchatError."""
     server = connect(link)
     tokens = _tokens_of(server, link, config, notify) if link.target.remote.tokenizer else None
-    import kvchat.backends.remote.asking  # noqa: F401  # loaded here, so that no message waits for it
-
     takes_ids = server.kind is not Kind.ANTHROPIC and link.target.remote.send != "text"
     return Connected(server, tokens, Ledger(server.features.remedy), takes_ids and tokens is not None)
 
