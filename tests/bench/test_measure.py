@@ -37,7 +37,7 @@ def test_text_is_as_long_as_asked() -> None:
 
 
 def test_more_text_than_there_is_is_refused() -> None:
-    with pytest.raises(UsageError, match="no text of 9000000 tokens"):
+    with pytest.raises(UsageError, match="fewer than 9000000 tokens"):
         english(9_000_000, words)
 
 

@@ -51,7 +51,7 @@ def test_a_model_that_is_not_here_has_its_own_exit_code(run) -> None:  # type: i
         (("decode", "--lengths", "0"), "not a whole number above 0"),
         (("prefill", "--repeats", "many"), "not a whole number above 0"),
         (("decode", "--lengths", "16", "--against", "llama.cpp"), "no GGUF"),
-        (("ttft", "--lengths", "900000000"), "no text of"),
+        (("ttft", "--lengths", "900000000"), "fewer than"),
         (("ttft", "--plot", "picture.gif"), "can't draw picture.gif"),
     ],
 )
