@@ -349,7 +349,7 @@ def test_an_unanswered_message_is_answered_later_or_passed_over_with_roles_in_tu
 
 
 def test_the_answers_text_is_saved_while_it_comes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvchat.chat.draft.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("kvchat.chat.incoming.SAVE_EVERY_S", 0.0)
     session = Session(ScriptedBackend(), store=store)
     events = session.send("slow 5")
     for event in events:
