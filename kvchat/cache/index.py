@@ -101,8 +101,9 @@ class FolderIndex:
         with self._lock:
             self._refresh()
             pieces = self._tree.match(chain) if self._runs else ()
-            for piece in pieces:
-                piece.run.seen = chain.hashes[piece.run.start : piece.end]
+            for run, _, end, _ in pieces:
+                if len(run.seen) != end - run.start:
+                    run.seen = chain.hashes[run.start : end]
             return pieces
 
     def knows(self, digest: bytes) -> bool:
