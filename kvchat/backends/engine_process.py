@@ -47,7 +47,7 @@ class EngineProcess:
             return
         config = Config.from_json(json.loads(first))
         _in_background(self._open, config)
-        _in_background(self._report_status)
+        self.report_in_background()
         for line in self._calls:
             with suppress(
                 ValueError, KeyError, TypeError
@@ -57,6 +57,10 @@ class EngineProcess:
         _in_background(_end_after, DRAIN_TIMEOUT_S)
         if self._backend is not None:
             self._backend.close()
+
+    def report_in_background(self) -> None:
+        """Tell each change of status from now on, until the end."""
+        _in_background(self._report_status)
 
     def _open(self, config: Config) -> None:
         try:
@@ -140,6 +144,8 @@ class EngineProcess:
             if status != last:
                 self._write({"status": to_wire(status)})
                 last = status
+            if status.phase is Phase.CLOSED:
+                return
             time.sleep(STATUS_INTERVAL_S)
 
     def _write(self, message: dict[str, Any]) -> None:

@@ -58,11 +58,13 @@ class ReadyModel:
     template: ChatTemplate
     info: ModelInfo
     ready_at: float
+    is_shared: bool = False
 
     def stores(self, keeping: Keeping) -> bool:
-        """Whether what a call computes is given to the cache; one of the engine's own, off the disk, is as private."""
+        """Whether what a call computes is given to the cache; one off the disk is as private, unless it `is_shared`."""
         cache = self.engine.cache
-        return keeping.mode == "rw" and (keeping.saves or cache is None or not cache.settings.disk_bytes)
+        is_private = not self.is_shared and (cache is None or not cache.settings.disk_bytes)
+        return keeping.mode == "rw" and (keeping.saves or is_private)
 
 
 @dataclass(slots=True)

@@ -31,12 +31,13 @@ class LocalBackend:
     Each call says itself what it may use of the cache and leave in it; by default what the settings say.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, worker: Worker[Talk] | None = None) -> None:
+        """`worker` is one that several of these use; by default it is a new one."""
         self.config = config
         self._keeping = Keeping.from_config(config)
         self._status = Status(Phase.STARTING)
         self._notices: SimpleQueue[str] = SimpleQueue()
-        self._worker: Worker[Talk] = Worker(
+        self._worker: Worker[Talk] = worker or Worker(
             self._load,
             settle=lambda talk: talk.model.engine.warm_up(talk.sequence),
             unload=lambda talk: talk.model.engine.close(),
