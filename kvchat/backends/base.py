@@ -240,6 +240,7 @@ class ModelInfo:
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
     in a few words. `adapter` is the folder of one that is in its weights.
+    A template that `takes_tools` tells the model of them; `stop_ids` are the tokens that end an answer.
     """
 
     name: str
@@ -260,6 +261,8 @@ class ModelInfo:
     continuation: str = "chunk"
     verdict: str = ""
     is_exact: bool = False
+    takes_tools: bool = False
+    stop_ids: tuple[int, ...] = ()
 
 
 class Backend(Protocol):
