@@ -281,7 +281,12 @@ class ChatTemplate:
 
     def _render(self, given: TemplateInput, *, answering: bool = True) -> str:
         """The text of the messages, with the generation prompt if `answering`."""
-        names = {**self.tokenizer.names, **given.options, "add_generation_prompt": answering, "tools": self._tools}
+        names = {
+            **self.tokenizer.names,
+            **given.options,
+            "add_generation_prompt": answering,
+            "tools": self._tools,
+        }
         rendered = self._program.render(given.messages, self._now, **names)
         return rendered + self._traits.header if answering else rendered
 
