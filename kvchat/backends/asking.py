@@ -107,13 +107,14 @@ def prompt_tokens(model: ReadyModel, turns: Sequence[Turn], think: bool | None) 
         return copy(template).tokens(messages, think=think)
     was_measured(turns, model)
     tokens: list[int] = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         if turn.role is Role.ASSISTANT:
             tokens += as_generated(turn.tokens or model.tokenizer.encode_as_text(turn.text))
         elif turn.tokens is not None:
             tokens += turn.tokens
         else:
-            tokens += model.tokenizer.encode(turn.text) if tokens else model.tokenizer.encode_whole(turn.text)
+            encode = model.tokenizer.encode if number else model.tokenizer.encode_whole
+            tokens += encode(turn.text)
     return tokens
 
 

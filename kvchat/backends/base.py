@@ -197,10 +197,14 @@ class Prefilling:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer."""
+    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer.
+
+    `ids` are those that were generated since the text before this, as far as this backend knows.
+    """
 
     text: str
     reasoning: bool = False
+    ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

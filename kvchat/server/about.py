@@ -11,6 +11,7 @@ from kvchat.server.metrics import CONTENT_TYPE
 from kvchat.server.question import question_of
 from kvchat.server.reading import Fields
 from kvchat.server.refusals import RefusedError
+from kvchat.server.service import served_name
 from kvchat.server.wording import ALIASES, check_model, messages_of, tools_of
 
 
@@ -22,7 +23,7 @@ async def models(exchange: Exchange) -> Response:
 async def model(exchange: Exchange) -> Response:
     """The model of this name. Raises RefusedError for another."""
     info, name = await exchange.service.info(), exchange.path_params["name"]
-    if name not in (info.name, *ALIASES):
+    if name not in (served_name(info), *ALIASES):
         raise RefusedError(
             404, f"there is no model {name[:80]!r} here", param="model", code="model_not_found"
         )
@@ -31,7 +32,7 @@ async def model(exchange: Exchange) -> Response:
 
 def _model(info: ModelInfo) -> dict[str, object]:
     return {
-        "id": info.name,
+        "id": served_name(info),
         "object": "model",
         "created": 0,
         "owned_by": "kvchat",

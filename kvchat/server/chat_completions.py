@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from kvchat.backends.base import Answer, ModelInfo, Text
+from kvchat.backends.base import Answer, ModelInfo, Text, Usage
 from kvchat.server.calls import CallWatch
 from kvchat.server.endpoint import Exchange
 from kvchat.server.question import Question, question_of, reply_of
 from kvchat.server.reading import Fields
 from kvchat.server.refusals import RefusedError, openai_form
 from kvchat.server.sampling import options_of
-from kvchat.server.streaming import answer_of, streamed
+from kvchat.server.service import served_name
+from kvchat.server.streaming import ToldIds, answer_of, streamed
 from kvchat.server.why import kvchat_json
 from kvchat.server.wording import (
     DONE,
@@ -60,10 +62,13 @@ class _Form:
 
     def __init__(self, question: Question, fields: Fields, info: ModelInfo) -> None:
         self._question = question
-        self._head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": info.name}
+        self._head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": served_name(info)}
         self._has_usage = fields.inner("stream_options").flag("include_usage")
+        self._is_counting = fields.inner("stream_options").flag("continuous_usage_stats")
+        self._usage = Usage(0, 0, 0)
         self._has_ids = fields.flag("return_token_ids")
         self._watch = CallWatch(question.tools)
+        self._ids = ToldIds(self._has_ids)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer as one object."""
@@ -77,12 +82,14 @@ class _Form:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
         choice |= {"token_ids": answer.completion} if self._has_ids else {}
         head = {**self._head, "object": "chat.completion", "choices": [choice]}
-        return head | {"usage": usage_json(answer)} | self._about(answer)
+        return head | {"usage": usage_json(answer.usage)} | self._about(answer)
 
-    def begin(self, prompt_tokens: int, cached_tokens: int) -> Iterator[str]:
+    def begin(self, usage: Usage) -> Iterator[str]:
+        self._usage = usage
         yield self._chunk({"role": "assistant", "content": ""})
 
     def tell(self, text: Text) -> Iterator[str]:
+        self._ids.add(text.ids)
         if text.reasoning:
             yield self._chunk({"reasoning_content": text.text})
         elif said := self._watch.feed(text.text) if self._question.tools else text.text:
@@ -90,6 +97,7 @@ class _Form:
 
     def end(self, answer: Answer) -> Iterator[str]:
         rest, calls = self._watch.finish() if self._question.tools else ("", ())
+        self._ids.rest(answer)
         if rest:
             yield self._chunk({"content": rest})
         if calls:
@@ -97,7 +105,7 @@ class _Form:
         finish, about = finish_of(answer, calls), self._about(answer)
         yield self._chunk({}, finish, {} if self._has_usage else about)
         if self._has_usage:
-            yield self._event([], {"usage": usage_json(answer)} | about)
+            yield self._event([], {"usage": usage_json(answer.usage)} | about)
         yield DONE
 
     def fail(self, error: RefusedError) -> Iterator[str]:
@@ -106,14 +114,22 @@ class _Form:
 
     def _about(self, answer: Answer) -> dict[str, Any]:
         """What stands beside the choices."""
-        ids = {"prompt_token_ids": answer.prompt, "token_ids": answer.completion} if self._has_ids else {}
+        ids = {"prompt_token_ids": answer.prompt} if self._has_ids else {}
         return {"kvchat": kvchat_json(self._question, answer), **ids}
 
     def _chunk(
         self, delta: dict[str, Any], finish: str | None = None, more: dict[str, Any] | None = None
     ) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self._event([choice], ({"usage": None} if self._has_usage else {}) | (more or {}))
+        choice |= self._ids.json()
+        return self._event([choice], self._usage_so_far() | (more or {}))
+
+    def _usage_so_far(self) -> dict[str, Any]:
+        """What a chunk tells of the tokens: nothing before the last, unless it is asked to."""
+        if not self._has_usage:
+            return {}
+        usage = replace(self._usage, completion_tokens=self._ids.num_generated)
+        return {"usage": usage_json(usage) if self._is_counting else None}
 
     def _event(self, choices: list[dict[str, Any]], more: dict[str, Any]) -> str:
         return sse({**self._head, "object": "chat.completion.chunk", "choices": choices, **more})

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from kvchat.backends.base import Answer, ModelInfo, Text
+from kvchat.backends.base import Answer, ModelInfo, Text, Usage
 from kvchat.server.endpoint import Exchange
 from kvchat.server.question import Question, bare_question
 from kvchat.server.reading import Fields, checked_text
 from kvchat.server.refusals import RefusedError, openai_form
 from kvchat.server.sampling import options_of
-from kvchat.server.streaming import answer_of, streamed
+from kvchat.server.service import served_name
+from kvchat.server.streaming import ToldIds, answer_of, streamed
 from kvchat.server.why import kvchat_json
 from kvchat.server.wording import DONE, check_model, finish_of, new_id, sse, usage_json
 
@@ -67,26 +69,34 @@ class _Form:
             "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
-            "model": info.name,
+            "model": served_name(info),
         }
         self._has_ids = fields.flag("return_token_ids")
+        self._ids = ToldIds(self._has_ids)
         self._has_usage = fields.inner("stream_options").flag("include_usage")
+        self._is_counting = fields.inner("stream_options").flag("continuous_usage_stats")
+        self._usage = Usage(0, 0, 0)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer as one object."""
-        return self._event(answer.text, answer) | {"usage": usage_json(answer)} | self._about(answer)
+        self._ids.rest(answer)
+        return self._event(answer.text, answer) | {"usage": usage_json(answer.usage)} | self._about(answer)
 
-    def begin(self, prompt_tokens: int, cached_tokens: int) -> Iterator[str]:
+    def begin(self, usage: Usage) -> Iterator[str]:
+        self._usage = usage
         yield sse(self._event(""))
 
     def tell(self, text: Text) -> Iterator[str]:
-        yield sse(self._event(text.text))
+        self._ids.add(text.ids)
+        usage = replace(self._usage, completion_tokens=self._ids.num_generated)
+        yield sse(self._event(text.text) | ({"usage": usage_json(usage)} if self._is_counting else {}))
 
     def end(self, answer: Answer) -> Iterator[str]:
+        self._ids.rest(answer)
         end = self._event("", answer)
         yield sse(end if self._has_usage else end | self._about(answer))
         if self._has_usage:
-            yield sse({**self._head, "choices": [], "usage": usage_json(answer), **self._about(answer)})
+            yield sse({**self._head, "choices": [], "usage": usage_json(answer.usage), **self._about(answer)})
         yield DONE
 
     def fail(self, error: RefusedError) -> Iterator[str]:
@@ -100,6 +110,7 @@ class _Form:
         """One choice; with the answer, the last."""
         finish = finish_of(answer) if answer else None
         choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        choice |= self._ids.json()
         if answer and self._has_ids:
-            choice |= {"prompt_token_ids": answer.prompt, "token_ids": answer.completion}
+            choice["prompt_token_ids"] = answer.prompt
         return {**self._head, "choices": [choice]}

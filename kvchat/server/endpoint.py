@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from kvchat.server.reading import Fields
-from kvchat.server.refusals import Form, RefusedError, openai_form, refusal_of
+from kvchat.server.refusals import Form, RefusedError, openai_form
 from kvchat.server.service import Limits, Service
 
 SEND_TIMEOUT_S = 60.0
@@ -71,7 +71,7 @@ class Endpoint:
         except Exception as error:
             if send.status:
                 raise
-            refused = refusal_of(error)
+            refused = self._service.refusal(error)
             if refused.status == 500:
                 logging.getLogger("kvchat").warning("internal error: %s: %s", type(error).__name__, error)
             raise refused from error

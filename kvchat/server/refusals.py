@@ -59,7 +59,8 @@ def refusal_of(error: BaseException) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, ContextOverflowError):
-        return RefusedError(400, error.message, param="messages", code="context_length_exceeded")
+        message = f"this is over the model's maximum context length: {error.message}"
+        return RefusedError(400, message, param="messages", code="context_length_exceeded")
     if isinstance(error, UsageError | TemplateRefusedError):
         return RefusedError(400, str(error))
     if isinstance(error, OutOfMemoryError):

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from kvchat.backends.base import Answer, FinishReason, ModelInfo, Options, Phase, Turn
 from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.server.memory import Beginnings, Memory
 from kvchat.server.metrics import Metrics
 from kvchat.server.question import Question, remember
+from kvchat.server.refusals import RefusedError, refusal_of
 from kvchat.server.running import Engine, Running
 from kvchat.server.turnstile import MAX_WAITING, Turnstile
 
@@ -26,6 +28,11 @@ class Limits:
     body_bytes: int = MAX_BODY_BYTES
     body_s: float = BODY_TIMEOUT_S
     num_waiting: int = MAX_WAITING
+
+
+def served_name(info: ModelInfo) -> str:
+    """What the model is called; of one in a folder or a file no more than the last part of its path."""
+    return PurePath(info.name).name if info.name.startswith(("/", ".", "~")) else info.name
 
 
 class Service:
@@ -52,6 +59,13 @@ class Service:
         if self._info is None:
             self._info = await asyncio.to_thread(self.backend.info)
         return self._info
+
+    def refusal(self, error: BaseException) -> RefusedError:
+        """What a client is told of an error: of the model no more than its name."""
+        refused = refusal_of(error)
+        if self._info is not None:
+            refused.message = refused.message.replace(self._info.name, served_name(self._info))
+        return refused
 
     async def prompt(self, turns: tuple[Turn, ...], options: Options) -> tuple[int, ...]:
         """The ids that turns are."""

@@ -6,19 +6,19 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Protocol
 
-from kvchat.backends.base import Answer, Done, Event, Notice, Prefilling, Text
+from kvchat.backends.base import Answer, Done, Event, Notice, Prefilling, Text, Usage
 from kvchat.errors import EngineDiedError
 from kvchat.server.endpoint import EventStream
 from kvchat.server.question import Question
-from kvchat.server.refusals import RefusedError, refusal_of
+from kvchat.server.refusals import RefusedError
 from kvchat.server.service import Service, check_whole
 
 
 class Writer(Protocol):
     """How a protocol writes an answer as server-sent events."""
 
-    def begin(self, prompt_tokens: int, cached_tokens: int) -> Iterable[str]:
-        """What stands in front of all text."""
+    def begin(self, usage: Usage) -> Iterable[str]:
+        """What stands in front of all text; by now the prompt's tokens are known."""
 
     def tell(self, text: Text) -> Iterable[str]:
         """More text."""
@@ -28,6 +28,34 @@ class Writer(Protocol):
 
     def fail(self, error: RefusedError) -> Iterable[str]:
         """What is said where the answer breaks off."""
+
+
+class ToldIds:
+    """The ids of an answer that is streamed, each told once, where they are wanted."""
+
+    def __init__(self, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
+        self._untold: list[int] = []
+        self.num_generated = 0
+        self._num_told = 0
+
+    def add(self, ids: Iterable[int]) -> None:
+        """These were generated."""
+        new = tuple(ids)
+        self._untold += new
+        self.num_generated += len(new)
+
+    def rest(self, answer: Answer) -> None:
+        """This was all; behind a stop string nothing counts."""
+        self._untold = list(answer.completion[self._num_told :])
+
+    def json(self) -> dict[str, list[int]]:
+        """What a choice has of them."""
+        if not self._is_wanted:
+            return {}
+        told, self._untold = self._untold, []
+        self._num_told += len(told)
+        return {"token_ids": told}
 
 
 async def streamed(service: Service, question: Question, writer: Writer) -> EventStream:
@@ -68,13 +96,13 @@ async def _written(service: Service, question: Question, writer: Writer) -> Asyn
     except Exception as error:
         if not has_begun:
             raise
-        for chunk in writer.fail(refusal_of(error)):
+        for chunk in writer.fail(service.refusal(error)):
             yield chunk
 
 
 def _begun(event: Event, writer: Writer) -> Iterable[str]:
     cached, computed = (event.cached, event.total) if isinstance(event, Prefilling) else (0, 0)
-    return writer.begin(cached + computed, cached)
+    return writer.begin(Usage(cached + computed, 0, cached))
 
 
 def _told(event: Event, writer: Writer) -> Iterable[str]:

@@ -7,10 +7,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from kvchat.backends.base import Answer, FinishReason, ModelInfo, Role
+from kvchat.backends.base import Answer, FinishReason, ModelInfo, Role, Usage
 from kvchat.server.reading import Fields, checked_text
 from kvchat.server.refusals import RefusedError
 from kvchat.server.said import Call, Said
+from kvchat.server.service import served_name
 
 DONE = "data: [DONE]\n\n"
 ALIASES = ("", "default", "kvchat")
@@ -39,9 +40,9 @@ def sse(event: Mapping[str, Any], name: str = "") -> str:
 
 def check_model(fields: Fields, info: ModelInfo) -> None:
     """Raise RefusedError for a model that is not served."""
-    name = fields.text("model")
-    if name not in (*ALIASES, info.name):
-        message = f"there is no model {name[:80]!r} here, only {info.name!r}"
+    name, served = fields.text("model"), served_name(info)
+    if name not in (*ALIASES, served):
+        message = f"there is no model {name[:80]!r} here, only {served!r}"
         raise RefusedError(404, message, param="model", code="model_not_found")
 
 
@@ -123,9 +124,8 @@ def finish_of(answer: Answer, calls: tuple[Call, ...] = ()) -> str:
     return "length" if answer.finish_reason is FinishReason.LENGTH else "stop"
 
 
-def usage_json(answer: Answer) -> dict[str, Any]:
-    """Its tokens, in OpenAI's words."""
-    usage = answer.usage
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """An answer's tokens, in OpenAI's words."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -31,13 +31,18 @@ def test_an_answer_is_the_librarys(client: Client, backend: LocalBackend) -> Non
 
 
 def test_a_streamed_answer_is_the_same_text_and_usage(client: Client) -> None:
-    whole = client.chat("the quick brown fox")
-    reply = client.chat("the quick brown fox", stream=True, stream_options={"include_usage": True})
+    whole = client.chat("the quick brown fox", return_token_ids=True)
+    ids = whole.json["choices"][0]["token_ids"]
+    fields = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+    reply = client.chat("the quick brown fox", **fields)
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert said(reply.events) == whole.json["choices"][0]["message"]["content"]
     *_, last, usage = reply.events
     assert last["choices"][0]["finish_reason"] == whole.json["choices"][0]["finish_reason"]
     assert usage["choices"] == [] and usage["usage"]["prompt_tokens"] == whole.json["usage"]["prompt_tokens"]
+    assert [
+        one for event in reply.events for choice in event["choices"] for one in choice["token_ids"]
+    ] == ids
     assert reply.body.endswith(b"data: [DONE]\n\n")
     assert all(event["usage"] is None for event in reply.events[:-1])
 
@@ -48,7 +53,7 @@ def test_a_client_that_sends_text_back_hits_to_the_token(client: Client) -> None
     for number in range(6):
         reply = client.chat(*messages, return_token_ids=True, seed=number, temperature=2.0).json
         assert cached(reply) >= held
-        prompt, completion = reply["prompt_token_ids"], reply["token_ids"]
+        prompt, completion = reply["prompt_token_ids"], reply["choices"][0]["token_ids"]
         held = len(prompt) + len(completion)
         messages += [reply["choices"][0]["message"]["content"], f"and {number}?"]
     last = client.chat(*messages, return_token_ids=True).json
@@ -60,7 +65,7 @@ def test_an_answer_whose_text_was_changed_is_encoded_anew(client: Client) -> Non
     first = client.chat("one of two", temperature=2.0, seed=3, return_token_ids=True).json
     text = first["choices"][0]["message"]["content"]
     other = client.chat("one of two", text + " dog", "go on", return_token_ids=True).json
-    before = [*first["prompt_token_ids"], *first["token_ids"]]
+    before = [*first["prompt_token_ids"], *first["choices"][0]["token_ids"]]
     assert other["prompt_token_ids"][: len(before)] != before
 
 
@@ -71,7 +76,7 @@ def test_white_space_around_an_answer_that_a_client_drops_changes_nothing(client
         if text != text.strip():
             break
     again = client.chat("blank or not", text.strip(), "go on", return_token_ids=True).json
-    before = [*first["prompt_token_ids"], *first["token_ids"]]
+    before = [*first["prompt_token_ids"], *first["choices"][0]["token_ids"]]
     assert text != text.strip() and again["prompt_token_ids"][: len(before)] == before
 
 
@@ -91,7 +96,7 @@ def test_an_unfinished_answer_is_gone_on_with(client: Client) -> None:
     assert begun + rest["choices"][0]["message"]["content"] == whole["choices"][0]["message"]["content"]
     joined = whole["choices"][0]["message"]["content"]
     after = client.chat("count", joined, "and?", return_token_ids=True).json
-    before = [*whole["prompt_token_ids"], *whole["token_ids"]]
+    before = [*whole["prompt_token_ids"], *whole["choices"][0]["token_ids"]]
     assert after["prompt_token_ids"][: len(before)] == before
 
 
