@@ -110,9 +110,11 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
-        if call["call"] not in ("answer", "warm", "prepare", "cache"):
+        if call["call"] not in ("answer", "warm", "prepare", "cache", "prompt"):
             raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
         history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
+        if call["call"] == "prompt":
+            return self._backend.prompt(history, options)
         keeping = from_wire(Keeping, call.get("keeping"))
         if call["call"] == "cache":
             view = self._backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
@@ -169,6 +171,8 @@ def _turn(value: dict[str, Any]) -> Turn:
         tokenizer=value["tokenizer"],
         time_s=value["time_s"],
         pinned=value["pinned"],
+        tools=value.get("tools", ""),
+        extra=value.get("extra", ""),
     )
 
 

@@ -242,6 +242,8 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,
+        takes_tools=template.takes_tools,
+        stop_ids=tuple(sorted(loaded.eos_ids | set(template.closing_ids))),
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
         defaults=Options(

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from kvchat.backends import base
 from kvchat.backends.answering import Answering, never_begun
-from kvchat.backends.asking import Question, check_room, conversation, was_measured
+from kvchat.backends.asking import Question, check_room, conversation, prompt_tokens, was_measured
 from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Role, Status, Turn
 from kvchat.backends.inspection import CacheView, VerifySample
 from kvchat.backends.loading import Talk, load
@@ -143,6 +143,13 @@ class LocalBackend:
 
     def cancel(self) -> None:
         self._worker.cancel(self)
+
+    def prompt(self, history: Sequence[Turn], options: Options = DEFAULTS) -> tuple[int, ...]:
+        """The ids of the prompt that a history is, however long. Waits for the model, but for no answer.
+
+        Raises ContextOverflowError for a text far too long, ModelUnavailableError where the template refuses it.
+        """
+        return tuple(ids_of(prompt_tokens(self._worker.wait().model, tuple(history), options.think)))
 
     def count(self, text: str) -> int:
         return self._worker.wait().model.tokenizer.count(text)

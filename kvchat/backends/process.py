@@ -134,6 +134,10 @@ class ProcessBackend:
         call = self._about("cache", history, options, has_rows=has_rows)
         return self._ask(call, lambda value: cast(CacheView, from_wire(CacheView, value)))
 
+    def prompt(self, history: Sequence[Turn], options: Options = DEFAULTS) -> tuple[int, ...]:
+        """See `LocalBackend.prompt`."""
+        return self._ask(self._about("prompt", history, options), tuple)
+
     def _ask(self, message: Message, read: Callable[[Any], T]) -> T:
         child = self._living()
         try:
