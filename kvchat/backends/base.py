@@ -28,6 +28,15 @@ class FinishReason(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Reach(StrEnum):
+    """How far to compute ahead for a message that is being typed: up to where it can't change any more, all of its
+    prompt, or the beginning of its answer too."""
+
+    TYPED = "typed"
+    WHOLE = "whole"
+    BEGUN = "begun"
+
+
 class Phase(StrEnum):
     """What the engine is doing now."""
 
@@ -104,7 +113,8 @@ class Timings:
     `load_ms`: loading and warming up the model, once a process. `kv_load_ms`: bringing cached KV into the arena.
     `ttft_ms`: from the later of the turn's submission and the model being ready to its first text. Of the `draft_n`
     tokens that were guessed ahead, `draft_n_accepted` came true. Between the answer before and this message, `idle_n`
-    tokens were computed ahead in `idle_ms`, while nobody waited.
+    tokens were computed ahead in `idle_ms`, while nobody waited. Of these, `ahead_n` in `ahead_ms` for messages that
+    were being typed, prompts and answers; `ahead_used_n` of them served this one, which waited `ahead_saved_ms` less.
     """
 
     load_ms: float
@@ -119,6 +129,10 @@ class Timings:
     draft_n_accepted: int = 0
     idle_n: int = 0
     idle_ms: float = 0.0
+    ahead_n: int = 0
+    ahead_used_n: int = 0
+    ahead_ms: float = 0.0
+    ahead_saved_ms: float = 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -215,13 +229,24 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """Of a message that is being typed, `done` of the `total` tokens that its prompt has so far are computed, and behind
+    all of them `begun` of its answer. While it `is_resting`, because the machine has other work, nothing is computed."""
+
+    done: int
+    total: int
+    begun: int = 0
+    is_resting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The last event of every answer that did not raise."""
 
     answer: Answer
 
 
-Event = Prefilling | Text | Notice | Done
+Event = Prefilling | Text | Notice | Ahead | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +326,14 @@ class Backend(Protocol):
 
         Yields `Prefilling` events; none where nothing would be gained, because all that was said is live. It ends as
         soon as an answer is asked for; what was computed stays.
+        """
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Event]:
+        """Compute ahead for a message that is being typed, the user's turn that the history ends with, as far as `reach`
+        says and as long as nobody asks for anything else. Another call takes the place of the one before.
+
+        Yields `Ahead` events. An answer to this very history and options takes up what is there; whatever else is asked
+        leaves no trace of it, and a history without such a turn only drops it.
         """
 
     def cache(

@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from kvchat.backends.base import Event, Keeping, Options, Phase, Role, Status, Turn
+from kvchat.backends.base import Event, Keeping, Options, Phase, Reach, Role, Status, Turn
 from kvchat.backends.wire import error_to_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError
@@ -110,7 +111,7 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
-        if call["call"] not in ("answer", "warm", "prepare", "cache", "prompt"):
+        if call["call"] not in ("answer", "warm", "prepare", "ahead", "cache", "prompt"):
             raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
         history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
         if call["call"] == "prompt":
@@ -123,8 +124,9 @@ class EngineProcess:
             "answer": self._backend.answer,
             "warm": self._backend.warm,
             "prepare": self._backend.prepare,
+            "ahead": partial(self._backend.ahead, reach=Reach(call.get("reach", "typed"))),
         }
-        events = streams[call["call"]](history, options, keeping)
+        events = streams[call["call"]](history, options, keeping=keeping)
         with self._lock:
             self._running[number] = events
             if number in self._cancelled:

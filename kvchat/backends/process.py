@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
 from kvchat.backends import base
-from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Status, Turn
+from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Reach, Status, Turn
 from kvchat.backends.calls import EngineGoneError, about, events_of, result_of
 from kvchat.backends.child import EngineChild
 from kvchat.backends.connection import Connection, Message
@@ -127,6 +127,14 @@ class ProcessBackend:
             return
         with suppress(EngineGoneError):  # the next message starts it again
             yield from events_of(self._living().connection, self._about("prepare", history, options))
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Event]:
+        child = self._child
+        if child is None or child.connection.is_dead:  # nothing is started for what nobody asked
+            return
+        call = self._about("ahead", history, options, reach=reach.value)
+        with suppress(EngineGoneError):
+            yield from events_of(child.connection, call)
 
     def cache(
         self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True

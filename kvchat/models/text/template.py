@@ -169,6 +169,14 @@ class ChatTemplate:
             return []
         return probes[0][: common_prefix(*probes)]
 
+    def typed_prefix(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
+        """The tokens that the prompt begins with however the last message, which is being typed, goes on; now and then
+        one of them turns out otherwise, for what a tokenizer may still join it alone knows."""
+        last = messages[-1]
+        settled = self.tokenizer.settled(last.text)
+        known = last.text[: settled + 1] if settled else ""  # with what the last word begins with
+        return self.next_prefix([*messages[:-1], replace(last, text=known)], think=think)
+
     def shared_tokens(self, messages: Sequence[Message], *, think: bool | None = None) -> int:
         """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
         system = [message for message in messages[:1] if message.role == "system"]

@@ -21,6 +21,7 @@ from kvchat.models.text.tokenizer_file import read_tokenizer
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
 _REPLACEMENT = "\ufffd"
 _STRETCH = 1 << 14  # characters that are encoded at a time to see whether a text is too long
+_LOOK_BACK = 512  # characters in which the last word is looked for
 _SEAM_TOKENS = 64  # more than a cut in the text adds
 
 
@@ -94,6 +95,16 @@ class ChatTokenizer:
     def count(self, text: str) -> int:
         """Number of tokens that `text` is, control tokens taken as text."""
         return len(self.encode_as_text(text))
+
+    def settled(self, text: str) -> int:
+        """How many of the first characters of a text that is being typed have tokens that more typing hardly changes:
+        those before its last word, as the tokenizer itself cuts it, or before the last space where it cuts none."""
+        start = max(0, len(text) - _LOOK_BACK)
+        cutter = self._full.pre_tokenizer
+        words = cutter.pre_tokenize_str(text[start:]) if cutter and text else []
+        if len(words) > 1:
+            return start + int(words[-1][1][0])
+        return max((found.start() for found in re.finditer(r"\s+", text[start:])), default=-start) + start
 
     def least_tokens(self, text: str) -> Iterator[int]:
         """How many tokens `text` has at least, from its beginning on; whoever asks stops when that is enough."""

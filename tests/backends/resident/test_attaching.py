@@ -294,7 +294,9 @@ def test_cancelling_ends_ones_own_answer_alone(talkative: Config) -> None:
         assert len(ends[0].answer.completion) == 20
 
 
-def test_concurrent_chats_get_what_each_gets_alone(client: Callable[..., ProcessBackend], config: Config) -> None:
+def test_concurrent_chats_get_what_each_gets_alone(
+    client: Callable[..., ProcessBackend], config: Config
+) -> None:
     alone = LocalBackend(replace(config, cache=replace(config.cache, disk=0)))  # type: ignore[arg-type]
     results: dict[int, list[tuple[int, ...]]] = {}
 
