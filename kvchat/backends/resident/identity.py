@@ -74,7 +74,9 @@ def key_of(config: Config, environ: Mapping[str, str] | None = None) -> str:
         "environ": {name: environ[name] for name in sorted(environ) if name.startswith(_VARIABLES)},
         "program": program(),
     }
-    return blake2b(json.dumps(told, sort_keys=True).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return blake2b(
+        json.dumps(told, sort_keys=True).encode(errors="surrogateescape"), digest_size=8
+    ).hexdigest()
 
 
 @cache
