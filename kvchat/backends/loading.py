@@ -66,9 +66,7 @@ class Typed:
 
     def plus(self, *, tokens: int = 0, used: int = 0, seconds: float = 0.0, saved_s: float = 0.0) -> Typed:
         """With some more."""
-        return Typed(
-            self.tokens + tokens, self.used + used, self.seconds + seconds, self.saved_s + saved_s
-        )
+        return Typed(self.tokens + tokens, self.used + used, self.seconds + seconds, self.saved_s + saved_s)
 
 
 @dataclass(frozen=True, slots=True)

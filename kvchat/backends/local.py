@@ -13,7 +13,18 @@ from kvchat.backends import base
 from kvchat.backends.ahead import ahead, answering, forget
 from kvchat.backends.answering import never_begun
 from kvchat.backends.asking import Question, check_room, conversation, was_measured
-from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Reach, Role, Status, Turn
+from kvchat.backends.base import (
+    DEFAULTS,
+    Event,
+    Keeping,
+    ModelInfo,
+    Options,
+    Phase,
+    Reach,
+    Role,
+    Status,
+    Turn,
+)
 from kvchat.backends.inspection import CacheView, VerifySample
 from kvchat.backends.loading import Talk, load
 from kvchat.backends.preparing import pin, prepare
@@ -123,11 +134,11 @@ class LocalBackend:
 
     def ahead(
         self, history: Sequence[Turn], options: Options, reach: Reach, keeping: Keeping | None = None
-    ) -> Stream[Event]:
+    ) -> Stream[base.Ahead]:
         turns, keeping = tuple(history), keeping or self._keeping
         meant = self._mean(turns, options)
 
-        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[base.Ahead]:
             yield from ahead(
                 talk, turns, options, keeping, reach, is_cancelled, lambda: self._meant is not meant
             )

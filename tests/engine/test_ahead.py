@@ -82,12 +82,11 @@ def test_a_step_is_of_as_many_tokens_as_take_so_long() -> None:
 
 
 def test_steps_end_where_what_is_cut_back_to_would_have_to_be_let_go_of() -> None:
-    family: dict[str, Any] = {"sliding_window": 64, "max_position_embeddings": 4096}
-    talk = Talk(tiny_model("mistral", **family))
-    list(compute_ahead(talk, talk.live, random_tokens(1500), lambda: False))
+    talk = Talk(tiny_model("mistral", sliding_window=16, max_position_embeddings=4096))
+    list(compute_ahead(talk, talk.live, random_tokens(2500), lambda: False))
     state = talk.state
     assert state.first_held == 0
-    assert 0 < len(state.tokens) < 1500
+    assert 1024 < len(state.tokens) < 2500
     assert not has_room(state, MOST_STEP)
     assert state.keep(100) == 100
 
