@@ -65,7 +65,7 @@ def follow(num_scripts: int, *, first_seed: int = 0) -> None:
 
 
 def test_the_live_kv_after_any_edits_is_the_one_computed_from_scratch() -> None:
-    follow(60)
+    follow(20)
 
 
 @pytest.mark.slow
