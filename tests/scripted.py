@@ -199,7 +199,7 @@ class ScriptedBackend:
             )
         )
 
-    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Event]:
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Ahead]:
         self.typed.append((history[-1].text if history and history[-1].role is Role.USER else "", reach))
         num_words = len(self.typed[-1][0].split())
         if num_words:

@@ -246,7 +246,7 @@ class Done:
     answer: Answer
 
 
-Event = Prefilling | Text | Notice | Ahead | Done
+Event = Prefilling | Text | Notice | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +328,7 @@ class Backend(Protocol):
         soon as an answer is asked for; what was computed stays.
         """
 
-    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Event]:
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Ahead]:
         """Compute ahead for a message that is being typed, the user's turn that the history ends with, as far as `reach`
         says and as long as nobody asks for anything else. Another call takes the place of the one before.
 

@@ -7,11 +7,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from kvchat.backends.base import Event, Keeping, Options, Phase, Reach, Role, Status, Turn
+from kvchat.backends.base import Keeping, Options, Phase, Reach, Role, Status, Turn
 from kvchat.backends.wire import error_to_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError
@@ -38,7 +39,7 @@ class EngineProcess:
         self._failure: BaseException | None = None
         self._is_ending = False
         self._lock = threading.Lock()  # over what runs
-        self._running: dict[int, Stream[Event] | None] = {}  # calls by number; None: not so far, or no stream
+        self._running: dict[int, Stream[Any] | None] = {}  # calls by number; None: not so far, or no stream
         self._cancelled: set[int] = set()
 
     def serve(self) -> None:
@@ -120,7 +121,7 @@ class EngineProcess:
         if call["call"] == "cache":
             view = self._backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
             return to_wire(view)
-        streams = {
+        streams: dict[str, Callable[..., Stream[Any]]] = {
             "answer": self._backend.answer,
             "warm": self._backend.warm,
             "prepare": self._backend.prepare,

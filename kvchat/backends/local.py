@@ -135,11 +135,11 @@ class LocalBackend:
 
     def ahead(
         self, history: Sequence[Turn], options: Options, reach: Reach, keeping: Keeping | None = None
-    ) -> Stream[Event]:
+    ) -> Stream[base.Ahead]:
         turns, keeping = tuple(history), keeping or self._keeping
         meant = self._mean(turns, options)
 
-        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[base.Ahead]:
             yield from ahead(
                 talk, turns, options, keeping, reach, is_cancelled, lambda: self._meant is not meant
             )

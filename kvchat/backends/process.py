@@ -128,13 +128,13 @@ class ProcessBackend:
         with suppress(EngineGoneError):  # the next message starts it again
             yield from events_of(self._living().connection, self._about("prepare", history, options))
 
-    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Event]:
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[base.Ahead]:
         child = self._child
         if child is None or child.connection.is_dead:  # nothing is started for what nobody asked
             return
         call = self._about("ahead", history, options, reach=reach.value)
         with suppress(EngineGoneError):
-            yield from events_of(child.connection, call)
+            yield from cast(Iterator[base.Ahead], events_of(child.connection, call))
 
     def cache(
         self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True

@@ -93,7 +93,7 @@ class RemoteBackend:
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
         return iter(())  # others wait for a server, and some are paid: nothing is asked that nobody asked for
 
-    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Event]:
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[base.Ahead]:
         return iter(())  # and what is not sent yet is nobody's business there
 
     def cache(
