@@ -60,6 +60,7 @@ _sessions = partial(_verb, "sessions")
 _prompts = partial(_verb, "prompts")
 _cache = partial(_verb, "cache")
 _config = partial(_verb, "config")
+_engine = partial(_verb, "engine")
 
 _CACHE = "stored KV"
 _DRY_RUN: dict[str, dict[str, Any]] = {
@@ -119,6 +120,15 @@ _AGAINST: dict[str, dict[str, Any]] = {
 }
 _PLOT: dict[str, dict[str, Any]] = {
     "--plot": {"metavar": "FILE", "help": "draw a chart to FILE.svg or FILE.png"}
+}
+_ENGINE = "engines that terminals share"
+_PID: dict[str, dict[str, Any]] = {
+    "pid": {
+        "metavar": "PID",
+        "nargs": "?",
+        "type": _positive,
+        "help": "process id of the engine; not needed if there is only one",
+    }
 }
 _SESSIONS = "conversations that were saved"
 _SESSION: dict[str, dict[str, Any]] = {
@@ -297,6 +307,15 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench codec", _BENCH, "loss of quality through KV stored as int8", _bench("encoded"), _RUNS, _HOW
     ),
+    Command("engine ls", _ENGINE, "list the engines that run, their clients and memory", _engine("listed")),
+    Command(
+        "engine stop",
+        _ENGINE,
+        "end an engine, or all of them, once what it computed is written",
+        _engine("stopped"),
+        _PID | {"--all": {"action": "store_true", "help": "end all engines"}},
+    ),
+    Command("engine log", _ENGINE, "print what an engine says about itself", _engine("logged"), _PID),
     Command("sessions ls", _SESSIONS, "list sessions, the latest first", _sessions("listed"), _LIMIT),
     Command("sessions show", _SESSIONS, "print a session", _sessions("shown"), _SESSION),
     Command("sessions search", _SESSIONS, "find words in all sessions", _sessions("found"), _WORDS | _LIMIT),
