@@ -111,7 +111,7 @@ class EngineConfig:
     """The engine that terminals `share`. `keep_alive` is how many seconds it stays without a client; -1 is for good, and
     0 gives each an engine of its own."""
 
-    share: bool = field(default=False, metadata={"env": "KVCHAT_SHARE"})
+    share: bool = field(default=True, metadata={"env": "KVCHAT_SHARE"})
     keep_alive: int = field(default=600, metadata={"env": "KVCHAT_KEEP_ALIVE", "min": -1})
 
 

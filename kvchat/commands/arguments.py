@@ -128,3 +128,11 @@ SERVE: Arguments = {
     "--api-key-file": {"metavar": "FILE", "help": "a file with that key"},
     "--save": {"action": "store_true", "help": "keep computed KV on disk, too"},
 }
+PID: Arguments = {
+    "pid": {
+        "metavar": "PID",
+        "nargs": "?",
+        "type": _positive,
+        "help": "process id of the engine; not needed if there is only one",
+    }
+}

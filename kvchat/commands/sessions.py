@@ -78,6 +78,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
     A person at a terminal is asked once, unless they gave --yes.
     """
+    from kvchat.backends.resident.asking import forget as forget_in_ram
     from kvchat.cache.maintenance import forget
 
     store = _store(config)
@@ -93,6 +94,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         else:
             yield for_terminal(f"removed {row.id}  {row.label}")
             yield from map(for_terminal, _shared(gone))
+    forget_in_ram(config.paths.runtime)
     try:
         forget(config.paths.cache, kv_tips, store.kv_tips())
     finally:

@@ -34,11 +34,14 @@ def remote_backend(config: Config) -> Backend | None:
 
 def oneshot_backend(config: Config) -> Backend:
     """What answers once: a remote, the engine that terminals share, or a local model in this process. Raises UsageError."""
-    return remote_backend(config) or shared_backend(config) or local_backend(config)
+    return remote_backend(config) or shared_backend(config, is_passing=True) or local_backend(config)
 
 
-def shared_backend(config: Config) -> Backend | None:
-    """The engine that terminals share, which the first of them starts; None where the settings or the system want none."""
+def shared_backend(config: Config, *, is_passing: bool = False) -> Backend | None:
+    """The engine that terminals share, which the first of them starts; None where the settings or the system want none.
+
+    A client that `is_passing` asks and leaves; terminals that stay go before it.
+    """
     from kvchat.backends.resident.identity import can_share, place_of
 
     if not can_share(config):
@@ -49,9 +52,9 @@ def shared_backend(config: Config) -> Backend | None:
         logging.getLogger("kvchat").warning(f"this terminal has an engine of its own: {reason_of(error)}")
         return None
     from kvchat.backends.process import ProcessBackend
-    from kvchat.backends.resident.attaching import AttachedEngine
+    from kvchat.backends.resident.attaching import Attaching
 
-    return ProcessBackend(config, AttachedEngine)
+    return ProcessBackend(config, Attaching(is_passing=is_passing))
 
 
 def dialogue_backend(config: Config) -> Backend:

@@ -13,6 +13,7 @@ from kvchat.commands.arguments import (
     LIMIT,
     NAME,
     NUM_PROMPTS,
+    PID,
     PLOT,
     PROMPT,
     PRUNE,
@@ -34,6 +35,7 @@ _sessions = partial(verb, "sessions")
 _prompts = partial(verb, "prompts")
 _cache = partial(verb, "cache")
 _config = partial(verb, "config")
+_engine = partial(verb, "engine")
 
 _CACHE = "stored KV"
 _CONFIG = "settings"
@@ -47,6 +49,7 @@ _MODELS = "models on this disk"
 _bench = partial(verb, "bench")
 
 _BENCH = "measurements on this machine"
+_ENGINE = "engines that terminals share"
 _SESSIONS = "conversations that were saved"
 _REMOVAL = (
     "delete sessions, also from the search index and the cache; if one of them is not there, none is deleted"
@@ -199,6 +202,15 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench codec", _BENCH, "loss of quality through KV stored as int8", _bench("encoded"), RUNS, _HOW
     ),
+    Command("engine ls", _ENGINE, "list the engines that run, their clients and memory", _engine("listed")),
+    Command(
+        "engine stop",
+        _ENGINE,
+        "end an engine, or all of them, once what it computed is written",
+        _engine("stopped"),
+        PID | {"--all": {"action": "store_true", "help": "end all engines"}},
+    ),
+    Command("engine log", _ENGINE, "print what an engine says about itself", _engine("logged"), PID),
     Command("sessions ls", _SESSIONS, "list sessions, the latest first", _sessions("listed"), LIMIT),
     Command("sessions show", _SESSIONS, "print a session", _sessions("shown"), SESSION),
     Command("sessions search", _SESSIONS, "find words in all sessions", _sessions("found"), WORDS | LIMIT),

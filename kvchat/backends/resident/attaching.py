@@ -13,6 +13,7 @@ import time
 from typing import IO
 
 from kvchat.backends.base import Phase
+from kvchat.backends.child import EngineChild
 from kvchat.backends.connection import Connection
 from kvchat.backends.resident.identity import engine_config, place_of
 from kvchat.backends.resident.line import Line, reach
@@ -27,6 +28,8 @@ GREETING_TIMEOUT_S = 30.0
 """How long an engine may take to let a client in; one that loads torch may not come to it for a second."""
 LEAVE_TIMEOUT_S = 1.0
 """How long a client that leaves waits for the engine to notice."""
+PASSING = "is_passing"
+"""What a client's first message has beside its settings."""
 LISTENING = b"listening\n"
 """What an engine writes once it can be reached; anything else says why it can't."""
 _ATTEMPTS = 20
@@ -36,14 +39,20 @@ _PAUSE_S = 0.05
 class AttachedEngine:
     """An engine that others use too, from one client's side; what `EngineChild` is for an engine of one's own."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, is_passing: bool = False) -> None:
+        """One that `is_passing` asks and leaves: its live KV goes before that of terminals."""
         self._config = config
         self._line: Line | None = None
         self._place: Place | None = None
         self._is_attached = threading.Event()
         self._is_gone = threading.Event()
         self._why = ""
-        self.connection = Connection(config.to_json(), self._attach, self._bury)
+        self.connection = Connection({**config.to_json(), PASSING: is_passing}, self._attach, self._bury)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there was none to be found, nor to be started."""
+        return self._is_attached.is_set() and self._line is None
 
     @property
     def has_loaded(self) -> bool:
@@ -85,6 +94,22 @@ class AttachedEngine:
             if f" {self._line.peer.pid} ended: " in said:
                 self._why = said.partition(" ended: ")[2]
         self._is_gone.set()
+
+
+class Attaching:
+    """Opens the engine that terminals share, and one of its own for a terminal that could not attach."""
+
+    def __init__(self, *, is_passing: bool = False) -> None:
+        """`is_passing` as `AttachedEngine` has it."""
+        self._is_passing = is_passing
+        self._last: AttachedEngine | None = None
+
+    def __call__(self, config: Config) -> AttachedEngine | EngineChild:
+        """The engine, which is found or started in the background."""
+        if self._last is not None and self._last.has_failed:
+            return EngineChild(config)
+        self._last = AttachedEngine(config, is_passing=self._is_passing)
+        return self._last
 
 
 def attach(place: Place, config: Config) -> Line:

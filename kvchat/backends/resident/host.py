@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvchat.backends.base import Phase
-from kvchat.backends.resident.attaching import LISTENING
+from kvchat.backends.resident.attaching import LISTENING, PASSING
 from kvchat.backends.resident.line import Line, listen
 from kvchat.backends.resident.log import cut, log
 from kvchat.backends.resident.memory import own_bytes, spare_bytes
@@ -155,7 +155,8 @@ class Host:
                 line.say(self._reply(hello["ask"]))
             elif isinstance(hello, dict):
                 is_client = self._lines[line] = True
-                self._attend(line, Config.from_json(hello))
+                is_passing = bool(hello.pop(PASSING, False))
+                self._attend(line, Config.from_json(hello), is_passing=is_passing)
         except OSError:
             pass  # it is gone
         except Exception as error:  # whatever it sends, the others stay served
@@ -163,14 +164,14 @@ class Host:
         finally:
             self._part(line, is_client)
 
-    def _attend(self, line: Line, wanted: Config) -> None:
+    def _attend(self, line: Line, wanted: Config, *, is_passing: bool) -> None:
         from kvchat.backends.resident.client import AttachedClient
 
         self._stay.keep_alive = wanted.engine.keep_alive
         log(f"client {line.peer.pid} came")
         self._has_model.wait()
         assert self._model is not None
-        AttachedClient(line.replies, line.calls, self._model.seat()).serve()
+        AttachedClient(line.replies, line.calls, self._model.seat(is_passing=is_passing)).serve()
         log(f"client {line.peer.pid} left")
 
     def _part(self, line: Line, is_client: bool) -> None:

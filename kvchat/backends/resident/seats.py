@@ -44,9 +44,9 @@ class SharedModel:
         """Begin to load."""
         self._worker.start()
 
-    def seat(self) -> Seat:
-        """A seat for one more conversation."""
-        seat = Seat(self, self._worker)
+    def seat(self, *, is_passing: bool = False) -> Seat:
+        """A seat for one more conversation; what is live at one that `is_passing` goes first."""
+        seat = Seat(self, self._worker, is_passing=is_passing)
         with self._lock:
             self._seats[seat] = None
             warnings = list(self._warnings)
@@ -77,7 +77,10 @@ class SharedModel:
             if user in self._seats:
                 self._seats[user] = self._seats.pop(user)
             used = sum(seat.live_bytes for seat in self._seats)
-            for seat in [seat for seat in self._seats if seat is not user]:
+            others = [seat for seat in self._seats if seat is not user]
+            for seat in sorted(
+                others, key=lambda seat: not seat.is_passing
+            ):  # stable: the longest unused first
                 if used <= self._live_bytes:
                     return
                 used -= seat.live_bytes
@@ -124,8 +127,9 @@ class SharedModel:
 class Seat(LocalBackend):
     """One client's backend: its jobs run on the shared model, in a conversation of its own."""
 
-    def __init__(self, shared: SharedModel, worker: Worker[Talk]) -> None:
+    def __init__(self, shared: SharedModel, worker: Worker[Talk], *, is_passing: bool) -> None:
         super().__init__(shared.config, worker)
+        self.is_passing = is_passing
         self._shared = shared
         self._talk: Talk | None = None
         self._is_closed = False
