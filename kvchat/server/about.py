@@ -41,11 +41,16 @@ def _model(info: ModelInfo) -> dict[str, object]:
     }
 
 
+async def compact(exchange: Exchange) -> Response:
+    """Raises RefusedError: a name that responses don't have."""
+    raise RefusedError(404, "kvchat does not compact conversations")
+
+
 async def tokenize(exchange: Exchange) -> Response:
     """The ids of a text (`prompt`, or `content`) or of a conversation (`messages`). Raises RefusedError."""
     service, fields = exchange.service, exchange.fields
     info = await service.info()
-    check_model(fields, info)
+    check_model(fields, info, is_needed=False)
     if fields.has("messages"):
         tools, names = tools_of(fields)
         question = question_of(

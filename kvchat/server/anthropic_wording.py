@@ -116,13 +116,23 @@ def asked_tools(fields: Fields) -> tuple[str, frozenset[str]]:
     return json.dumps(listed, sort_keys=True), frozenset(tool.text("name") for tool in tools)
 
 
-def usage_json(usage: Usage) -> dict[str, int]:
+def text_block(text: str) -> dict[str, Any]:
+    """A text as a block."""
+    return {"type": "text", "text": text, "citations": None}
+
+
+_ELSEWHERE = ("cache_creation", "inference_geo", "output_tokens_details", "server_tool_use", "service_tier")
+"""What Anthropic counts beside, and nobody does here."""
+
+
+def usage_json(usage: Usage) -> dict[str, int | None]:
     """An answer's tokens, in Anthropic's words: what was cached is counted beside the input."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        **dict.fromkeys(_ELSEWHERE),
     }
 
 
@@ -143,6 +153,7 @@ def tool_use(call: Call, *, has_input: bool = True) -> dict[str, Any]:
         "id": call.id.replace("call_", "toolu_"),
         "name": call.name,
         "input": input_of(call) if has_input else {},
+        "caller": {"type": "direct"},
     }
 
 

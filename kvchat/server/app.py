@@ -30,6 +30,7 @@ def rows() -> tuple[Row, ...]:
         ("POST", "/v1/chat/completions", chat_completions, openai_form),
         ("POST", "/v1/completions", completions, openai_form),
         ("POST", "/v1/responses", responses.create, openai_form),
+        ("POST", "/v1/responses/compact", about.compact, openai_form),
         ("GET", "/v1/responses/{name}", responses.get, openai_form),
         ("DELETE", "/v1/responses/{name}", responses.delete, openai_form),
         ("POST", "/v1/messages", messages, anthropic_form),

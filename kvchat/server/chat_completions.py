@@ -73,7 +73,12 @@ class _Form:
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer as one object."""
         reply = reply_of(self._question, answer)
-        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": reply.text,
+            "refusal": None,
+            "annotations": [],
+        }
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         if reply.calls:

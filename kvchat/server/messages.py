@@ -15,6 +15,7 @@ from kvchat.server.anthropic_wording import (
     ending,
     input_of,
     said_in,
+    text_block,
     tool_use,
     usage_json,
 )
@@ -67,7 +68,14 @@ class _Form:
 
     def __init__(self, question: Question, model: str) -> None:
         self._question = question
-        self._head = {"id": new_id("msg_"), "type": "message", "role": "assistant", "model": model}
+        self._head = {
+            "id": new_id("msg_"),
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "stop_details": None,
+            "container": None,
+        }
         self._watch = CallWatch(question.tools)
         self._number = -1
         self._open = ""
@@ -76,10 +84,9 @@ class _Form:
         """The answer as one object."""
         reply = reply_of(self._question, answer)
         thought = {"type": "thinking", "thinking": answer.reasoning, "signature": ""}
-        text = {"type": "text", "text": reply.text}
         content = [
             *([thought] if answer.reasoning else []),
-            *([text] if reply.text or not reply.calls else []),
+            *([text_block(reply.text)] if reply.text or not reply.calls else []),
             *map(tool_use, reply.calls),
         ]
         about = {"usage": usage_json(answer.usage), "kvchat": kvchat_json(self._question, answer)}
@@ -100,7 +107,7 @@ class _Form:
         rest, calls = self._watch.finish() if self._question.tools else ("", ())
         yield from self._text(rest)
         if self._number < 0 and not calls:
-            yield from self._block("text", {"type": "text", "text": ""})
+            yield from self._block("text", text_block(""))
         for call in calls:
             yield from self._block(call.id, tool_use(call, has_input=False))
             yield self._delta("input_json_delta", partial_json=json.dumps(input_of(call)))
@@ -114,7 +121,7 @@ class _Form:
 
     def _text(self, text: str) -> Iterator[str]:
         if text:
-            yield from self._block("text", {"type": "text", "text": ""})
+            yield from self._block("text", text_block(""))
             yield self._delta("text_delta", text=text)
 
     def _block(self, name: str, block: dict[str, Any]) -> Iterator[str]:

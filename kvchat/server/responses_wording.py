@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -93,9 +94,11 @@ def head_json(fields: Fields, options: Options, model: str, created: int) -> dic
         "id": new_id("resp_"),
         "object": "response",
         "created_at": created,
+        "completed_at": None,
         "status": "in_progress",
         "background": False,
         "error": None,
+        "frequency_penalty": 0.0,
         "incomplete_details": None,
         "instructions": fields.raw("instructions"),
         "max_output_tokens": fields.raw("max_output_tokens"),
@@ -103,13 +106,21 @@ def head_json(fields: Fields, options: Options, model: str, created: int) -> dic
         "model": model,
         "output": [],
         "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
+        "presence_penalty": 0.0,
         "previous_response_id": fields.raw("previous_response_id"),
+        "prompt_cache_key": fields.raw("prompt_cache_key"),
         "reasoning": {"effort": fields.inner("reasoning").raw("effort"), "summary": None},
+        "safety_identifier": fields.raw("safety_identifier"),
+        "service_tier": "default",
         "store": fields.flag("store", True),
         "temperature": 1.0 if options.temperature is None else options.temperature,
         "text": {"format": {"type": "text"}},
         "tool_choice": fields.raw("tool_choice") or "auto",
-        "tools": fields.items("tools"),
+        "tools": [
+            {"parameters": None, "strict": None, "description": None, **tool}
+            for tool in fields.items("tools")
+        ],
+        "top_logprobs": 0,
         "top_p": 1.0 if options.top_p is None else options.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -124,7 +135,9 @@ def finished(head: dict[str, Any], answer: Answer, output: Iterable[dict[str, An
     ending: dict[str, Any] = {"status": "incomplete" if is_cut else "completed", "output": list(output)}
     if is_cut:
         ending["incomplete_details"] = {"reason": "max_output_tokens"}
-    return {**head, **ending, "usage": usage_json(answer.usage)}
+    else:
+        ending["completed_at"] = int(time.time())
+    return {**head, **ending, "usage": usage_json(answer.usage, has_reasoning=bool(answer.reasoning))}
 
 
 def output_of(reply: Reply, reasoning: str) -> list[dict[str, Any]]:
@@ -161,12 +174,12 @@ def call_item(name: str, call: Call, *, is_begun: bool = False) -> dict[str, Any
     return item | {"arguments": arguments, "status": status}
 
 
-def usage_json(usage: Usage) -> dict[str, Any]:
-    """An answer's tokens, in the words of responses."""
-    return {
+def usage_json(usage: Usage, *, has_reasoning: bool) -> dict[str, Any]:
+    """An answer's tokens, in the words of responses; how many of them were reasoning is not counted."""
+    details = {} if has_reasoning else {"output_tokens_details": {"reasoning_tokens": 0}}
+    return details | {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.total_tokens,
     }

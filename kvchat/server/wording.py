@@ -14,7 +14,7 @@ from kvchat.server.said import Call, Said
 from kvchat.server.service import served_name
 
 DONE = "data: [DONE]\n\n"
-ALIASES = ("", "default", "kvchat")
+ALIASES = ("default", "kvchat")
 """Names that stand for the model, whichever it is."""
 _ROLES: Mapping[str, Role] = {
     "system": Role.SYSTEM,
@@ -38,8 +38,12 @@ def sse(event: Mapping[str, Any], name: str = "") -> str:
     return f"{head}data: {json.dumps(event, separators=(',', ':'))}\n\n"
 
 
-def check_model(fields: Fields, info: ModelInfo) -> None:
-    """Raise RefusedError for a model that is not served."""
+def check_model(fields: Fields, info: ModelInfo, *, is_needed: bool = True) -> None:
+    """Raise RefusedError for a model that is not served, or none where the protocol wants one."""
+    if not fields.has("model"):
+        if is_needed:
+            fields.refuse("model", f"must be there, such as {ALIASES[0]!r}")
+        return
     name, served = fields.text("model"), served_name(info)
     if name not in (*ALIASES, served):
         message = f"there is no model {name[:80]!r} here, only {served!r}"

@@ -66,7 +66,7 @@ class Client:
         self, *messages: str | tuple[str, str], path: str = "/v1/chat/completions", **fields: Any
     ) -> Reply:
         """Ask a chat: texts are the user's and the model's in turn."""
-        return self.post(path, {"messages": as_messages(*messages)} | fields)
+        return self.post(path, {"model": "default", "messages": as_messages(*messages)} | fields)
 
     @contextmanager
     def open(self, data: bytes) -> Iterator[socket.socket]:

@@ -18,8 +18,10 @@ def test_the_model_is_listed_and_found_by_its_name(client: Client) -> None:
 
 
 def test_a_text_is_cut_into_the_tokens_that_a_prompt_of_it_has(client: Client) -> None:
-    bare = client.post("/v1/completions", {"prompt": "hello <|im_end|>", "return_token_ids": True}).json
-    said = client.post("/tokenize", {"prompt": "hello <|im_end|>"}).json
+    bare = client.post(
+        "/v1/completions", {"model": "default", "prompt": "hello <|im_end|>", "return_token_ids": True}
+    ).json
+    said = client.post("/tokenize", {"model": "default", "prompt": "hello <|im_end|>"}).json
     assert said["tokens"] == bare["choices"][0]["prompt_token_ids"] and said["count"] == len(said["tokens"])
     assert (
         client.post("/tokenize", {"content": "hello <|im_end|>", "add_special": False}).json["tokens"]
@@ -32,7 +34,7 @@ def test_a_text_is_cut_into_the_tokens_that_a_prompt_of_it_has(client: Client) -
 def test_a_long_answer_does_not_keep_a_count_waiting(client: Client) -> None:
     from tests.server.client import as_messages, request_bytes
 
-    body = {"messages": as_messages("at length"), "max_tokens": 20_000, "stream": True}
+    body = {"model": "default", "messages": as_messages("at length"), "max_tokens": 20_000, "stream": True}
     with client.open(request_bytes("/v1/chat/completions", body)) as opened:
         assert b"200 OK" in opened.recv(4096)
         assert client.chat("hello", path="/tokenize").json["count"] > 3

@@ -106,7 +106,7 @@ def test_a_template_that_knows_no_tools_is_told_of_them_in_its_system_prompt(tal
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]
-    reply = talker.post("/v1/chat/completions", {"messages": messages, "tools": [TOOL]})
+    reply = talker.post("/v1/chat/completions", {"model": "default", "messages": messages, "tools": [TOOL]})
     assert reply.status == 200
     backend: Any = talker.server.service.backend
     system, _, called, result = backend.histories[-1]
@@ -143,7 +143,13 @@ def test_a_template_that_knows_tools_is_handed_them_and_what_became_of_them(
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]
-    body = {"messages": messages, "tools": [TOOL], "return_token_ids": True, "max_tokens": 5}
+    body = {
+        "model": "default",
+        "messages": messages,
+        "tools": [TOOL],
+        "return_token_ids": True,
+        "max_tokens": 5,
+    }
     ids = client.post("/v1/chat/completions", body).json["prompt_token_ids"]
     tokenizer = knowing._worker.wait().model.tokenizer
     expected = (

@@ -117,7 +117,7 @@ def test_stop_strings_seeds_and_lengths_count(client: Client) -> None:
 def test_content_may_come_in_parts_and_roles_under_other_names(client: Client) -> None:
     parts = [{"type": "text", "text": "hello "}, {"type": "text", "text": "world"}]
     messages = [{"role": "developer", "content": "x"}, {"role": "user", "content": parts}]
-    one = client.post("/v1/chat/completions", {"messages": messages}).json
+    one = client.post("/v1/chat/completions", {"model": "default", "messages": messages}).json
     other = client.chat(("system", "x"), "hello world").json
     assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
 
@@ -144,7 +144,7 @@ def test_content_may_come_in_parts_and_roles_under_other_names(client: Client) -
     ],
 )
 def test_what_is_not_done_is_refused_and_named(client: Client, fields: dict[str, Any]) -> None:
-    reply = client.post("/v1/chat/completions", {"messages": as_messages("hi")} | fields)
+    reply = client.post("/v1/chat/completions", {"model": "default", "messages": as_messages("hi")} | fields)
     error = reply.json["error"]
     assert reply.status == 400 and error["type"] == "invalid_request_error" and error["message"]
     assert error["param"]

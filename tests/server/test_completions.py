@@ -8,7 +8,9 @@ from tests.server.client import Client
 
 
 def ask(client: Client, prompt: Any, **fields: Any) -> Any:
-    reply = client.post("/v1/completions", {"prompt": prompt, "return_token_ids": True} | fields)
+    reply = client.post(
+        "/v1/completions", {"model": "default", "prompt": prompt, "return_token_ids": True} | fields
+    )
     assert reply.status == 200, reply.body
     return reply.json
 
@@ -61,6 +63,7 @@ def test_control_tokens_count_in_a_bare_prompt(client: Client) -> None:
 def test_a_streamed_completion_is_the_same(client: Client) -> None:
     whole = ask(client, "a stream")
     fields = {
+        "model": "default",
         "prompt": "a stream",
         "stream": True,
         "return_token_ids": True,
@@ -76,7 +79,10 @@ def test_a_streamed_completion_is_the_same(client: Client) -> None:
 
 def test_tokens_that_end_every_answer_may_be_named(client: Client) -> None:
     assert ask(client, "end", stop_token_ids=[1])
-    assert client.post("/v1/completions", {"prompt": "end", "stop_token_ids": [7]}).status == 400
+    assert (
+        client.post("/v1/completions", {"model": "default", "prompt": "end", "stop_token_ids": [7]}).status
+        == 400
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,10 +105,10 @@ def test_tokens_that_end_every_answer_may_be_named(client: Client) -> None:
     ],
 )
 def test_what_is_no_prompt_is_refused(client: Client, prompt: Any) -> None:
-    reply = client.post("/v1/completions", {"prompt": prompt})
+    reply = client.post("/v1/completions", {"model": "default", "prompt": prompt})
     assert reply.status == 400 and reply.json["error"]["message"]
 
 
 @pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 3}, {"logprobs": 2}])
 def test_what_is_not_done_is_refused(client: Client, fields: dict[str, Any]) -> None:
-    assert client.post("/v1/completions", {"prompt": "hi"} | fields).status == 400
+    assert client.post("/v1/completions", {"model": "default", "prompt": "hi"} | fields).status == 400

@@ -134,7 +134,10 @@ def test_one_client_does_not_see_what_another_asked(client: Client) -> None:
     client.chat(("system", secret), "remember this", **{})
     reply = client.post(
         "/v1/chat/completions",
-        {"messages": [{"role": "system", "content": "nosy"}, {"role": "user", "content": "why?"}]},
+        {
+            "model": "default",
+            "messages": [{"role": "system", "content": "nosy"}, {"role": "user", "content": "why?"}],
+        },
         **{"User-Agent": "another"},
     )
     assert reply.status == 200

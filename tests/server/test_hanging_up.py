@@ -13,7 +13,7 @@ from tests.server.client import Client, as_messages, request_bytes
 LONG = {"max_tokens": 25_000}
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -26,7 +26,9 @@ def is_idle(client: Client) -> bool:
 
 
 def chat(text: str, **fields: Any) -> bytes:
-    return request_bytes("/v1/chat/completions", {"messages": as_messages(text)} | LONG | fields)
+    return request_bytes(
+        "/v1/chat/completions", {"model": "default", "messages": as_messages(text)} | LONG | fields
+    )
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
@@ -101,7 +103,7 @@ def test_clients_take_turns(serve: Callable[..., Client]) -> None:
     ended: list[str] = []
 
     def ask(name: str) -> None:
-        body = {"messages": as_messages("turns")}
+        body = {"model": "default", "messages": as_messages("turns")}
         assert client.post("/v1/chat/completions", body, **{"User-Agent": name}).status == 200
         ended.append(name)
 

@@ -17,7 +17,7 @@ from tests.server.client import Client, as_messages, request_bytes
 
 CHAT = "/v1/chat/completions"
 PATHS = (CHAT, "/v1/completions", "/tokenize")
-OK = {"messages": as_messages("hi"), "prompt": "hi", "max_tokens": 1}
+OK = {"model": "default", "messages": as_messages("hi"), "prompt": "hi", "max_tokens": 1}
 
 
 def bodies(random_: random.Random) -> Iterator[tuple[bytes, int]]:
@@ -65,8 +65,8 @@ def bodies(random_: random.Random) -> Iterator[tuple[bytes, int]]:
         b"{}{}",
     ]
     texts += [
-        b'{"messages": ' + b'{"a":' * 5000,
-        b'{"messages": "\xc3\x28"}',
+        b'{"model": "default", "messages": ' + b'{"a":' * 5000,
+        b'{"model": "default", "messages": "\xc3\x28"}',
         b'{"max_tokens": ' + b"9" * 9000 + b"}",
     ]
     while True:

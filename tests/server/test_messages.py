@@ -53,7 +53,7 @@ def put_together(events: list[Any]) -> dict[str, Any]:
 def test_an_answer_is_the_one_of_the_other_protocol(client: Client) -> None:
     mine = ask(client, "which protocol?", system="be brief")
     theirs = client.chat(("system", "be brief"), "which protocol?").json
-    assert mine["content"] == [{"type": "text", "text": theirs["choices"][0]["message"]["content"]}]
+    assert [block["text"] for block in mine["content"]] == [theirs["choices"][0]["message"]["content"]]
     assert mine["stop_reason"] == "max_tokens" and mine["type"] == "message" and mine["role"] == "assistant"
     assert prompt_of(mine["usage"]) == theirs["usage"]["prompt_tokens"]
 
@@ -117,7 +117,7 @@ def test_a_call_is_a_block_and_its_result_goes_back(serve: Callable[..., Client]
             ],
         },
     ]
-    body = {"messages": messages, "tools": [OWN_TOOL], "max_tokens": 50}
+    body = {"model": "default", "messages": messages, "tools": [OWN_TOOL], "max_tokens": 50}
     assert client.post(PATH, body).status == 200
     backend: Any = client.server.service.backend
     last = backend.histories[-1]
@@ -147,7 +147,7 @@ def test_tokens_are_counted_as_they_will_be(client: Client) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"messages": []},
+        {"model": "default", "messages": []},
         {"max_tokens": None},
         {"max_tokens": 0},
         {"tool_choice": {"type": "any"}},
@@ -160,14 +160,14 @@ def test_tokens_are_counted_as_they_will_be(client: Client) -> None:
                 }
             ]
         },
-        {"messages": [{"role": "robot", "content": "x"}]},
-        {"messages": [{"role": "user"}]},
+        {"model": "default", "messages": [{"role": "robot", "content": "x"}]},
+        {"model": "default", "messages": [{"role": "user"}]},
         {"stop_sequences": [""]},
         {"thinking": {"type": "maybe"}},
     ],
 )
 def test_what_is_wrong_is_said_in_the_protocols_own_form(client: Client, fields: dict[str, Any]) -> None:
-    reply = client.post(PATH, {"messages": as_messages("hi"), "max_tokens": 5} | fields)
+    reply = client.post(PATH, {"model": "default", "messages": as_messages("hi"), "max_tokens": 5} | fields)
     assert reply.status == 400 and reply.json["type"] == "error"
     assert reply.json["error"]["type"] == "invalid_request_error" and reply.json["error"]["message"]
 

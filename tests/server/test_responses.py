@@ -15,7 +15,7 @@ OWN_TOOL = {"type": "function", **TOOL["function"]}
 
 
 def ask(client: Client, said: Any, **fields: Any) -> Any:
-    reply = client.post(PATH, {"input": said} | fields)
+    reply = client.post(PATH, {"model": "default", "input": said} | fields)
     assert reply.status == 200, reply.body
     return reply.json
 
@@ -65,7 +65,7 @@ def test_what_is_not_to_be_stored_or_was_deleted_is_not_there(client: Client) ->
     assert client.ask("DELETE", f"{PATH}/{stored['id']}").json["deleted"] is True
     for name in (unstored["id"], stored["id"], "resp_other"):
         assert client.get(f"{PATH}/{name}").status == client.ask("DELETE", f"{PATH}/{name}").status == 404
-        reply = client.post(PATH, {"input": "x", "previous_response_id": name})
+        reply = client.post(PATH, {"model": "default", "input": "x", "previous_response_id": name})
         assert reply.status == 400 and reply.json["error"]["code"] == "previous_response_not_found"
 
 
@@ -75,7 +75,7 @@ def test_what_is_not_to_be_stored_or_was_deleted_is_not_there(client: Client) ->
 def test_streamed_events_are_the_same_response(serve: Callable[..., Client], said: str) -> None:
     client = serve(Talker(), defaults=Options())
     whole = ask(client, said, tools=[OWN_TOOL])
-    reply = client.post(PATH, {"input": said, "stream": True, "tools": [OWN_TOOL]})
+    reply = client.post(PATH, {"model": "default", "input": said, "stream": True, "tools": [OWN_TOOL]})
     events = reply.events
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
@@ -106,10 +106,10 @@ def test_a_call_and_its_result_are_items(serve: Callable[..., Client]) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"input": ""},
-        {"input": []},
-        {"input": 7},
-        {"input": [{"type": "item_reference", "id": "x"}]},
+        {"model": "default", "input": ""},
+        {"model": "default", "input": []},
+        {"model": "default", "input": 7},
+        {"model": "default", "input": [{"type": "item_reference", "id": "x"}]},
         {
             "input": [
                 {"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}
@@ -123,5 +123,5 @@ def test_a_call_and_its_result_are_items(serve: Callable[..., Client]) -> None:
     ],
 )
 def test_what_is_not_done_is_refused(client: Client, fields: dict[str, Any]) -> None:
-    reply = client.post(PATH, {"input": "hi"} | fields)
+    reply = client.post(PATH, {"model": "default", "input": "hi"} | fields)
     assert reply.status == 400 and reply.json["error"]["message"]

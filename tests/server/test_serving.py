@@ -35,7 +35,9 @@ def started(model: Path, folder: Path, *flags: str) -> Iterator[tuple[subprocess
 
 
 def asked(url: str, text: str, key: str = "") -> dict[str, object]:
-    body = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 4}).encode()
+    body = json.dumps(
+        {"model": "default", "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+    ).encode()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with urlopen(Request(f"{url}/v1/chat/completions", body, headers), timeout=120) as reply:
         said: dict[str, object] = json.load(reply)
