@@ -195,7 +195,7 @@ class Conversation:
         path = self.path
         if not 1 <= num_exchanges < len(path):
             raise UsageError(
-                f"can't drop {num_exchanges} of {len(path)} exchanges", "one at least has to stay"
+                f"can't drop {num_exchanges} of {len(path)} messages", "at least one has to stay"
             )
         self._graft(path[num_exchanges:])
 

@@ -60,7 +60,7 @@ class Database:
         return self._whole(transaction)
 
     def check_index(self) -> None:
-        """Compare the index with the texts, and make it anew where it says something else; if the file can be written."""
+        """Compare the index with the texts, and rebuild it where they differ; if the file can be written."""
         check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
         with suppress(KvchatError):
             if self.is_indexed:
@@ -104,7 +104,7 @@ class Database:
                     self._patience_s = IMPATIENT_S if _is_busy(error) else self._patience_s
                     raise KvchatError(
                         f"can't use the conversations in {self.path}: {reason_of(error)}",
-                        "see to the folder and its disk, or use --no-save",
+                        "check the folder and its disk, or use --no-save",
                     ) from error
             time.sleep(_POLL_S)
 

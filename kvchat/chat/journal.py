@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def new_row(system: str | None, model: str) -> SessionRow:
-    """A session in which nothing was said yet."""
+    """A session in which nothing has been said yet."""
     return SessionRow(new_id(), new_id(), system=system, model=model, created=time.time())
 
 
@@ -129,7 +129,7 @@ class Journal:
         try:
             return work()
         except NameTakenError as error:
-            self.notices.append(f"{error.message} by now; this one has no name: /rename gives it one")
+            self.notices.append(f"{error.message} by now; this one has no name now: /rename gives it one")
             self.row = replace(self.row, name=None)
             return work()
 
@@ -139,7 +139,7 @@ class Journal:
             work()
         except KvchatError as error:
             if not self._has_failed:
-                self.notices.append(f"what is said is not saved: {error}")
+                self.notices.append(f"this conversation is not saved: {error}")
             self._has_failed = True
         else:
             is_behind = self._is_stored and self._stored_tip != self.row.tip

@@ -54,7 +54,7 @@ def opening(
     store = Store.from_config(config)
     if key is None:
         if is_fork:
-            raise UsageError("--fork of what?", "give -c or -r with it")
+            raise UsageError("--fork needs a session to branch from", "give -c or -r with it")
         return Opening(config, store, preset=preset, is_oneshot=is_oneshot)
     row = store.session(key or LATEST, oneshots=is_oneshot)
     if row.model and row.model != config.model.name and "model.name" not in flags:

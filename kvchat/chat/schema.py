@@ -121,7 +121,7 @@ def migrate(db: Connection, whose: str) -> None:
 
 
 def add_index(db: Connection) -> bool:
-    """See to it that texts are indexed, where this SQLite can do it; whether they are."""
+    """Index the texts, if this SQLite can; whether they are indexed."""
     if ("ENABLE_FTS5",) not in db.execute("PRAGMA compile_options").fetchall():
         return drop_triggers(db)
     if not _has_triggers(db):

@@ -1,4 +1,4 @@
-"""One conversation with a backend: what is said, answered, answered anew and gone on with. Knows no torch, no terminal."""
+"""One conversation with a backend: what is said, answered, answered again and continued. Knows no torch, no terminal."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Session(Answering):
         return "".join(self.stream(text))
 
     def retry(self, *, temperature: float | None = None) -> Events:
-        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError.
+        """Answer the last message again, as a branch; the earlier answer stays. Raises UsageError.
 
         With a `temperature` it is drawn at that, whatever the options say: greedy answers are all the same.
         """
@@ -87,13 +87,13 @@ class Session(Answering):
         path = self.path
         if not 1 <= abs(number) <= len(path):
             if not path:
-                raise UsageError("there is no message to say differently", "say something first")
+                raise UsageError("there is no message to edit", "say something first")
             raise UsageError(f"there is no message {number}", f"give a number from 1 to {len(path)}")
         return self._answered(self._new_exchange(text, path[number - (number > 0)].parent))
 
     def continue_answer(self) -> Events:
         """Go on with the last answer where it stopped; `Done` has all of it. Raises UsageError if it is complete."""
-        tip = self._needed_tip("go on with")
+        tip = self._needed_tip("continue")
         if tip.answer is not None and not is_unfinished(tip.answer):
             raise UsageError("the last answer is complete", "say something, or /retry for another answer")
         if tip.answer is not None and self._tree.has_children(tip.id):
@@ -166,7 +166,7 @@ class Session(Answering):
         path = self.path
         if not 0 <= keep < len(path):
             raise UsageError(
-                f"nothing lies ahead of the last {keep} exchanges", "there is nothing to summarise"
+                f"nothing comes before the last {keep} messages", "there is nothing to summarise"
             )
         return path[: len(path) - keep], path[len(path) - keep :]
 

@@ -79,7 +79,7 @@ class Store:
         if rows:
             raise UsageError(f"{key!r} is the beginning of {len(rows)} sessions' ids", "give more of it")
         if key == LATEST:
-            raise UsageError("there is no session yet", "kvchat -p TEXT begins one")
+            raise UsageError("there are no sessions yet", "kvchat -p TEXT starts one")
         names = self.database.read(lambda db: db.execute("SELECT coalesce(name, id) FROM session").fetchall())
         nearest = difflib.get_close_matches(key, [text(name) for (name,) in names], n=1, cutoff=0.5)
         raise UsageError(

@@ -40,7 +40,7 @@ class Head:
         """A text, in one line."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
-            self.refuse(key, f"{key} is no text", "put it in quotes")
+            self.refuse(key, f"{key} is not text", "put it in quotes")
         return None if value is None else " ".join(value.split())
 
     def flag(self, key: str) -> bool:
@@ -54,7 +54,7 @@ class Head:
         """Sampling options, by the settings' own rules."""
         options = self.values.get("options") or {}
         if not isinstance(options, dict):
-            self.refuse("options", "options is no mapping", "give it keys such as temperature")
+            self.refuse("options", "options is not a mapping", "give it keys such as temperature")
         checked: dict[str, Any] = {}
         for name, value in options.items():
             try:
@@ -74,18 +74,18 @@ class Head:
             isinstance(name, str) and name.isidentifier() for name in given
         ):
             self.refuse(
-                "vars", "vars is no mapping of names", "write `name: default`, or `name:` without one"
+                "vars", "vars is not a mapping of names", "write `name: default`, or `name:` without one"
             )
         for name, value in given.items():
             if isinstance(value, list | dict | set | tuple | bytes):
-                self.refuse(name, f"the default of {name} is no text", "write it in quotes")
+                self.refuse(name, f"the default of {name} is not text", "write it in quotes")
         return {name: None if value is None else str(value) for name, value in given.items()}
 
 
 def _setting(config: Config, key: str) -> Any:
     section, _, name = key.partition(".")
     if section != "sampling":
-        raise UsageError(f"{name!r} is no sampling option", "only those of sampling may stand here")
+        raise UsageError(f"{name!r} is not a sampling option", "only sampling options may be set here")
     return getattr(config.sampling, name)
 
 
@@ -99,11 +99,13 @@ def head_of(text: str, path: Path) -> Head:
         mark = getattr(error, "problem_mark", None)
         number = mark.line + 2 if mark else 2
         problem = getattr(error, "problem", None) or "no YAML"
-        raise UsageError(f"{path}, line {number}: {problem}", "mend the head; it is YAML") from None
+        raise UsageError(f"{path}, line {number}: {problem}", "fix the head; it is YAML") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UsageError(f"{path}, line 2: the head is no mapping", f"give it keys such as {', '.join(KEYS)}")
+        raise UsageError(
+            f"{path}, line 2: the head is not a mapping", f"give it keys such as {', '.join(KEYS)}"
+        )
     head = Head(text, path, values)
     for key in values:
         if key not in KEYS:
@@ -121,7 +123,7 @@ class _Loader(yaml.SafeLoader):
         is_alias = self.check_event(yaml.events.AliasEvent)
         mark: Any = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if is_alias or self._depth == _MAX_DEPTH:
-            problem = "aliases are not taken" if is_alias else "it is nested too deeply"
+            problem = "aliases are not allowed" if is_alias else "it is nested too deeply"
             raise yaml.composer.ComposerError(None, None, problem, mark)
         self._depth += 1
         node = super().compose_node(parent, index)

@@ -79,7 +79,7 @@ def read_prompt(path: Path, shelf: Shelf) -> Prompt:
         raise UsageError(_bounded(error.message), _bounded(error.remedy)) from None
     except Exception as error:  # YAML runs into whatever its dates, numbers and nesting run into
         reason = _bounded(" ".join(str(error).split())) or type(error).__name__
-        raise UsageError(f"{path}: its head can't be read: {reason}", "mend the head; it is YAML") from None
+        raise UsageError(f"{path}: its head can't be read: {reason}", "fix the head; it is YAML") from None
 
 
 def prompt_text(path: Path) -> str:
@@ -126,4 +126,4 @@ def _split(text: str, path: Path) -> tuple[str, str, int]:
             while start + 1 < len(lines) and not lines[start].strip():
                 start += 1
             return "\n".join(lines[1:number]), "\n".join(lines[start:]).rstrip(), start + 1
-    raise UsageError(f"{path}, line 1: the head has no end", "close it with a line of ---")
+    raise UsageError(f"{path}, line 1: the head is never closed", "close it with a line of ---")

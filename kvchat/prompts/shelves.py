@@ -62,8 +62,8 @@ class Prompts:
             return read_prompt(Path(name).expanduser(), Shelf.HERE)
         if name in self.waiting():
             raise UsageError(
-                f"the prompt {name!r} lies in {self.untrusted}, which you have not said you trust",
-                "look at it, then say kvchat prompts trust, or give --trust-prompts for once",
+                f"the prompt {name!r} is in {self.untrusted}, which you have not trusted yet",
+                "look at it, then run kvchat prompts trust, or give --trust-prompts to use it once",
             )
         raise UsageError(f"no prompt is called {name!r}", nearest(name, paths))
 

@@ -16,12 +16,12 @@ from kvchat.ui.tables import joined
 
 KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),
-    ("Ctrl-C, Esc", "stop an answer, what was said stays; Ctrl-C clears the input, twice leaves"),
+    ("Ctrl-C, Esc", "stop an answer, keeping what was said; Ctrl-C clears the input, twice leaves"),
     ("Esc Esc", "go back to an earlier message"),
     ("Alt-N, Alt-P", "the next or previous answer there is to the last message"),
     ("Up, Ctrl-R", "earlier messages, one by one or searched; Up takes a queued message back"),
     ("Tab", "complete a command, its argument, or a file after an @; open a paste in the input"),
-    ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does so too"),
+    ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does the same"),
     ("Ctrl-O, Ctrl-L", "show what the model thought; redraw the screen"),
     ("!COMMAND", "run a shell command; its output can go along with the next message"),
     ("Ctrl-D", "leave"),
@@ -102,7 +102,7 @@ def _system(desk: Desk, argument: str) -> str:
     if argument:
         desk.session.set_system(None if argument == "-" else argument)
         done = "removed" if argument == "-" else "replaced"
-        return f"the system prompt is {done}; that counts from the next message on"
+        return f"the system prompt is {done}, from the next message on"
     return desk.session.system or "there is no system prompt; set one with /system TEXT"
 
 
@@ -111,7 +111,7 @@ def _stats(desk: Desk, argument: str) -> str:
 
     totals, last = desk.session.totals, desk.session.last
     if last is None:
-        return "nothing was answered yet"
+        return "nothing has been answered yet"
     asked = totals.cached_tokens + totals.prefilled_tokens
     usage = last.usage
     return joined(
@@ -147,7 +147,7 @@ def _cache(desk: Desk, argument: str) -> str:
         raise UsageError(f"/cache {argument} is not known", "say /cache or /cache why")
     session = desk.session
     if argument:
-        return why_text(session.last, desk.look) if session.last else "nothing was answered yet"
+        return why_text(session.last, desk.look) if session.last else "nothing has been answered yet"
     view = session.backend.cache(session.history, session.chosen)
     return cache_text(view, session.store.totals(), desk.look)
 
@@ -187,7 +187,7 @@ def _answer(desk: Desk, number: int) -> str:
     """The text of answer `number`, from 1; -1 is the last. Raises UsageError."""
     path = desk.session.path
     if not path or (number == -1 and path[-1].answer is None):
-        raise UsageError("nothing was answered yet", "there is nothing to copy")
+        raise UsageError("nothing has been answered yet", "there is nothing to copy")
     at = number - 1 if number > 0 else len(path) + number
     answer = path[at].answer if 0 <= at < len(path) and number else None
     if answer is None:
@@ -220,7 +220,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
         _cache,
         choices=lambda desk: ("why",),
     ),
-    SlashCommand("/context", "", "who takes how many tokens of the context", _context),
+    SlashCommand("/context", "", "what takes how many tokens of the context", _context),
     SlashCommand("/tokens", "[TEXT]", "count the tokens of a text, or of the conversation", _tokens),
     SlashCommand(
         "/copy",

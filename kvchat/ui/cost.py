@@ -50,7 +50,7 @@ def compaction_cost(session: Session, keep: int) -> str:
     asking, after = session.compaction(keep)
     before_text = cost_text(session.backend.cache(asking, session.chosen, has_rows=False))
     after_text = cost_text(session.backend.cache(after, session.chosen, has_rows=False), _SUMMARY_TOKENS)
-    return f"for the summary {before_text}; behind it about {after_text}"
+    return f"for the summary {before_text}; after it about {after_text}"
 
 
 def check_length(backend: Backend, text: str) -> None:

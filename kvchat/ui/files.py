@@ -71,11 +71,11 @@ def _content(name: str) -> str:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"can't read {name}: {why}", "check the path") from None
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{name} is larger than {MAX_BYTES // 1024} KiB", "take the part that matters")
+        raise UsageError(f"{name} is larger than {MAX_BYTES // 1024} KiB", "send only the part that matters")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise UsageError(f"{name} is no text", "only text files can go into a message")
+        raise UsageError(f"{name} is not a text file", "only text files can go into a message")
     return text.replace("\r\n", "\n")

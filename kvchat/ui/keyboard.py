@@ -95,7 +95,7 @@ class Keyboard:
             return
         if len(text) > MAX_CHARACTERS:
             self._face.show_error(
-                KvchatError(f"{len(text)} characters are more than a message takes", "shorten it")
+                KvchatError(f"{len(text)} characters are too many for one message", "shorten it")
             )
             return
         buffer.text = text
@@ -134,7 +134,7 @@ class Keyboard:
         self._shell = None
         self._face.show(output.text or "no output")
         if output.code:
-            self._face.show(f"exit code {output.code}" if output.code > 0 else "it was stopped")
+            self._face.show(f"exit code {output.code}" if output.code > 0 else "the command was stopped")
         is_typing = bool(self._screen.buffer.text)  # a question would take the next key
         self.enclosures.ask(output if output.text and not is_typing else None)
         self._screen.app.invalidate()
@@ -155,7 +155,7 @@ class Keyboard:
         elif self.is_answering:
             self.stop()
         elif self._face.stop_loading():
-            self.show_hint("loading is given up")
+            self.show_hint("loading was cancelled")
         elif self._turns.waiting:
             self.put_back(self._turns.take_back())
         elif buffer.text or self.enclosures:
@@ -242,7 +242,7 @@ class Keyboard:
             self._face.show_error(error)
 
     def redraw_all(self) -> None:
-        """Clear the screen and draw anew."""
+        """Clear the screen and draw it again."""
         self._screen.clear()
 
     def show_thought(self) -> None:

@@ -71,7 +71,7 @@ class Dialogue(Protocol):
         """Show what the model thought before its last answer."""
 
     def redraw_all(self) -> None:
-        """Clear the screen and draw anew."""
+        """Clear the screen and draw it again."""
 
     def suspend(self) -> None:
         """Give the terminal back to the shell."""

@@ -99,7 +99,7 @@ class Screen:
         start_search(direction=SearchDirection.BACKWARD)
 
     def clear(self) -> None:
-        """Draw the visible screen anew, with what was printed last and the live part below it."""
+        """Draw the visible screen again, with what was printed last and the live part below it."""
         if self.app.is_done or self.is_lent:
             return
         drawn = self.app.renderer.last_rendered_screen

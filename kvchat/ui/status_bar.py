@@ -67,7 +67,7 @@ class StatusBar:
         self._turns.start(self._look_at_cache)
 
     def recount(self, *, is_answered: bool = False) -> None:
-        """Count the conversation anew if it moved; an answer to a message tells its length itself."""
+        """Count the conversation again if it moved; an answer to a message tells its length itself."""
         if self._seen != (place := self._session.place):
             self._seen = place
             if not is_answered:

@@ -105,7 +105,7 @@ def test_of_two_terminals_that_take_one_new_name_both_keep_their_turns(path: Pat
     first.ask("one")
     notices = [event.message for event in second.send("two") if isinstance(event, Notice)]
     assert notices == [
-        "another session is called 'holiday' by now; this one has no name: /rename gives it one"
+        "another session is called 'holiday' by now; this one has no name now: /rename gives it one"
     ]
     second.ask("three")
     assert {row.label: row.num_exchanges for row in Store(path).sessions()} == {"holiday": 1, "two": 2}

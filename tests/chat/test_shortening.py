@@ -62,7 +62,7 @@ def test_a_cancelled_summary_changes_nothing(session: Session) -> None:
     next(events)
     events.close()
     assert session.path == before
-    with pytest.raises(UsageError, match="nothing lies ahead"):
+    with pytest.raises(UsageError, match="nothing comes before"):
         session.compact(keep=3)
 
 

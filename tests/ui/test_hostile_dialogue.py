@@ -74,7 +74,7 @@ def test_what_sessions_prompts_and_files_say(folder: Path) -> None:
     for command, shown in (
         ("/branches", "shared by"),
         ("/system", "(63v1"),
-        ("/prompt q", "it counts from the next message on"),
+        ("/prompt q", "it is used from the next message on"),
         (f"!cat {folder / 'all'}", "add these"),
         ("y/cache", "held"),
         ("/cache why", "reused"),
@@ -121,7 +121,7 @@ def test_what_is_typed_pasted_and_recalled(tmp_path: Path, flags: tuple[str, ...
         terminal.settle()  # while it is busy the kernel would echo what is typed
         terminal.enter("/system " + "".join(char for char in ALL if char.isprintable() or char > "\x9f"))
         terminal.enter("/system")
-        terminal.wait_for("counts from the next message on")
+        terminal.wait_for("from the next message on")
         terminal.type("\x04")
         terminal.end()
         said = terminal.raw.decode().partition("cached")[0]

@@ -136,7 +136,7 @@ def test_tab_completes_commands(terminal: Terminal) -> None:
     terminal.type("/s\t")
     terminal.wait_for("/system  /set  /stats")
     terminal.type("ta\t\r")
-    terminal.wait_for("nothing was answered yet")
+    terminal.wait_for("nothing has been answered yet")
     terminal.leave()
 
 
