@@ -114,6 +114,15 @@ class ChatConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The engine that terminals `share`. `keep_alive` is how many seconds it stays without a client; -1 is for good, and
+    0 gives each an engine of its own."""
+
+    share: bool = field(default=False, metadata={"env": "KVCHAT_SHARE"})
+    keep_alive: int = field(default=600, metadata={"env": "KVCHAT_KEEP_ALIVE", "min": -1})
+
+
+@dataclass(frozen=True, slots=True)
 class UiConfig:
     """What the terminal looks like."""
 
@@ -135,6 +144,12 @@ def _own_folder(kind: Callable[[str], Path]) -> Path:
     return path
 
 
+def _runtime_folder(environ: Mapping[str, str]) -> Path:
+    """Where sockets lie: the session's folder for them, or one of the user's own among the temporary files."""
+    session = environ.get("XDG_RUNTIME_DIR")
+    return Path(session) / "kvchat" if session else Path("/tmp") / f"kvchat-{os.getuid()}"
+
+
 @dataclass(frozen=True, slots=True)
 class PathsConfig:
     """Folders. Models, KV and data are kept apart, so that each can be moved or deleted on its own."""
@@ -150,6 +165,9 @@ class PathsConfig:
     data: Path = field(
         default_factory=lambda: _own_folder(platformdirs.user_data_path), metadata={"env": "KVCHAT_DATA"}
     )
+    runtime: Path = field(
+        default_factory=lambda: _runtime_folder(os.environ), metadata={"env": "KVCHAT_RUNTIME"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +178,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     ui: UiConfig = field(default_factory=UiConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     remotes: Mapping[str, RemoteConfig] = field(default_factory=dict)
@@ -184,6 +203,7 @@ SECTIONS: dict[str, type[Any]] = {
     "sampling": SamplingConfig,
     "cache": CacheConfig,
     "chat": ChatConfig,
+    "engine": EngineConfig,
     "ui": UiConfig,
     "paths": PathsConfig,
 }

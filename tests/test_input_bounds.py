@@ -12,7 +12,7 @@ import pytest
 import kvchat.ui.files
 from kvchat.errors import ContextOverflowError, UsageError
 from kvchat.ui.cost import check_length
-from kvchat.ui.oneshot import messages_of, open_turns
+from kvchat.ui.questions import messages_of, open_turns
 from tests.scripted import CONTEXT, ScriptedBackend
 
 MEBIBYTE = 2**20
@@ -110,7 +110,7 @@ def test_only_what_is_surely_too_long_is_refused_by_its_length() -> None:
 
 
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kvchat.ui.oneshot.MAX_INPUT_BYTES", 1000)
+    monkeypatch.setattr("kvchat.ui.questions.MAX_INPUT_BYTES", 1000)
     (tmp_path / "turns").write_text("short\n" + "x" * 2000)
     messages = messages_of(open_turns(str(tmp_path / "turns"), sys.stdin))
     assert next(messages) == "short"

@@ -211,10 +211,14 @@ class Prefilling:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer."""
+    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer.
+
+    `ids` are those that were generated since the text before this, as far as this backend knows.
+    """
 
     text: str
     reasoning: bool = False
+    ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +269,7 @@ class ModelInfo:
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
     in a few words. `adapter` is the folder of one that is in its weights.
+    A template that `takes_tools` tells the model of them; `stop_ids` are the tokens that end an answer.
     """
 
     name: str
@@ -285,6 +290,8 @@ class ModelInfo:
     continuation: str = "chunk"
     verdict: str = ""
     is_exact: bool = False
+    takes_tools: bool = False
+    stop_ids: tuple[int, ...] = ()
 
 
 class Backend(Protocol):

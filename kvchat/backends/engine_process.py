@@ -49,7 +49,7 @@ class EngineProcess:
             return
         config = Config.from_json(json.loads(first))
         _in_background(self._open, config)
-        _in_background(self._report_status)
+        self.report_in_background()
         for line in self._calls:
             with suppress(
                 ValueError, KeyError, TypeError
@@ -59,6 +59,10 @@ class EngineProcess:
         _in_background(_end_after, DRAIN_TIMEOUT_S)
         if self._backend is not None:
             self._backend.close()
+
+    def report_in_background(self) -> None:
+        """Tell each change of status from now on, until the end."""
+        _in_background(self._report_status)
 
     def _open(self, config: Config) -> None:
         try:
@@ -108,9 +112,11 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
-        if call["call"] not in ("answer", "warm", "prepare", "ahead", "cache"):
+        if call["call"] not in ("answer", "warm", "prepare", "ahead", "cache", "prompt"):
             raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
         history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
+        if call["call"] == "prompt":
+            return self._backend.prompt(history, options)
         keeping = from_wire(Keeping, call.get("keeping"))
         if call["call"] == "cache":
             view = self._backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
@@ -143,6 +149,8 @@ class EngineProcess:
             if status != last:
                 self._write({"status": to_wire(status)})
                 last = status
+            if status.phase is Phase.CLOSED:
+                return
             time.sleep(STATUS_INTERVAL_S)
 
     def _write(self, message: dict[str, Any]) -> None:
@@ -166,6 +174,8 @@ def _turn(value: dict[str, Any]) -> Turn:
         tokenizer=value["tokenizer"],
         time_s=value["time_s"],
         pinned=value["pinned"],
+        tools=value.get("tools", ""),
+        extra=value.get("extra", ""),
     )
 
 

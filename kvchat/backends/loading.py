@@ -78,11 +78,13 @@ class ReadyModel:
     template: ChatTemplate
     info: ModelInfo
     ready_at: float
+    is_shared: bool = False
 
     def stores(self, keeping: Keeping) -> bool:
-        """Whether what a call computes is given to the cache; one of the engine's own, off the disk, is as private."""
+        """Whether what a call computes is given to the cache; one off the disk is as private, unless it `is_shared`."""
         cache = self.engine.cache
-        return keeping.mode == "rw" and (keeping.saves or cache is None or not cache.settings.disk_bytes)
+        is_private = not self.is_shared and (cache is None or not cache.settings.disk_bytes)
+        return keeping.mode == "rw" and (keeping.saves or is_private)
 
 
 @dataclass(slots=True)
@@ -264,6 +266,8 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,
+        takes_tools=template.takes_tools,
+        stop_ids=tuple(sorted(loaded.eos_ids | set(template.closing_ids))),
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
         defaults=Options(

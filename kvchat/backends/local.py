@@ -12,7 +12,7 @@ from typing import TypeVar
 from kvchat.backends import base
 from kvchat.backends.ahead import ahead, answering, forget
 from kvchat.backends.answering import never_begun
-from kvchat.backends.asking import Question, check_room, conversation, was_measured
+from kvchat.backends.asking import Question, check_room, conversation, prompt_tokens, was_measured
 from kvchat.backends.base import (
     DEFAULTS,
     Event,
@@ -44,13 +44,14 @@ class LocalBackend:
     Each call says itself what it may use of the cache and leave in it; by default what the settings say.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, worker: Worker[Talk] | None = None) -> None:
+        """`worker` is one that several of these use; by default it is a new one."""
         self.config = config
         self._keeping = Keeping.from_config(config)
         self._status = Status(Phase.STARTING)
         self._notices: SimpleQueue[str] = SimpleQueue()
         self._meant: object = None
-        self._worker: Worker[Talk] = Worker(
+        self._worker: Worker[Talk] = worker or Worker(
             self._load,
             settle=lambda talk: talk.model.engine.warm_up(talk.sequence),
             unload=lambda talk: talk.model.engine.close(),
@@ -174,6 +175,13 @@ class LocalBackend:
 
     def cancel(self) -> None:
         self._worker.cancel(self)
+
+    def prompt(self, history: Sequence[Turn], options: Options = DEFAULTS) -> tuple[int, ...]:
+        """The ids of the prompt that a history is, however long. Waits for the model, but for no answer.
+
+        Raises ContextOverflowError for a text far too long, ModelUnavailableError where the template refuses it.
+        """
+        return tuple(ids_of(prompt_tokens(self._worker.wait().model, tuple(history), options.think)))
 
     def count(self, text: str) -> int:
         return self._worker.wait().model.tokenizer.count(text)

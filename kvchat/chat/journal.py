@@ -64,9 +64,9 @@ class Journal:
             self.store.rename(self.row.id, name)
         self.row = replace(self.row, name=name)
 
-    def draft(self, exchange_id: str, text: str, reasoning: str) -> None:
+    def incoming(self, exchange_id: str, text: str, reasoning: str) -> None:
         """An answer as far as it is."""
-        self._attempt(lambda: self.store.save_draft(exchange_id, text, reasoning))
+        self._attempt(lambda: self.store.save_incoming(exchange_id, text, reasoning))
 
     def answer(self, path: Sequence[Exchange]) -> None:
         """The answer at the end of `path` is what it is now."""

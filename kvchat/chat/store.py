@@ -139,7 +139,7 @@ class Store:
         encoded = self.database.read(lambda db: _encoded(db, tree))
         return [exchange_from_row(row, encoded.get(text(row[0]), {})) for row in rows]
 
-    def save_draft(self, exchange_id: str, text: str, reasoning: str) -> None:
+    def save_incoming(self, exchange_id: str, text: str, reasoning: str) -> None:
         """Save an answer as far as it is; it has no ids until it ends."""
 
         def work(db: Connection) -> None:

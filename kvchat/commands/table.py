@@ -172,6 +172,40 @@ _TRACE: dict[str, dict[str, Any]] = {
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "which one is made up (0)"},
 }
 
+_SERVE: dict[str, dict[str, Any]] = {
+    "--host": {
+        "metavar": "HOST",
+        "default": "127.0.0.1",
+        "help": "where to listen (127.0.0.1); others need a key",
+    },
+    "--port": {"metavar": "N", "type": int, "default": 11435, "help": "port to listen at (11435)"},
+    "--api-key": {
+        "metavar": "KEY",
+        "help": "a key that clients have to give; others may see it in a list of processes",
+    },
+    "--api-key-file": {"metavar": "FILE", "help": "a file with that key"},
+    "--save": {"action": "store_true", "help": "keep computed KV on disk, too"},
+}
+_SERVED_WITH = (
+    "--threads",
+    "--context",
+    "--adapter",
+    "--draft",
+    "--chat-template",
+    "--max-tokens",
+    "--temperature",
+    "--top-k",
+    "--top-p",
+    "--min-p",
+    "--repetition-penalty",
+    "--think",
+    "--seed",
+    "--cache",
+    "--cache-dir",
+    "--cache-ram",
+    "--cache-disk",
+)
+
 COMMANDS: tuple[Command, ...] = (
     Command("models ls", _MODELS, "list the models on this disk and of remotes", _models("listed"), _REMOTE),
     Command("models pull", _MODELS, "download or import a model", _models("pulled"), _NAME),
@@ -389,6 +423,14 @@ COMMANDS: tuple[Command, ...] = (
                 "help": "kind of names",
             }
         },
+    ),
+    Command(
+        "serve",
+        "",
+        "serve the model to other programs, over HTTP",
+        _verb("serve", "served"),
+        _SERVE,
+        (*_HOW, *_SERVED_WITH),
     ),
     Command(
         "help",

@@ -39,7 +39,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self.params = params
-        self._seen = torch.tensor(sorted(set(prompt)), dtype=torch.long, device=device)
+        seen = sorted(set(prompt)) if params.repetition_penalty != 1.0 else ()
+        self._seen = torch.tensor(seen, dtype=torch.long, device=device)
         self._ruler = Ruler(params.rules, prompt) if params.rules else None
         self._generator = torch.Generator(device=device)
         if params.seed is None:

@@ -93,6 +93,12 @@ def ways_to_room(session: Session) -> list[Choice]:
     return choices
 
 
+def room_text(session: Session, context: int) -> str:
+    """How full the context is, and the commands that make room, a line each."""
+    lines = [choice.label for choice in ways_to_room(session)]
+    return "\n".join([f"{fullness(session, context)}{'; to make room:' if lines else ''}", *lines])
+
+
 def _half(session: Session) -> int:
     """How many exchanges from the oldest on hold half of the conversation; one at least stays."""
     lengths = [sum(len(turn.text) for turn in exchange.turns) for exchange in session.path]

@@ -5,49 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.chooser import Chooser
 from kvchat.ui.clean import sanitize
 from kvchat.ui.completion import completion
-from kvchat.ui.desk import Attachment, Choice, Desk
+from kvchat.ui.desk import Choice
 from kvchat.ui.editor import edited
+from kvchat.ui.enclosures import Enclosures
 from kvchat.ui.entry import MAX_CHARACTERS
+from kvchat.ui.face import Face
 from kvchat.ui.menu import menu_rows
-from kvchat.ui.picker import Picker
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
 
 _HINT_S = 2.0
 _PRINTED = 20
-
-
-class Face(Desk, Protocol):
-    """What keys may show, beside what a command may touch."""
-
-    def show(self, text: str) -> None:
-        """Print dim lines above the input."""
-
-    def echo(self, text: str) -> None:
-        """Print what was entered above the input."""
-
-    def show_error(self, error: KvchatError) -> None:
-        """Print an error above the input."""
-
-    def on_result(self, text: str, shown: str, error: KvchatError | None) -> None:
-        """Show what a command gave."""
-
-    def stop_loading(self) -> bool:
-        """Give up another model that is being loaded; whether there is one."""
-
-    def break_off(self) -> None:
-        """End the dialogue, as Ctrl-C does."""
-
-    @property
-    def thought(self) -> str:
-        """What the model thinks now, or thought before its last answer."""
 
 
 class Keyboard:
@@ -58,12 +33,10 @@ class Keyboard:
         self._screen = screen
         self._turns = turns
         self._hint = ("", 0.0)
-        self._picker: Picker | None = None
+        self.chooser = Chooser(face.show_error)
+        self.enclosures = Enclosures()
         self._shell: ShellCommand | None = None
-        self._question: Output | None = None
-        self._attached: list[Attachment] = []
         self._put = ""  # what stands in the input since it was put there, and not typed
-        self._shown: dict[str, str] = {}  # what is echoed of messages with attachments
 
     # What stands around the input
 
@@ -73,14 +46,9 @@ class Keyboard:
         return self._turns.running is not None
 
     @property
-    def is_picking(self) -> bool:
-        """Whether a list to choose from is shown."""
-        return self._picker is not None
-
-    @property
     def is_asking(self) -> bool:
         """Whether a question waits for y or n."""
-        return self._question is not None
+        return self.enclosures.is_asking
 
     @property
     def hint(self) -> str:
@@ -89,13 +57,11 @@ class Keyboard:
         return text if until > time.monotonic() else ""
 
     def rows(self, columns: int) -> list[str]:
-        """The list, the question, or what goes along with the next message."""
-        if self._picker is not None:
-            return self._picker.rows(columns)
-        if self._question is not None:
-            return [f"add these {self._question.num_lines} lines to the next message? y/n"[: columns - 1]]
-        attached = [f"with the next message: {each.label}"[: columns - 1] for each in self._attached]
-        return attached + menu_rows(self._screen.buffer.text, columns)
+        """The list, the question, or what goes along with the next message and the menu of commands."""
+        if self.chooser.is_open:
+            return self.chooser.rows(columns)
+        rows = self.enclosures.rows(columns)
+        return rows if self.is_asking else rows + menu_rows(self._screen.buffer.text, columns)
 
     def show_hint(self, text: str) -> None:
         """Say something in the toolbar for a moment."""
@@ -136,19 +102,7 @@ class Keyboard:
         elif commands.is_command(text):
             self._submit_command(text)
         else:
-            self._send(text)
-
-    def _send(self, text: str) -> None:
-        """Put a message into the queue, with what goes along with it."""
-        attached, self._attached = self._attached, []
-        whole = "\n\n".join((text, *(each.message for each in attached)))
-        if attached:
-            self._shown[whole] = "\n".join((text, *(f"[{each.label}, {each.size}]" for each in attached)))
-        self._turns.add(whole)
-
-    def shown(self, text: str) -> str:
-        """A message as it is echoed: what goes along with it is named alone."""
-        return self._shown.pop(text, text)
+            self._turns.add(self.enclosures.with_message(text))
 
     def _submit_command(self, text: str) -> None:
         try:
@@ -176,19 +130,12 @@ class Keyboard:
         if output.code:
             self._face.show(f"exit code {output.code}" if output.code > 0 else "it was stopped")
         is_typing = bool(self._screen.buffer.text)  # a question would take the next key
-        self._question = output if output.text and not is_typing else None
+        self.enclosures.ask(output if output.text and not is_typing else None)
         self._screen.app.invalidate()
 
     def reply(self, is_yes: bool) -> None:
         """Whether a command's output goes along with the next message."""
-        assert self._question is not None
-        if is_yes:
-            self.attach(Attachment(f"output of {self._question.command}", self._question.message))
-        self._question = None
-
-    def attach(self, attachment: Attachment) -> None:
-        """Send it along with the next message."""
-        self._attached.append(attachment)
+        self.enclosures.reply(is_yes)
 
     # Stopping and leaving
 
@@ -205,8 +152,8 @@ class Keyboard:
             self.show_hint("loading is given up")
         elif self._turns.waiting:
             self.put_back(self._turns.take_back())
-        elif buffer.text or self._attached:
-            self._attached.clear()
+        elif buffer.text or self.enclosures:
+            self.enclosures.clear()
             buffer.reset()
         elif self.hint:
             self._face.break_off()
@@ -283,7 +230,7 @@ class Keyboard:
         if not path:
             self.show_hint("there is no message to go back to")
             return
-        self._picker = Picker(
+        self.chooser.open(
             "go back to before: (Enter takes it, Esc leaves)",
             [exchange.user.text for exchange in path],
             lambda number: self._go_back(len(path) - number),
@@ -295,26 +242,6 @@ class Keyboard:
         messages = "a message is" if num_exchanges == 1 else f"{num_exchanges} messages are"
         self._face.show(f"{messages} taken back; what was said stays as a branch")
 
-    def move(self, step: int) -> None:
-        """Go up or down in the list."""
-        if self._picker is not None:
-            self._picker.move(step)
-
-    def page(self, step: int) -> None:
-        """Go up or down by a screenful of the list."""
-        if self._picker is not None:
-            self._picker.page(step)
-
-    def narrow(self, char: str) -> None:
-        """Filter the list by what is typed, or go to a row by its number."""
-        if self._picker is not None:
-            self._picker.type(char)
-
-    def widen(self) -> None:
-        """Take back the last character of the filter."""
-        if self._picker is not None:
-            self._picker.erase()
-
     def offer(self, title: str, choices: Sequence[Choice], at: int) -> None:
         """Show a list whose rows run commands. While something is being typed it takes no keys: it is printed."""
         labels = [sanitize(choice.label) for choice in choices]
@@ -322,22 +249,9 @@ class Keyboard:
             lines = [f"{choice.command}  {label}" for choice, label in zip(choices, labels, strict=True)]
             self._face.show("\n".join([title.partition("(")[0].strip(), *lines[:_PRINTED]]))
             return
-        self._picker = Picker(title, labels, lambda row: self._run_choice(choices[row]), at=at)
+        self.chooser.open(title, labels, lambda row: self._run_choice(choices[row]), at)
         self._screen.app.invalidate()
 
     def _run_choice(self, choice: Choice) -> None:
         if choice.command:
             self._turns.add(choice.command)
-
-    def choose(self) -> None:
-        """Take what the list stands at."""
-        picker, self._picker = self._picker, None
-        if picker is not None:
-            try:
-                picker.take()
-            except KvchatError as error:
-                self._face.show_error(error)
-
-    def drop(self) -> None:
-        """Leave the list."""
-        self._picker = None

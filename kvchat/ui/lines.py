@@ -15,7 +15,7 @@ from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import check_length, fullness, is_full, ways_to_room
+from kvchat.ui.cost import check_length, is_full, room_text
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
 from kvchat.ui.endings import ending
 from kvchat.ui.files import with_files
@@ -155,8 +155,7 @@ class LineDialogue:
     def _offer_room(self, context: int) -> None:
         """Say how to make room when the context has just become nearly full."""
         if is_full(self.session, context) and not is_full(self.session, context, back=2):
-            lines = [fullness(self.session, context), *(way.label for way in ways_to_room(self.session))]
-            self._write("\n".join(lines) + "\n")
+            self._write(room_text(self.session, context) + "\n")
 
     def _write(self, text: str) -> None:
         self._out.write(text)

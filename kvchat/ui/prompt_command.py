@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from kvchat.chat.prompts import Prompt, Prompts
 from kvchat.chat.tree import Preset
 from kvchat.errors import UsageError
+from kvchat.prompts.prompt import Prompt
+from kvchat.prompts.shelves import Prompts
 from kvchat.trust import Kind, owner_of
 from kvchat.ui.cost import cost_line
 from kvchat.ui.desk import Choice, Desk

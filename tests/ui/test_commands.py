@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kvchat.backends.base import ModelInfo
-from kvchat.chat.prompts import Prompts
 from kvchat.chat.session import Session
 from kvchat.config import load_config
 from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.prompts.shelves import Prompts
 from kvchat.trust import trust_for_now
 from kvchat.ui.commands import ALIASES, COMMANDS, common_start, completions, find, is_command
 from kvchat.ui.desk import Choice, Surroundings

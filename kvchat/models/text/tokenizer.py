@@ -69,6 +69,13 @@ class ChatTokenizer:
         first = self._encode_part(parts[0], is_start=is_start)
         return tuple(chain(first, *map(self._encode_part, parts[1:])))
 
+    def encode_whole(self, text: str) -> tuple[int, ...]:
+        """Ids of a whole prompt that no template made, with what the tokenizer itself puts in front; once, if it stands there."""
+        with boundary("the model's tokenizer fails on this text", "say it in other words"):
+            ids = tuple(self._full.encode(text, add_special_tokens=True).ids)
+        is_doubled = len(ids) > 1 and ids[0] == ids[1] == self.control.get(self.names.get("bos_token", ""))
+        return ids[1:] if is_doubled else ids
+
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
         ids = _encode(self._plain, text)

@@ -8,9 +8,9 @@ from datetime import datetime
 
 from jinja2 import TemplateSyntaxError, meta, nodes
 
-from kvchat.chat.prompts import Prompt
-from kvchat.chat.rendering import environment, rendered
 from kvchat.errors import UsageError, one_line
+from kvchat.prompts.prompt import Prompt
+from kvchat.prompts.rendering import environment, rendered
 from kvchat.sandbox.meter import OverLimit
 
 _CLOCKS = ("now", "today")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.chat.lint import Measure, lint
-from kvchat.chat.prompts import Prompt, Prompts, Shelf, check_name, read_prompt, shipped_folder
 from kvchat.errors import UsageError
+from kvchat.prompts.lint import Measure, lint
+from kvchat.prompts.prompt import Prompt, Shelf, read_prompt
+from kvchat.prompts.shelves import Prompts, check_name, shipped_folder
 
 NOW = datetime(2031, 5, 7, 8, 9)
 
