@@ -144,9 +144,24 @@ class Conversation:
         else:
             self.resume(key)
 
+    def show_variant(self, step: int) -> tuple[int, int]:
+        """Move to the next (1) or the previous (-1) answer to the last message: its number, and of how many.
+
+        Behind the last comes the first. What followed an answer stays as a branch. Raises UsageError if there is one only.
+        """
+        if self._tip is None:
+            raise UsageError("there is no answer yet", "say something first")
+        self._learn_of_others()
+        ids = [exchange.id for exchange in self._tree.variants(self._tip)]
+        if len(ids) < 2:
+            raise UsageError("there is one answer only", "/retry gives another")
+        at = (ids.index(self._tip) + step) % len(ids)
+        self._move_to(ids[at])
+        return at + 1, len(ids)
+
     def resume(self, key: str = LATEST) -> None:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
-        row = self.store.session(key)
+        row = self.store.session(key, oneshots=False)
         self._tree = self.store.tree(row)
         self._tip, self._system, self._is_pinned, self.preset = row.tip, row.system, False, Preset()
         self._journal = Journal(self.store, row, is_stored=True)
@@ -155,6 +170,10 @@ class Conversation:
     def rename(self, name: str) -> None:
         """Name the session. Raises UsageError if another one has the name."""
         self._journal.rename(self._checked(name) or "")
+
+    def mark(self, *, is_oneshot: bool) -> None:
+        """Say whether the session is only asked without a dialogue; written with the next message."""
+        self._journal.mark(is_oneshot=is_oneshot)
 
     def new(self, name: str | None = None) -> str:
         """Begin another conversation with the same system prompt; its id. Raises UsageError."""

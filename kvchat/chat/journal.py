@@ -41,6 +41,10 @@ class Journal:
         """Note what the session's next messages are asked with; it is written with the next move."""
         self.row = replace(self.row, system=system, model=model)
 
+    def mark(self, *, is_oneshot: bool) -> None:
+        """Note whether the session is only asked without a dialogue; it is written with the next move."""
+        self.row = replace(self.row, is_oneshot=is_oneshot)
+
     def move(self, path: Sequence[Exchange]) -> None:
         """The tip is now at the end of `path`. If another terminal moved the session since, it becomes a branch."""
         if not self._is_stored and not path:

@@ -67,10 +67,13 @@ class Store:
             for row in self.database.read(lambda db: db.execute(query, (limit,)).fetchall())
         ]
 
-    def session(self, key: str = LATEST) -> SessionRow:
-        """The session of this name, this id or the beginning of one, or the latest. Raises UsageError."""
+    def session(self, key: str = LATEST, *, oneshots: bool = True) -> SessionRow:
+        """The session of this name, this id or the beginning of one, or the latest. Raises UsageError.
+
+        Without `oneshots` the latest is one that was held as a dialogue, if there is any.
+        """
         key = well_formed(key)
-        rows = self.database.read(lambda db: _matching(db, key))
+        rows = self.database.read(lambda db: _matching(db, key, oneshots))
         if len(rows) == 1:
             return rows[0]
         if rows:
@@ -201,11 +204,12 @@ class Store:
         )
 
 
-def _matching(db: Connection, key: str) -> list[SessionRow]:
+def _matching(db: Connection, key: str, oneshots: bool) -> list[SessionRow]:
     """The session that is named `key`, or those whose id is `key` or begins with it."""
     searches = [("WHERE s.name = ?", key), ("WHERE s.id = ?", key)]
     if key == LATEST:
-        searches.append((f"WHERE ? <> '' {LATEST_FIRST} LIMIT 1", key))
+        order = LATEST_FIRST if oneshots else LATEST_FIRST.replace("BY ", "BY s.oneshot, ")
+        searches.append((f"WHERE ? <> '' {order} LIMIT 1", key))
     if len(key) >= _MIN_PREFIX:
         searches.append(("WHERE substr(s.id, 1, length(?1)) = ?1", key))
     for condition, value in searches:

@@ -230,6 +230,15 @@ class Tree:
             before += other.parent == exchange.parent and other.user.text == exchange.user.text
         return before
 
+    def variants(self, exchange_id: str) -> tuple[Exchange, ...]:
+        """All exchanges in which the same was said in the same place, the oldest first."""
+        own = self[exchange_id]
+        return tuple(
+            other
+            for other in self._exchanges.values()
+            if other.parent == own.parent and other.user.text == own.user.text
+        )
+
     def has_children(self, exchange_id: str) -> bool:
         """Whether something was said after it."""
         return any(exchange.parent == exchange_id for exchange in self._exchanges.values())

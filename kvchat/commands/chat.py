@@ -125,16 +125,20 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
             return OneShot(session, form, stdout=sys.stdout, stderr=sys.stderr).run(asked)
 
     with ending_at_once():
-        start = _opening(args, config)
+        start = _opening(args, config, is_oneshot=True)
     return _trusted(start, ask)
 
 
-def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:
+def _opening(
+    args: argparse.Namespace, config: Config, *, picks: bool = False, is_oneshot: bool = False
+) -> Opening:
     """Where the conversation begins; at nothing if the user `picks` a session later."""
     from kvchat.chat.opening import opening
 
     key = None if picks else args.resume
-    return opening(config, key=key, is_fork=args.fork, flags=args.given, preset=args.preset)
+    return opening(
+        config, key=key, is_fork=args.fork, flags=args.given, preset=args.preset, is_oneshot=is_oneshot
+    )
 
 
 def _is_coloured() -> bool:

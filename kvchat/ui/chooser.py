@@ -24,8 +24,8 @@ class Chooser:
         """The list as it is drawn; empty where there is none."""
         return self._picker.rows(columns) if self._picker else []
 
-    def open(self, title: str, labels: Sequence[str], take: Callable[[int], None], at: int = 0) -> None:
-        """Show a list; `take` is called with the row that is chosen."""
+    def open(self, title: str, labels: Sequence[str], take: Callable[[int], None], at: int = -1) -> None:
+        """Show a list that stands at row `at` (-1 is the last); `take` is called with the row that is chosen."""
         self._picker = Picker(title, labels, take, at=at)
 
     def move(self, step: int) -> None:

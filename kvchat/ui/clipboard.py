@@ -30,8 +30,13 @@ def selection(answer: str, which: str) -> str:
     blocks = code_blocks(answer)
     wanted = int(number or len(blocks))
     if not 1 <= wanted <= len(blocks):
-        raise UsageError(f"the last answer has {len(blocks)} code blocks", "/copy takes all of it")
+        raise UsageError(_blocks_text(len(blocks)), "/copy without code takes all of it")
     return blocks[wanted - 1]
+
+
+def _blocks_text(count: int) -> str:
+    """How many blocks of code an answer has."""
+    return f"that answer has {count or 'no'} {'block' if count == 1 else 'blocks'} of code"
 
 
 def code_blocks(answer: str) -> list[str]:

@@ -18,8 +18,9 @@ KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),
     ("Ctrl-C, Esc", "stop an answer, what was said stays; Ctrl-C clears the input, twice leaves"),
     ("Esc Esc", "go back to an earlier message"),
+    ("Alt-N, Alt-P", "the next or previous answer there is to the last message"),
     ("Up, Ctrl-R", "earlier messages, one by one or searched; Up takes a queued message back"),
-    ("Tab", "complete a command, its argument, or a file behind an @"),
+    ("Tab", "complete a command, its argument, or a file after an @; open a paste in the input"),
     ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does so too"),
     ("Ctrl-O, Ctrl-L", "show what the model thought; redraw the screen"),
     ("!COMMAND", "run a shell command; its output can go along with the next message"),
@@ -168,16 +169,30 @@ def _tokens(desk: Desk, argument: str) -> str:
 
 
 def _copy(desk: Desk, argument: str) -> str:
-    if desk.session.last is None:
-        raise UsageError("nothing was answered yet", "there is nothing to copy")
     which, arrow, name = argument.partition(">")
-    text = selection(desk.session.last.text, which.strip())
+    first, _, rest = which.strip().partition(" ")
+    is_numbered = first.removeprefix("-").isdecimal()
+    text = selection(
+        _answer(desk, int(first) if is_numbered else -1), rest.strip() if is_numbered else which.strip()
+    )
     num_lines = len(text.splitlines())
     lines = "1 line" if num_lines == 1 else f"{num_lines} lines"
     if arrow:
         return f"{lines} written to {write_new(name.strip(), text)}"
     desk.copy(text)
     return f"{lines} went to the terminal's clipboard; if it has none: /copy > FILE"
+
+
+def _answer(desk: Desk, number: int) -> str:
+    """The text of answer `number`, from 1; -1 is the last. Raises UsageError."""
+    path = desk.session.path
+    if not path or (number == -1 and path[-1].answer is None):
+        raise UsageError("nothing was answered yet", "there is nothing to copy")
+    at = number - 1 if number > 0 else len(path) + number
+    answer = path[at].answer if 0 <= at < len(path) and number else None
+    if answer is None:
+        raise UsageError(f"there is no answer {number}", f"give a number from 1 to {len(path)}")
+    return answer.text
 
 
 def _exit(desk: Desk, argument: str) -> str:
@@ -209,8 +224,8 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("/tokens", "[TEXT]", "count the tokens of a text, or of the conversation", _tokens),
     SlashCommand(
         "/copy",
-        "[code [N]] [> FILE]",
-        "copy the last answer, or a block of code",
+        "[N] [code [N]] [> FILE]",
+        "copy the last answer, or answer N, or a block of code in it",
         _copy,
         anytime=True,
         choices=lambda desk: ("code",),

@@ -26,7 +26,8 @@ class Enclosures:
         """The question, or what is attached, a row each."""
         if self._question is not None:
             return [f"add these {self._question.num_lines} lines to the next message? y/n"[: columns - 1]]
-        return [f"with the next message: {each.label}"[: columns - 1] for each in self._attached]
+        rows = [f"with the next message: {each.label}, {each.size}"[: columns - 1] for each in self._attached]
+        return [*rows, "  Tab shows the last of it, Backspace takes it back"[: columns - 1]] if rows else []
 
     def attach(self, attachment: Attachment) -> None:
         """Send it along with the next message."""
@@ -47,13 +48,22 @@ class Enclosures:
             self.attach(Attachment(f"output of {self._question.command}", self._question.message))
         self._question = None
 
-    def with_message(self, text: str) -> str:
-        """A message with all that goes along with it; nothing is attached any more."""
+    def with_message(self, text: str, shown: str) -> str:
+        """A message with all that goes along with it; nothing is attached any more. It is echoed as `shown`."""
         attached, self._attached = self._attached, []
         whole = "\n\n".join((text, *(each.message for each in attached)))
-        if attached:
-            self._shown[whole] = "\n".join((text, *(f"[{each.label}, {each.size}]" for each in attached)))
+        if attached or shown != text:
+            self._shown[whole] = "\n".join((shown, *(f"[{each.label}, {each.size}]" for each in attached)))
         return whole
+
+    @property
+    def last(self) -> Attachment | None:
+        """What was attached last."""
+        return self._attached[-1] if self._attached else None
+
+    def take_back(self) -> str:
+        """Let what was attached last stay here; what it is called."""
+        return self._attached.pop().label
 
     def shown(self, text: str) -> str:
         """A message as it is echoed: what goes along with it is named alone."""

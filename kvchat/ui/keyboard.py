@@ -17,6 +17,7 @@ from kvchat.ui.enclosures import Enclosures
 from kvchat.ui.entry import MAX_CHARACTERS
 from kvchat.ui.face import Face
 from kvchat.ui.menu import menu_rows
+from kvchat.ui.pastes import Pastes
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
@@ -35,6 +36,7 @@ class Keyboard:
         self._hint = ("", 0.0)
         self.chooser = Chooser(face.show_error)
         self.enclosures = Enclosures()
+        self._pastes = Pastes()
         self._shell: ShellCommand | None = None
         self._put = ""  # what stands in the input since it was put there, and not typed
 
@@ -76,7 +78,7 @@ class Keyboard:
     def put_back(self, text: str) -> None:
         """Give back to the input what was not sent, ahead of what was typed since."""
         typed = self._screen.buffer.text
-        self.put("\n".join(part for part in (text, typed) if part))
+        self.put("\n".join(part for part in (self._pastes.folded(text), typed) if part))
 
     # Sending
 
@@ -87,7 +89,8 @@ class Keyboard:
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
             return
-        text = buffer.text.encode("utf-8", "replace").decode().strip()
+        shown = buffer.text.encode("utf-8", "replace").decode().strip()
+        text = self._pastes.opened(shown).strip()
         if not text:
             return
         if len(text) > MAX_CHARACTERS:
@@ -97,12 +100,15 @@ class Keyboard:
             return
         buffer.text = text
         buffer.reset(append_to_history=True)
-        if is_shell_command(text):
+        if is_shell_command(shown):
             self._run(text)
-        elif commands.is_command(text):
+        elif commands.is_command(shown):
             self._submit_command(text)
         else:
-            self._turns.add(self.enclosures.with_message(text))
+            escape = (
+                "/" if text.startswith("/") > shown.startswith("/") else ""
+            )  # no pasted path is a command
+            self._turns.add(self.enclosures.with_message(escape + text, shown))
 
     def _submit_command(self, text: str) -> None:
         try:
@@ -180,7 +186,7 @@ class Keyboard:
     def recall(self) -> None:
         """The message that waits last if there is one, else the line above, else an earlier message."""
         if self._turns.waiting and not self._screen.buffer.text:
-            self.put(self._turns.waiting.pop())
+            self.put(self._pastes.folded(self._turns.waiting.pop()))
         else:
             self._screen.buffer.auto_up()
 
@@ -189,9 +195,16 @@ class Keyboard:
         self._screen.search()
 
     def complete(self) -> None:
-        """Complete as far as it is clear, and name what it may become."""
+        """Complete as far as it is clear, and name what it may become; open a paste, or show what is attached."""
         buffer = self._screen.buffer
         before = buffer.document.text_before_cursor
+        if mark := self._pastes.mark_before(before):
+            buffer.delete_before_cursor(len(mark))
+            buffer.insert_text(self._pastes.opened(mark))
+            return
+        if not buffer.text and (attached := self.enclosures.last):
+            self._face.show(attached.message)
+            return
         found = completion(before, self._face)
         if len(found.certain) > len(before) - found.start:
             buffer.delete_before_cursor(len(before) - found.start)
@@ -199,15 +212,32 @@ class Keyboard:
         if len(found.names) > 1:
             self.show_hint("  ".join(found.names))
 
+    def paste(self, text: str) -> None:
+        """Take what was pasted into the input, in one mark if it is long."""
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        taken = self._pastes.taken(text)
+        self._screen.buffer.insert_text(taken)
+        if taken != text:
+            self.show_hint("Tab opens what was pasted, Backspace takes it back")
+
+    def erase(self) -> None:
+        """Erase the character before the cursor, a paste at once, or in an empty input what was attached last."""
+        buffer = self._screen.buffer
+        if not buffer.text and self.enclosures:
+            self.show_hint(f"{self.enclosures.take_back()} stays here")
+        else:
+            mark = self._pastes.mark_before(buffer.document.text_before_cursor)
+            buffer.delete_before_cursor(len(mark) or 1)
+
     def edit(self) -> None:
         """Open the input in an editor."""
         if not self._screen.is_lent:
             self._screen.app.create_background_task(self._edit())
 
     async def _edit(self) -> None:
-        text = self._screen.buffer.text
+        text = self._pastes.opened(self._screen.buffer.text)
         try:
-            self.put(await self._screen.lend(lambda: edited(text)))
+            self.put(self._pastes.folded(await self._screen.lend(lambda: edited(text))))
         except KvchatError as error:
             self._face.show_error(error)
 
@@ -241,6 +271,10 @@ class Keyboard:
         self.put(undone[0].user.text)
         messages = "a message is" if num_exchanges == 1 else f"{num_exchanges} messages are"
         self._face.show(f"{messages} taken back; what was said stays as a branch")
+
+    def show_variant(self, command: str) -> None:
+        """Go to the next or the previous answer that there is to the last message."""
+        self._turns.add(command)
 
     def offer(self, title: str, choices: Sequence[Choice], at: int) -> None:
         """Show a list whose rows run commands. While something is being typed it takes no keys: it is printed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from prompt_toolkit.filters import Condition, Filter, is_searching, vi_insert_mode, vi_mode
@@ -48,8 +49,17 @@ class Dialogue(Protocol):
     def complete(self) -> None:
         """Complete what is being typed."""
 
+    def paste(self, text: str) -> None:
+        """Take what was pasted into the input."""
+
+    def erase(self) -> None:
+        """Backspace: the character before the cursor, a paste, or in an empty input what was attached last."""
+
     def edit(self) -> None:
         """Open the input in an editor."""
+
+    def show_variant(self, command: str) -> None:
+        """Go to the next or the previous answer that there is to the last message."""
 
     def rewind(self) -> None:
         """List the user's messages, to go back to one."""
@@ -128,6 +138,10 @@ def _bind_input(keys: KeyBindings, dialogue: Dialogue, free: Filter) -> None:
     commanding = free & ~(vi_mode & vi_insert_mode)  # in vi's insert mode, Esc belongs to vi
     keys.add("escape", filter=commanding & answering)(_calling(dialogue.stop))
     keys.add("escape", "escape", filter=commanding & ~answering)(_calling(dialogue.rewind))
+    for key, command in (("n", "/next"), ("p", "/previous")):
+        keys.add("escape", key, filter=free & ~vi_mode)(_calling(partial(dialogue.show_variant, command)))
+    keys.add("backspace", filter=free & ~(vi_mode & ~vi_insert_mode))(_calling(dialogue.erase))
+    keys.add(Keys.BracketedPaste, filter=free)(lambda event: dialogue.paste(event.data))
     keys.add("c-j", filter=free)(_new_line)
     keys.add("escape", "enter", filter=free)(_new_line)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
 from kvchat.backends.base import Role, Turn
 from kvchat.chat.export import FORMATS
@@ -47,6 +49,7 @@ def _sessions(desk: Desk, argument: str) -> str:
             "1 turn" if row.num_exchanges == 1 else f"{row.num_exchanges} turns",
             f"{row.num_tokens} tokens",
             str(held),
+            "asked once" if row.is_oneshot else "",
             f"{row.label} (this one)" if row.id == session.id else row.label,
         ]
         choices.append(Choice(" · ".join(part for part in parts if part), f"/resume {row.id}"))
@@ -111,6 +114,14 @@ def _retry(desk: Desk, argument: str) -> Asking:
         return Asking(session.retry())
     note = f"drawn at temperature {_RETRY_TEMPERATURE}, for the likeliest answer would be the same again"
     return Asking(session.retry(temperature=_RETRY_TEMPERATURE), note)
+
+
+def _variant(step: int, desk: Desk, argument: str) -> str:
+    """Another answer to the last message, of those that there are; the message itself is on the screen already."""
+    session = desk.session
+    at, count = session.show_variant(step)
+    answer = replace(recap(session), before="", message="")
+    return joined([f"answer {at} of {count}", shown(answer, desk.look)], desk.look.columns - 1)
 
 
 def _edit(desk: Desk, argument: str) -> str | Asking:
@@ -236,6 +247,8 @@ MOVES: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/retry", "", "another answer to the last message; the one before stays as a branch", _retry
     ),
+    SlashCommand("/next", "", "the next answer there is to the last message (Alt-N)", partial(_variant, 1)),
+    SlashCommand("/previous", "", "the answer before it (Alt-P)", partial(_variant, -1)),
     SlashCommand("/edit", "[N [TEXT]]", "say message N (or the last) differently", _edit),
     SlashCommand("/continue", "", "go on with an answer that stopped", _continue),
     SlashCommand("/fork", "[NAME]", "go on beside this conversation", _fork),

@@ -284,7 +284,7 @@ def test_copy_puts_an_answer_or_its_code_on_the_clipboard_or_in_a_file(
     whole = b"Look:\n\n```python\nx = 1\n```\n\n- a\n\n```\ny\n```"
     terminal.until(lambda: base64.b64encode(whole) in terminal.raw, "the whole answer")
     terminal.enter("/copy code 3")
-    terminal.wait_for("the last answer has 2 code blocks")
+    terminal.wait_for("that answer has 2 blocks of code")
     path = tmp_path / "copied"
     terminal.enter(f"/copy code > {path}")
     terminal.wait_for("written to")

@@ -12,7 +12,8 @@ import pytest
 from kvchat.backends.base import Phase
 from kvchat.chat.session import Session
 from kvchat.errors import ContextOverflowError, UsageError
-from kvchat.ui.oneshot import Form, OneShot, messages_of, one_message
+from kvchat.ui.oneshot import Form, OneShot
+from kvchat.ui.questions import messages_of, one_message
 from tests.scripted import ScriptedBackend
 
 

@@ -84,22 +84,6 @@ def test_ctrl_c_before_the_first_token_gives_the_message_back(terminal: Terminal
     terminal.leave()
 
 
-def test_a_paste_of_200_lines_is_one_message(terminal: Terminal) -> None:
-    pasted = "\n".join(f"pasted line {n}" for n in range(200))
-    terminal.paste(pasted)
-    terminal.wait_for("pasted line 199")
-    assert not figures(terminal.rows)
-    terminal.type("\r")
-    terminal.wait_for("[1] you said: pasted line 0")
-    terminal.settle()
-    terminal.enter("next")
-    terminal.wait_for("[3] you said: next")
-    rows = [row.removeprefix("> ").strip() for row in terminal.rows]
-    for n in range(200):
-        assert rows.count(f"pasted line {n}") == (2 if n else 1)
-    terminal.leave()
-
-
 @pytest.mark.parametrize("key", ["\x1b\r", "\n", "\\\r"])
 def test_alt_enter_ctrl_j_and_a_backslash_make_a_new_line(terminal: Terminal, key: str) -> None:
     terminal.type(f"first{key}second")
