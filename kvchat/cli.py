@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import json
 import logging
@@ -12,18 +11,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 from kvchat.commands.chat import Backends, chat
-from kvchat.commands.flags import EVERYWHERE, FLAG_NAMES, FLAGS, Flag
+from kvchat.commands.command import Command
+from kvchat.commands.flags import FLAG_NAMES
+from kvchat.commands.parser import Run, make_parser, with_question
 from kvchat.commands.starting import dialogue_backend, ending_at_once, oneshot_backend
-from kvchat.commands.table import COMMANDS, Command
 from kvchat.config import Config, load_config
 from kvchat.errors import (
     EXIT_INTERRUPTED,
@@ -41,15 +41,6 @@ from kvchat.ui.tables import Styled
 EXIT_BROKEN_PIPE = 128 + 13
 _MESSAGE_LENGTH = 2000
 """Most characters of an error's line; some quote what they were given."""
-
-
-_EPILOG = """\
-Without a question, in a terminal, kvchat opens a chat; type /help there. With one, or in a pipe, it answers and ends:
-piped text comes first, then the prompt; only the answer goes to stdout.
-
-exit codes: 0 success, 1 failure while running, 2 wrong usage, 3 model unavailable, 4 context full,
-5 out of memory, 130 interrupted, 141 output pipe closed
-"""
 
 
 def main(argv: Sequence[str] | None = None, *, backends: Backends | None = None) -> int:
@@ -92,34 +83,12 @@ def _run(argv: Sequence[str], backends: Backends | None) -> int:
 
 def _asked(argv: Sequence[str], backends: Backends) -> tuple[argparse.Namespace, Config]:
     """What is to be run, and the settings. Raises UsageError."""
-    parser = _parser(backends)
-    args = parser.parse_args(_with_question(argv, parser))
+    parser = make_parser(partial(chat, backends), _printing)
+    args = parser.parse_args(with_question(argv, parser))
     _check_folder()
     settings = _settings(args)
     args.given = {name for name, value in settings.items() if value is not None}
     return args, load_config(settings, flag_names=FLAG_NAMES) if args.reads_settings else Config()
-
-
-def _with_question(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The arguments, with -p in front of a question that stands where a command could: it has more than one word.
-
-    Raises UsageError for a flag before it that is not known; argparse would take the word behind that for a command.
-    """
-    known, takes_value = parser._option_string_actions, False
-    for at, word in enumerate(argv):
-        name = word.partition("=")[0]
-        if takes_value:
-            takes_value = False
-        elif word.startswith("--") and word != "--" and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {nearest[0]}?" if nearest else f"see {parser.prog} --help"
-            raise UsageError(f"no option is called {name}", remedy)
-        elif not word.startswith("-"):
-            is_question = len(word.split()) > 1
-            return [*argv[:at], "-p", *argv[at:]] if is_question else list(argv)
-        else:
-            takes_value = name == word and name in known and known[name].nargs in (None, "?")
-    return list(argv)
 
 
 def _end(code: int) -> int:
@@ -238,74 +207,7 @@ def _end_on_signals() -> None:
         signal.signal(name, leave)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("argument COMMAND"):
-            raise UsageError(
-                "there is no such command", f"put a question after -p, or see {self.prog} --help"
-            )
-        raise UsageError(message, f"see {self.prog} --help")
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
-        import kvchat
-
-        print(f"kvchat {kvchat.__version__}")
-        parser.exit()
-
-
-def _parser(backends: Backends) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="kvchat",
-        usage="kvchat [options]\n       kvchat COMMAND [arguments]",
-        description="Chat with a local model that never computes the same token twice.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=partial(chat, backends), reads_settings=True, preset=None)
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags:
-            flag.add_to(group)
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    _add_commands(parser)
-    return parser
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
-    groups = parser.add_subparsers(title="commands", metavar="COMMAND", prog="kvchat")
-    verbs: dict[str, Any] = {}
-    for row in COMMANDS:
-        group, _, verb = row.name.partition(" ")
-        if not verb:
-            _add_row(groups.add_parser(group, help=row.help, description=row.help, allow_abbrev=False), row)
-            continue
-        if group not in verbs:
-            names = "|".join(
-                other.name.partition(" ")[2] for other in COMMANDS if other.name.split()[0] == group
-            )
-            inner = groups.add_parser(group, help=f"{row.about}: {names}", allow_abbrev=False)
-            inner.set_defaults(run=_without_verb(group, names))
-            verbs[group] = inner.add_subparsers(metavar=names)
-        _add_row(verbs[group].add_parser(verb, help=row.help, description=row.help, allow_abbrev=False), row)
-
-
-def _add_row(parser: argparse.ArgumentParser, row: Command) -> None:
-    parser.set_defaults(run=_printing(row), reads_settings=row.reads_settings)
-    for name, rest in row.arguments.items():
-        parser.add_argument(name, **rest)
-    for flag in (flag for flags in FLAGS.values() for flag in flags):
-        if flag.names.split()[0] in (*EVERYWHERE, *row.flags):
-            Flag(flag.names, flag.help, flag.key, flag.rest | {"default": argparse.SUPPRESS}).add_to(parser)
-
-
-def _printing(row: Command) -> Callable[[argparse.Namespace, Config], int]:
+def _printing(row: Command) -> Run:
     def run(args: argparse.Namespace, config: Config) -> int:
         out = for_data(sys.stdout)
         for line in row.lines(args, config):
@@ -314,13 +216,6 @@ def _printing(row: Command) -> Callable[[argparse.Namespace, Config], int]:
         return 0
 
     return run
-
-
-def _without_verb(group: str, verbs: str) -> Callable[[argparse.Namespace, Config], int]:
-    def refuse(args: argparse.Namespace, config: Config) -> int:
-        raise UsageError(f"kvchat {group} needs a command", f"add one of {verbs.replace('|', ', ')}")
-
-    return refuse
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:

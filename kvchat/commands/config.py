@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.commands.flags import FLAG_NAMES, FLAGS
-from kvchat.config import REMOTE, SECTIONS, Config, config_file, editor, load_config, origins, variable_name
+from kvchat.config import SECTIONS, Config, config_file, editor, load_config, origins, variable_name
 from kvchat.errors import UsageError
 from kvchat.setting import ByteSize
+from kvchat.settings_file import REMOTE
 
 _ABOUT = {
     "sampling.stop": "texts that end an answer",

@@ -11,7 +11,7 @@ import torch
 
 from kvchat.models.kinds import LONG, ids_of, is_generated, is_long
 from kvchat.models.kv_state import KVState
-from kvchat.models.lean.flash import ROWS_MULTIPLE
+from kvchat.models.lean.attention import ROWS_MULTIPLE
 from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import Continuation, ReuseRule
 from kvchat.models.weights.mode import NATIVE, Weights

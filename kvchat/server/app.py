@@ -14,25 +14,39 @@ from kvchat.server.chat_completions import chat_completions
 from kvchat.server.completions import completions
 from kvchat.server.endpoint import Endpoint, Respond
 from kvchat.server.guard import Door, Guard
+from kvchat.server.messages import count_tokens, messages
 from kvchat.server.refusals import Form, RefusedError, anthropic_form, openai_form
+from kvchat.server.responses import Responses
 from kvchat.server.service import Service
 
-ROUTES: tuple[tuple[str, str, Respond, Form], ...] = (
-    ("POST", "/v1/chat/completions", chat_completions, openai_form),
-    ("POST", "/v1/completions", completions, openai_form),
-    ("GET", "/v1/models", about.models, openai_form),
-    ("GET", "/v1/models/{name:path}", about.model, openai_form),
-    ("POST", "/tokenize", about.tokenize, openai_form),
-    ("GET", "/health", about.health, openai_form),
-    ("GET", "/metrics", about.metrics, openai_form),
-)
+Row = tuple[str, str, Respond, Form]
+"""A method, a path, what answers there, and how it writes errors."""
+
+
+def rows() -> tuple[Row, ...]:
+    """Everything that there is."""
+    responses = Responses()
+    return (
+        ("POST", "/v1/chat/completions", chat_completions, openai_form),
+        ("POST", "/v1/completions", completions, openai_form),
+        ("POST", "/v1/responses", responses.create, openai_form),
+        ("GET", "/v1/responses/{name}", responses.get, openai_form),
+        ("DELETE", "/v1/responses/{name}", responses.delete, openai_form),
+        ("POST", "/v1/messages", messages, anthropic_form),
+        ("POST", "/v1/messages/count_tokens", count_tokens, anthropic_form),
+        ("GET", "/v1/models", about.models, openai_form),
+        ("GET", "/v1/models/{name:path}", about.model, openai_form),
+        ("POST", "/tokenize", about.tokenize, openai_form),
+        ("GET", "/health", about.health, openai_form),
+        ("GET", "/metrics", about.metrics, openai_form),
+    )
 
 
 def app_of(service: Service, door: Door) -> ASGIApp:
     """The app over a service."""
     routes = [
         Route(path, Endpoint(path, service, respond, form=form), methods=[method])
-        for method, path, respond, form in ROUTES
+        for method, path, respond, form in rows()
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_path})
     app.router.redirect_slashes = False

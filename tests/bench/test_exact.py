@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvchat.bench.exact import CONTROL, WAYS, ExactRow, InexactError, check, measure
+from kvchat.bench.exact import CONTROL, ExactRow, InexactError, check, measure
+from kvchat.bench.ways import WAYS
 from kvchat.config import Config
 from kvchat.models.loaded import LoadedModel
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kvchat.bench import chats, traces
-from kvchat.bench.policy import USUAL_COST, Clock, Geometry, Optimum, hits, measure, replay
+from kvchat.bench.policy import USUAL_COST, Clock, hits, measure, replay
+from kvchat.bench.simulation import Geometry, Optimum
 from kvchat.bench.traces import Request, Trace
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.block import KVLayout

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvchat.bench.policy import Clock, Geometry, Pool
+from kvchat.bench.policy import Clock
+from kvchat.bench.simulation import Geometry, Pool
 from kvchat.cache.policy import FACTORS, LeastRecentlyUsed, Worth
 from kvchat.cache.rates import NUM_AGES, Rates
 from tests.cache.arena import TINY_BLOCK_BYTES, computed_arena, tiny_cache

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvchat.models.kinds import as_generated
-from kvchat.models.lean.flash import ROWS_MULTIPLE, Attention
+from kvchat.models.lean.attention import ROWS_MULTIPLE, Attention
+from kvchat.models.lean.flash import kernel
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.weights.mode import WeightsMode
 from tests.models.lean.test_network import KINDS, WIDE, folder_of, loaded_from
@@ -109,7 +110,7 @@ def test_given_rows_attend_the_same_in_any_company(
         rows = end - start + -(end - start) % ROWS_MULTIPLE
         task = Attention(heads, kv_heads, dim, rows, start + rows, dtype, is_apart=False, is_given=True)
         padded = torch.cat([query[start:end], query[end - 1 : end].expand(rows - end + start, -1, -1)])
-        out = task.manner(task.reach)(padded, keys[:, : task.reach], values[:, : task.reach])
+        out = kernel(task, task.reach)(padded, keys[:, : task.reach], values[:, : task.reach])
         return out.reshape(rows, heads, dim)[: end - start]
 
     first = max(0, last - 300)

@@ -11,8 +11,9 @@ from kvchat.backends import base
 from kvchat.backends.base import Event, Options, Phase, Role, Status, Turn, time_of
 from kvchat.backends.remote.answering import Answering, Setting, check_room, kept, never_begun
 from kvchat.backends.remote.connecting import Connected
-from kvchat.backends.remote.dialects import Question, dialect_for
+from kvchat.backends.remote.dialects import dialect_for
 from kvchat.backends.remote.link import Link, Streaming
+from kvchat.backends.remote.question import Question
 from kvchat.backends.remote.refusals import BrokenError, BusyError
 from kvchat.errors import KvchatError
 

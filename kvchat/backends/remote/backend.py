@@ -11,8 +11,8 @@ from kvchat.backends import base
 from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Reach, Role, Status, Turn
 from kvchat.backends.inspection import CacheView
 from kvchat.backends.remote.connecting import Connected, Connecting, connected
-from kvchat.backends.remote.dialects import unsent
 from kvchat.backends.remote.link import Link
+from kvchat.backends.remote.question import unsent
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.remotes import Target

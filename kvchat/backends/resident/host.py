@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvchat.backends.base import Phase
 from kvchat.backends.resident.attaching import LISTENING
-from kvchat.backends.resident.line import Line, Peer, listen
+from kvchat.backends.resident.line import Line, listen
 from kvchat.backends.resident.log import cut, log
 from kvchat.backends.resident.memory import own_bytes, spare_bytes
 from kvchat.backends.resident.place import Place, open_lock, try_lock
@@ -71,8 +71,8 @@ class Host:
         self._clock = clock
         self._stay = Stay(config.engine.keep_alive, clock())
         self._began_s = time.time()
-        self._clients: dict[Line, Peer] = {}
-        self._lock = threading.Lock()  # over the clients and the place
+        self._lines: dict[Line, bool] = {}  # whether a client is at the other end, and not one who only asks
+        self._lock = threading.Lock()  # over the lines and the place
         self._listener: socket.socket | None = None
         self._held: int | None = None
         self._model: SharedModel | None = None
@@ -105,7 +105,7 @@ class Host:
         self.retire()
         log(f"ended: {self._why}")
         threading.Thread(target=_end_after, args=(DRAIN_TIMEOUT_S,), daemon=True).start()
-        for line in list(self._clients):
+        for line in list(self._lines):
             line.close()
         if self._model is not None:
             self._model.close()
@@ -139,7 +139,7 @@ class Host:
                 line.close()
                 return
             with self._lock:
-                self._clients[line] = line.peer
+                self._lines[line] = False
             threading.Thread(target=self._meet, args=(line,), daemon=True).start()
 
     def _meet(self, line: Line) -> None:
@@ -154,7 +154,7 @@ class Host:
             if isinstance(hello, dict) and "ask" in hello:
                 line.say(self._reply(hello["ask"]))
             elif isinstance(hello, dict):
-                is_client = True
+                is_client = self._lines[line] = True
                 self._attend(line, Config.from_json(hello))
         except OSError:
             pass  # it is gone
@@ -176,7 +176,7 @@ class Host:
     def _part(self, line: Line, is_client: bool) -> None:
         line.close()
         with self._lock:
-            self._clients.pop(line, None)
+            self._lines.pop(line, None)
             if is_client:
                 self._stay.since = self._clock()
 
@@ -210,7 +210,7 @@ class Host:
         if has_failed:
             self.retire()
         is_short = self._spare() < LEAST_SPARE_BYTES
-        if self._clients:
+        if self._lines:
             if is_short:
                 self._shed()
             return ""
@@ -238,7 +238,7 @@ class Host:
         model = self._model
         info = model.info() if model else None
         with self._lock:
-            clients = [peer.pid for peer in self._clients.values() if peer.pid != os.getpid()]
+            clients = [line.peer.pid for line, is_client in self._lines.items() if is_client]
         return {
             "pid": os.getpid(),
             "model": info.name if info else self._config.model.name,

@@ -10,8 +10,9 @@ from itertools import groupby
 import torch
 
 from kvchat.models.checkpoint import Checkpoint
-from kvchat.models.lean.network import Embedding, LeanLayer, LeanNetwork, LeanWeights, Norm
+from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.lean.shape import LeanShape
+from kvchat.models.lean.weights import Embedding, LeanLayer, LeanWeights, Norm
 from kvchat.models.progress import Progress
 from kvchat.models.weights.making import matrix_bits, matrix_bytes, matrix_planes
 from kvchat.models.weights.matrix import Buffer, IntegerMatrix

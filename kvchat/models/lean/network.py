@@ -8,155 +8,32 @@ are written into the arena and read there in place, and nothing is imported that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import silu
 
-from kvchat.models.checkpoint import Checkpoint
 from kvchat.models.kinds import ids_of, is_generated
-from kvchat.models.kv_state import Divisible, KVState
-from kvchat.models.lean.flash import KEYS_AT_ONCE, MIN_KEYS_OF_GIVEN, ROWS_MULTIPLE, Attention, Manner
+from kvchat.models.kv_state import KVState
+from kvchat.models.lean.attention import ROWS_MULTIPLE, Attention
+from kvchat.models.lean.flash import Kernel, kernel
 from kvchat.models.lean.shape import LeanShape
+from kvchat.models.lean.state import LeanState
+from kvchat.models.lean.weights import LeanLayer, LeanWeights
 from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import ReuseRule
 from kvchat.models.weights.mode import WeightsMode
 from kvchat.models.weights.projection import MAX_ROWS, Product, Projection
 
 _POSITIONS_AT_ONCE = 1024
-_NUMBERS_AT_ONCE = 2**29  # of one allocation: a larger one may be refused where several are not
-
-
-class Norm:
-    """Root mean square norm (Zhang and Sennrich 2019), scaled by `weight` [size].
-
-    It is the layer norm of (x, -x): that has no mean and the same mean square, and torch does it in one kernel, not six.
-    `narrow` takes [rows, 2, size], x and -x, to contiguous [rows, size]; `wide` takes it in float32.
-    """
-
-    __slots__ = ("narrow", "weight", "wide")
-
-    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
-        self.weight = weight
-        narrow = torch.stack([weight, weight])
-        wide, size, dtype, norm = narrow.float(), tuple(narrow.shape), weight.dtype, torch.layer_norm
-        self.narrow: Product = lambda x: norm(x, size, narrow, None, epsilon).select(1, 0).contiguous()
-        self.wide: Product = lambda x: norm(x, size, wide, None, epsilon).select(1, 0).to(dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class LeanLayer:
-    """One decoder layer's weights. `qkv` rows are all query heads, all key heads, all value heads; `gate_up` both halves.
-
-    `head_norm` [heads + kv_heads, head_dim] scales normalised queries and keys (Qwen3), where a family does that.
-    """
-
-    attention_norm: Norm
-    qkv: Projection
-    out: Projection
-    feed_forward_norm: Norm
-    gate_up: Projection
-    down: Projection
-    rotates: bool = True
-    head_norm: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """What a token's vector is: `take` [tokens] -> [tokens, hidden] in `dtype`. `weight` is what is held for it, if
-    anything; with `is_tied` the head is the same matrix."""
-
-    take: Product
-    dtype: torch.dtype
-    size: int
-    is_tied: bool
-    weight: torch.Tensor | None = None
-
-    @classmethod
-    def held(cls, weight: torch.Tensor, *, is_tied: bool) -> Embedding:
-        """Of a matrix in memory, [vocab, hidden]."""
-        return cls(weight.__getitem__, weight.dtype, weight.numel(), is_tied, weight)
-
-    @classmethod
-    def read(cls, checkpoint: Checkpoint, name: str, dtype: torch.dtype, *, is_tied: bool) -> Embedding:
-        """Of a matrix that stays in its file, of which each forward reads the rows that it needs."""
-        rows, columns = checkpoint.shape(name)
-        return cls(lambda ids: checkpoint.rows(name, ids).to(dtype), dtype, rows * columns, is_tied)
-
-
-@dataclass(frozen=True, slots=True)
-class LeanWeights:
-    """A whole model's weights."""
-
-    embedding: Embedding
-    layers: Sequence[LeanLayer]
-    norm: Norm
-    head: Projection
-
-
-class LeanState(Divisible):
-    """The arena of one conversation: K and V of every layer, each [kv_heads, capacity, head_dim].
-
-    The whole context is reserved at once, and some more, so that products never have to be smaller at its end: pages
-    that are never touched cost nothing. Some layers lie in one tensor [layers, 2 kv_heads, room, head_dim], K before V,
-    so that one call makes the views of all of them.
-    """
-
-    def __init__(self, shape: LeanShape, capacity: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.capacity = capacity
-        room = max(MIN_KEYS_OF_GIVEN, -(-capacity // KEYS_AT_ONCE) * KEYS_AT_ONCE + KEYS_AT_ONCE)
-        layer = 2 * shape.kv_heads * room * shape.head_dim
-        at_once = max(1, _NUMBERS_AT_ONCE // layer)
-        self._kv_heads = shape.kv_heads
-        self._finite = 0
-        self._arenas = [
-            torch.empty(
-                (min(at_once, shape.layers - first), 2 * shape.kv_heads, room, shape.head_dim),
-                dtype=dtype,
-            )
-            for first in range(0, shape.layers, at_once)
-        ]
-        self.planes = self._planes()
-
-    def _planes(self) -> list[torch.Tensor]:
-        layers = [layer for arena in self._arenas for layer in arena]
-        return [plane for layer in layers for plane in layer.split(self._kv_heads)]
-
-    def views(
-        self, start: int, end: int, reach: int, *, is_flat: bool = False
-    ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """For each layer where K and V of the tokens from `start` to `end` go, [new, 2 kv_heads, head_dim], and the K
-        and the V of `reach` tokens, each [1, kv_heads, reach, head_dim], or if `is_flat` without the 1."""
-        own, kv_heads = max(end, self._finite), self._kv_heads
-        for arena in self._arenas:
-            if own < reach:
-                arena[:, :, own:reach].zero_()  # whatever lay there, it may be no number
-            written = arena[:, :, start:end].transpose(1, 2).unbind(0)
-            held = arena[:, :, :reach] if is_flat else arena[:, None, :, :reach]
-            keys, values = held[..., :kv_heads, :, :].unbind(0), held[..., kv_heads:, :, :].unbind(0)
-            yield from zip(written, keys, values, strict=True)
-        self._finite = max(self._finite, reach)
-
-    def reserve(self, num_tokens: int) -> None:
-        """There is room for the whole context already."""
-        assert num_tokens <= self.capacity, f"{num_tokens} tokens in an arena of {self.capacity}"
-
-    def shrink(self) -> None:
-        """Give back the pages that longer conversations have touched."""
-        held = self._finite = len(self.tokens)
-        for index, arena in enumerate(self._arenas):
-            self._arenas[index] = torch.empty_like(arena)
-            self._arenas[index][:, :, :held] = arena[:, :, :held]
-        self.planes = self._planes()
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     """How new tokens attend, and how they are turned where they stand, [new, heads + 2 kv_heads, head_dim]."""
 
-    attend: Manner
+    attend: Kernel
     cos: torch.Tensor
     sin: torch.Tensor
     is_one: bool
@@ -236,7 +113,7 @@ class LeanNetwork:
         signs = self._wide_signs if is_wide else self._signs
         stream = self.weights.embedding.take(torch.tensor(tokens)).unsqueeze(1) * signs
         cos, sin = self._rotations.at(start, len(tokens))
-        place = _Place(attention.manner(attention.reach), cos, sin, is_one=len(tokens) == 1)
+        place = _Place(kernel(attention, attention.reach), cos, sin, is_one=len(tokens) == 1)
         views = state.views(start, start + len(tokens), attention.reach, is_flat=attention.is_flat)
         for step, (written, keys, values) in zip(self._steps[is_given], views, strict=True):
             self.pauses.pause()

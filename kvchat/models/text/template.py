@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from kvchat.errors import TemplateRefusedError
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.kv_state import common_prefix
+from kvchat.models.text.parts import MANY_PARTS, PartsEncoder, num_same, parted
 from kvchat.models.text.reasoning import ReasoningMarks
 from kvchat.models.text.template_input import (
     Message,
@@ -36,21 +37,10 @@ __all__ = ["ChatTemplate", "Message"]
 
 _PROBES = ("a", "-")
 """What a next message may begin with: two texts that share no beginning."""
-_MANY = 8
-"""A rendering of so few parts is encoded anew each time: what is remembered of a longer one is worth more."""
 
 
 def _unheard(notice: str) -> None:
     """Nobody listens."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """The last long rendering: its parts, texts and known tokens in turn, and where each ends in its tokens."""
-
-    parts: list[str | tuple[int, ...]]
-    ends: list[int]
-    tokens: list[int]
 
 
 class ChatTemplate:
@@ -75,10 +65,10 @@ class ChatTemplate:
         self._program = TemplateProgram(source)
         self._notify = notify
         self._said: set[str] = set()
-        self._encoded = _Encoded([], [], [])
+        self._encoder = PartsEncoder(tokenizer)
         self._said_before: list[Message] = []
         self._input_before = TemplateInput({})
-        self._parted = lru_cache(maxsize=1024)(self._part)
+        self._parted = lru_cache(maxsize=1024)(partial(parted, tokenizer))
         self._tools: Any = None
         self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
         self.closing_ids = self._find_closing()
@@ -145,7 +135,7 @@ class ChatTemplate:
                 given, rendering, lost = other, as_texts, still_lost
         if lost:
             self._say(f"the chat template leaves out or changes {len(lost)} of {len(given.traces)} messages")
-        return self._encode(rendering, given)
+        return self._encoder.encode(rendering.parts(given.known))
 
     def unfinished(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the answer that the conversation ends with; none if it ends with a question."""
@@ -221,7 +211,7 @@ class ChatTemplate:
     def _input(self, messages: Sequence[Message], think: bool | None = None) -> TemplateInput:
         said = messages if self._traits.takes_system else _with_folded_system(messages)
         options = {} if think is None else dict.fromkeys(THINK_NAMES, think)
-        same = _num_same(said, self._said_before) if options == self._input_before.options else 0
+        same = num_same(said, self._said_before) if options == self._input_before.options else 0
         given = self._input_before.beginning(same, options)
         for message in said[same:]:
             if message.tokens is None:
@@ -232,7 +222,7 @@ class ChatTemplate:
             parts["content"] = content_as(self._traits.forms.get(message.role, Form.TEXT), parts["content"])
             given.messages.append({"role": message.role, **parts})
             given.sizes.append(len(given.known))
-        if len(said) > _MANY:
+        if len(said) > MANY_PARTS:
             self._said_before, self._input_before = list(said), given.beginning(len(said), options)
         return given
 
@@ -266,27 +256,6 @@ class ChatTemplate:
             return {"content": shown} | dict.fromkeys(APART_KEYS, thought)
         return {"content": f"{marks.start}{thought}{marks.end}{shown}" if self._traits.place else shown}
 
-    def _part(self, ids: tuple[int, ...], marks: ReasoningMarks) -> tuple[str, tuple[int, ...], bool]:
-        """The words of an answer's reasoning, the ids of what follows it, and whether the first mark is among the ids."""
-        cut = self._end_of_reasoning(ids, marks.end)
-        said, answer = self.tokenizer.decode(ids[:cut]).strip(), ids[cut:]
-        while answer and self.tokenizer.is_blank(answer[0]):
-            answer = answer[1:]
-        words = said.removeprefix(marks.start).removesuffix(marks.end).strip()
-        return words, answer, said.startswith(marks.start)
-
-    def _end_of_reasoning(self, ids: tuple[int, ...], mark: str) -> int:
-        single = self.tokenizer.control.get(mark)
-        if single is not None and single in ids:
-            return ids.index(single) + 1
-        stream = self.tokenizer.stream()
-        text = ""
-        for count, token in enumerate(ids, 1):
-            text += stream.push(token)
-            if mark in text:
-                return count
-        return len(ids)
-
     def _render(self, given: TemplateInput, *, answering: bool = True) -> str:
         """The text of the messages, with the generation prompt if `answering`."""
         names = {
@@ -315,23 +284,6 @@ class ChatTemplate:
                 changed[place] = (before, number)
         return rendering.joined(changed) if changed else rendering
 
-    def _encode(self, rendering: Rendering, given: TemplateInput) -> list[int]:
-        """The tokens of a rendering. What it begins with as the one before did was encoded then."""
-        parts: list[str | tuple[int, ...]] = [rendering.texts[0]]
-        for number, text in zip(rendering.numbers, rendering.texts[1:], strict=True):
-            parts += given.known[number], text
-        before = self._encoded
-        same = _num_same(parts, before.parts)
-        ends = before.ends[:same]
-        tokens = before.tokens[: ends[-1]] if ends else []
-        for place, part in enumerate(parts[same:], same):
-            if part:
-                tokens += self.tokenizer.encode(part, is_start=not place) if isinstance(part, str) else part
-            ends.append(len(tokens))
-        if len(parts) > _MANY:
-            self._encoded = _Encoded(parts, ends, tokens)
-        return list(tokens)
-
     def _find_closing(self) -> tuple[int, ...]:
         """The control tokens that stand right behind an answer: they end a turn whatever the model's settings say."""
         given = self._input([Message("user", "a"), Message("assistant", "b", tokens=())])
@@ -341,13 +293,6 @@ class ChatTemplate:
             return ()
         ids = self.tokenizer.encode(behind.lstrip())[:1]
         return tuple(i for i in ids if i in self.tokenizer.control.values())
-
-
-def _num_same(parts: Sequence[object], others: Sequence[object]) -> int:
-    """With how many equal ones both begin."""
-    pairs = enumerate(zip(parts, others, strict=False))
-    most = min(len(parts), len(others))
-    return next((at for at, (one, other) in pairs if one is not other and one != other), most)
 
 
 def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:

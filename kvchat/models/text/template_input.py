@@ -104,6 +104,13 @@ class Rendering:
         parts = _PLACEHOLDER.split(text)
         return cls(parts[::2], [int(number) for number in parts[1::2]])
 
+    def parts(self, known: Sequence[tuple[int, ...]]) -> list[str | tuple[int, ...]]:
+        """The texts, and between them the tokens that the placeholders stand for."""
+        parts: list[str | tuple[int, ...]] = [self.texts[0]]
+        for number, text in zip(self.numbers, self.texts[1:], strict=True):
+            parts += known[number], text
+        return parts
+
     @property
     def is_broken(self) -> bool:
         """Whether the template took a placeholder apart."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
@@ -90,7 +89,8 @@ class ChatTokenizer:
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        return _anchored(_without_control(self._full, set(self.control)))
+        with boundary("the model's tokenizer can't tell text from control tokens", "take another model"):
+            return _anchored(_without_control(self._full, set(self.control)))
 
     def count(self, text: str) -> int:
         """Number of tokens that `text` is, control tokens taken as text."""
@@ -225,18 +225,20 @@ def _anchored(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _without_control(tokenizer: Tokenizer, control: set[str]) -> Tokenizer:
-    """The tokenizer for which `control` is only text. All other tokens keep their ids: a control token that the
-    vocabulary has anyway is not matched any more, one that exists only as an added token gets an unwritable name."""
-    parsed = json.loads(tokenizer.to_str())
-    vocabulary = parsed["model"].get("vocab") or {}
-    names = set(vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary))
-    added = [token for token in parsed["added_tokens"] if token["content"] not in control & names]
-    for token in added:
-        if token["content"] in control or token["content"] == _ANCHOR:
-            token["content"] = f"{_ANCHOR}{token['id']}{_ANCHOR}"
-    parsed["added_tokens"] = added
-    parsed["post_processor"] = None
-    return Tokenizer.from_str(json.dumps(parsed))
+    """The tokenizer for which `control` is only text, with the same vocabulary in memory. All other tokens keep their
+    ids: a control token that the vocabulary has anyway is not matched any more, one that exists only as an added token
+    gets an unwritable name."""
+    plain = Tokenizer(tokenizer.model)
+    plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
+        if token.content in control and tokenizer.model.token_to_id(token.content) is not None:
+            continue
+        if token.content in control or token.content == _ANCHOR:
+            token = AddedToken(f"{_ANCHOR}{number}{_ANCHOR}", normalized=False, special=True)
+        (plain.add_special_tokens if token.special else plain.add_tokens)([token])
+        if plain.token_to_id(token.content) != number:
+            raise ValueError(f"the tokenizer has no place {number} for an added token")
+    return plain
 
 
 def read_template(folder: Path, named: Path | None = None) -> str | None:

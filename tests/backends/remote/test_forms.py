@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from kvchat.backends.base import Answer, Done, Notice, Options, Role, Text, Turn
 from kvchat.backends.remote.backend import RemoteBackend
-from kvchat.backends.remote.dialects import Question, dialect_for
+from kvchat.backends.remote.dialects import dialect_for
 from kvchat.backends.remote.events import EventReader
 from kvchat.backends.remote.link import encoded
+from kvchat.backends.remote.question import Question
 from kvchat.backends.remote.server import Kind, Served, Server
 from kvchat.errors import UsageError
 from kvchat.remotes import RemoteConfig, Target

@@ -132,7 +132,7 @@ def test_fifty_clients_that_start_in_the_same_instant_make_one_engine(config: Co
             (engine,) = engines(config)
             assert engine.about is not None
             assert wait_until(lambda: len(engines(config)[0].about.clients) == 50)  # type: ignore[union-attr]
-        assert wait_until(lambda: not is_alive(engine.pid))
+        assert wait_until(lambda pid=engine.pid: not is_alive(pid))
 
 
 def test_a_socket_that_nobody_listens_at_is_replaced(

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kvchat.config import load_config
 from kvchat.errors import KvchatError, ModelUnavailableError
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
-from kvchat.models.gguf.file import TENSOR_TYPES, read_gguf, tensor_values
+from kvchat.models.gguf.file import TENSOR_TYPES, read_gguf
 from kvchat.models.gguf.importing import write_model
 from kvchat.models.gguf.tokenizer import build_tokenizer
+from kvchat.models.gguf.values import tensor_values
 from kvchat.models.sources.catalog import Catalog, ModelFiles, silent
 from tests.models.tiny_gguf import gguf_tensors, tiny_hf_model, write_gguf
 

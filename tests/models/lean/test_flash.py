@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvchat.models.lean import flash
-from kvchat.models.lean.flash import FEW_ROWS, Attention, attend
+from kvchat.models.lean import products
+from kvchat.models.lean.attention import FEW_ROWS, Attention
+from kvchat.models.lean.flash import attend, kernel
 
 
 def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -51,7 +52,7 @@ def test_heads_that_are_done_one_after_another_give_the_same(monkeypatch: pytest
     query = torch.randn(1, 6, 100, 32, dtype=torch.bfloat16)
     key, value = (torch.randn(1, 3, 700, 32, dtype=torch.bfloat16) for _ in range(2))
     together = attend(query, key, value, scale=None)
-    monkeypatch.setattr(flash, "MAX_SCORES_BYTES", 1)
+    monkeypatch.setattr(products, "MAX_SCORES_BYTES", 1)
     assert torch.equal(attend(query, key, value, scale=None), together)
 
 
@@ -65,7 +66,7 @@ def test_one_by_one_is_to_the_bit_what_each_token_alone_gives(
     query = torch.randn(1, kv_heads * groups, 12, dim, dtype=dtype)
     key, value = (torch.randn(1, kv_heads, old + 12, dim, dtype=dtype) for _ in range(2))
     apart = Attention(kv_heads * groups, kv_heads, dim, 12, old + 12, dtype, is_apart=True)
-    found = apart.manner(old + 12)(query[0].transpose(0, 1), key, value).view(1, 12, -1, dim)
+    found = kernel(apart, old + 12)(query[0].transpose(0, 1), key, value).view(1, 12, -1, dim)
     for at in range(12):
         end = old + at + 1
         alone = attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scale=None)
@@ -83,9 +84,11 @@ def test_keys_behind_the_last_token_do_not_matter(exact: bool, new: int, total: 
     query = torch.randn(new, 6, 64, dtype=torch.bfloat16)
     key, value = (torch.randn(1, 2, attention.reach, 64, dtype=torch.bfloat16) for _ in range(2))
     assert attention.is_flat
-    found = attention.manner(attention.reach)(query, key[0], value[0]).reshape(1, new, 6, 64)
+    found = kernel(attention, attention.reach)(query, key[0], value[0]).reshape(1, new, 6, 64)
     true = truth(query.transpose(0, 1)[None], key[:, :, :total], value[:, :, :total])
     assert (found.double() - true).abs().max() < 3e-2
     for states in (key, value):
         states[:, :, total:] = 100
-    assert torch.equal(attention.manner(attention.reach)(query, key[0], value[0]).reshape(found.shape), found)
+    assert torch.equal(
+        kernel(attention, attention.reach)(query, key[0], value[0]).reshape(found.shape), found
+    )

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from kvchat.config import ModelConfig
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.kinds import as_generated
-from kvchat.models.lean.network import LeanNetwork, LeanState
+from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.lean.shape import FAMILIES, lean_shape
+from kvchat.models.lean.state import LeanState
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.stock.network import StockNetwork

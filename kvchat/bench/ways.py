@@ -1,0 +1,177 @@
+"""The ways in which an answer takes up what was computed before: live, from RAM, from the disk, after a cancel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from kvchat.backends.loading import ReadyModel
+from kvchat.cache.base import CacheSettings
+from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.engine.engine import Engine
+from kvchat.engine.request import Progress, Request, Reuse, Token
+from kvchat.engine.sampling import SamplingParams
+from kvchat.models.kv_state import KVState
+from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
+
+NUM_TOKENS = 10
+BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard(LoadedModel):
+    """A model that remembers its logits by the number of tokens before them."""
+
+    heard: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def logits(self, tokens: Sequence[int], state: KVState, num_logits: int) -> torch.Tensor:
+        logits = LoadedModel.logits(self, tokens, state, num_logits)
+        first = len(state.tokens) - num_logits + 1
+        self.heard.update({first + row: logits[row].clone() for row in range(num_logits)})
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer: its ids, and the logits of its first and its last token."""
+
+    ids: list[int]
+    logits: list[torch.Tensor]
+
+    def is_as(self, other: Said) -> tuple[bool, bool]:
+        """Whether it has the other's ids, and the other's bits."""
+        pairs = zip(self.logits, other.logits, strict=True)
+        return self.ids == other.ids, self.ids == other.ids and all(torch.equal(a, b) for a, b in pairs)
+
+
+class Talker:
+    """An engine whose cache is changed from way to way; `disk` is a folder of its own."""
+
+    def __init__(self, loaded: ReadyModel, disk: Path, draft: int | None) -> None:
+        model = loaded.engine.loaded
+        self.model = _Heard(**{item.name: getattr(model, item.name) for item in fields(LoadedModel)})
+        self.engine = Engine(self.model, draft=draft)
+        self.live = self.engine.new_sequence()
+        self.engine.pace.measure = lambda num_tokens, seconds: None  # type: ignore[method-assign]  # loading always pays
+        self._disk = disk
+        self._numbers = count()
+        self.draw = random.Random(7)
+        self.reuse = Reuse(live=0)
+
+    def say(self, prompt: Sequence[int], seed: int | None = None, *, steps: int | None = None) -> Said:
+        """The answer to a prompt from whatever is held; with `steps` it is cancelled after so many forwards."""
+        sampling = SamplingParams() if seed is None else SamplingParams(temperature=0.8, top_k=40, seed=seed)
+        request = Request(prompt, sampling, max_tokens=NUM_TOKENS)
+        self.model.heard.clear()
+        done: list[Progress] = []
+        ids: list[int] = []
+        for event in self.engine.generate(
+            self.live, request, lambda: steps is not None and len(done) > steps
+        ):
+            if isinstance(event, Progress):
+                done.append(event)
+            elif isinstance(event, Token):
+                ids.append(event.id)
+            else:
+                self.reuse = event.reuse
+        wanted = (len(prompt), len(prompt) + max(0, len(ids) - 1))
+        return Said(ids, [self.model.heard[at] for at in wanted if at in self.model.heard])
+
+    def forget(self) -> None:
+        """Nothing is live, and no cache is there."""
+        self.live.state.keep(0)
+        self.engine.cache = None
+
+    def stored(self, tokens: Sequence[int], *, ram_bytes: int = 2**31, on_disk: bool = False) -> None:
+        """Nothing is live, and a fresh cache has what was: in RAM as far as it takes it, or on disk."""
+        layout = self.engine.kv_layout
+        assert layout is not None
+        disk = {"disk_bytes": 2**31, "disk_root": self._disk / str(next(self._numbers))} if on_disk else {}
+        settings = CacheSettings(ram_bytes=ram_bytes, block_size=BLOCK_TOKENS, **disk)  # type: ignore[arg-type]
+        self.engine.cache = PrefixCache(layout, b"exact", settings)
+        self.engine.store(self.live)
+        if on_disk:
+            self.engine.cache.drain(30.0)
+            self.engine.cache.clear_ram()
+        assert self.live.state.tokens[: len(tokens)] == list(tokens)
+        self.live.state.keep(0)
+
+    def flip(self, place: int) -> None:
+        """Flip one bit of the KV of token `place`."""
+        plane = self.draw.choice(self.live.state.planes)
+        numbers = plane[0, place].view(torch.int16 if plane.element_size() == 2 else torch.int32)
+        numbers[self.draw.randrange(len(numbers))] ^= 1 << (7 if plane.element_size() == 2 else 23)
+
+
+Way = Callable[[Talker, list[int], int | None], Said]
+
+
+def _live(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.forget()
+    talker.say(prompt[: max(1, len(prompt) * 2 // 3)])
+    return talker.say(prompt, seed)
+
+
+def _again(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt, seed)
+    return talker.say(prompt, seed)
+
+
+def _from_ram(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt)
+    talker.stored(prompt)
+    said = talker.say(prompt, seed)
+    assert talker.reuse.tiers.get("ram") or len(prompt) <= PAGE_TOKENS, "nothing came from RAM"
+    return said
+
+
+def _from_disk(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt)
+    talker.stored(prompt, on_disk=True)
+    said = talker.say(prompt, seed)
+    assert talker.reuse.tiers.get("disk") or len(prompt) <= PAGE_TOKENS, "nothing came from the disk"
+    return said
+
+
+def _branch(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt)
+    talker.say([*prompt[: max(1, len(prompt) // 2)], *prompt[:9]])
+    return talker.say(prompt, seed)
+
+
+def _cancelled(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.forget()
+    talker.engine.chunk_tokens = 40
+    talker.say(prompt, steps=talker.draw.randrange(1 + len(prompt) // 40))
+    talker.engine.chunk_tokens = 256
+    return talker.say(prompt, seed)
+
+
+def _evicted(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt)
+    share = talker.draw.uniform(0.2, 0.8)
+    talker.stored(prompt, ram_bytes=int(share * len(prompt) * talker.engine.kv_bytes_per_token))
+    return talker.say(prompt, seed)
+
+
+def control(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt)
+    talker.live.state.keep(len(prompt) - 1)
+    talker.flip(talker.draw.randrange(len(prompt) - 1))
+    return talker.say(prompt, seed)
+
+
+WAYS: dict[str, Way] = {
+    "live": _live,
+    "again": _again,
+    "RAM": _from_ram,
+    "disk": _from_disk,
+    "branch and back": _branch,
+    "after a cancel": _cancelled,
+    "partly evicted": _evicted,
+}
