@@ -27,6 +27,7 @@ _ABOUT = {
     "chat.save": "save conversations and their KV; false leaves nothing on disk",
     "ui.vi": "vi keys for editing the input",
     "ui.reasoning": "show the model's reasoning",
+    "ui.type_ahead_battery": "on a battery with less than so many percent left, compute nothing while you type",
     "paths.models": "folder of models that were fetched or imported",
     "paths.data": "folder of conversations and of what you typed",
 }

@@ -36,6 +36,7 @@ from kvchat.ui.screen import Screen
 from kvchat.ui.status_bar import StatusBar
 from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns
+from kvchat.ui.typeahead import TypeAhead
 
 _LEAVE_S = 2.0
 
@@ -64,6 +65,10 @@ class Repl:
         self._bar = StatusBar(
             session, config, self._engine, self._turns, self._live, self._screen.app.invalidate
         )
+        self._ahead = TypeAhead(
+            session, config.ui, self._turns, self._keyboard.message, self._screen.app.invalidate
+        )
+        self._screen.buffer.on_text_changed += self._ahead.on_key
         self._hopeless: KvchatError | None = None
         self._introduced = ""  # the model that was last said to answer
 
@@ -90,7 +95,7 @@ class Repl:
         for signum in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, self._end, 128 + signum)
         loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
-        works = (self._turns.work(), self._greet(), self._engine.work())
+        works = (self._turns.work(), self._greet(), self._engine.work(), self._ahead.work())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             with log_lines(lambda message: self._turns.hand(self._warn, message)):
@@ -294,7 +299,11 @@ class Repl:
 
     def _toolbar(self, columns: int) -> str:
         hint = self._keyboard.hint
-        return toolbar([hint], columns) if hint else self._bar.line(columns, mode=self._screen.mode)
+        return (
+            toolbar([hint], columns)
+            if hint
+            else self._bar.line(columns, mode=self._screen.mode, sign=self._ahead.sign)
+        )
 
     def _placeholder(self) -> str:
         return "" if self.session.path or self._turns.running else PLACEHOLDER
