@@ -9,12 +9,14 @@ from dataclasses import asdict, replace
 from types import TracebackType
 
 from kvchat.backends.base import (
+    Ahead,
     Backend,
     Done,
     Event,
     FinishReason,
     Options,
     Prefilling,
+    Reach,
     Text,
     Turn,
 )

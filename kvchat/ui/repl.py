@@ -62,12 +62,8 @@ class Repl:
         self._keyboard = Keyboard(self, self._screen, self._turns)
         self._screen.listen(key_bindings(self._keyboard, self._keyboard.chooser))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
-        self._bar = StatusBar(
-            session, config, self._engine, self._turns, self._live, self._screen.app.invalidate
-        )
-        self._ahead = TypeAhead(
-            session, config.ui, self._turns, self._keyboard.message, self._screen.app.invalidate
-        )
+        self._bar = StatusBar(session, config, self._engine, self._turns, self._live, self.redraw)
+        self._ahead = TypeAhead(session, config.ui, self._turns, self._keyboard.message, self.redraw)
         self._screen.buffer.on_text_changed += self._ahead.on_key
         self._hopeless: KvchatError | None = None
         self._introduced = ""  # the model that was last said to answer

@@ -44,8 +44,10 @@ class TypeAhead:
         self._anticipation = Anticipation()
         self._place: object = None
         self._news = asyncio.Event()
-        self._power = (-_POWER_S, None)  # when it was looked at, and what was left of the battery
-        self._most: Reach | None = None
+        self._power: tuple[float, int | None] = (
+            -_POWER_S,
+            None,
+        )  # when it was looked at, and what was left of the battery
 
     def on_key(self, _: object = None) -> None:
         """The input has changed."""
@@ -68,7 +70,7 @@ class TypeAhead:
             self._anticipation.forget()
             self._show("")
             return _POLL_S if message else None
-        if not message or self._place != (place := self._session.place):
+        if not message or self._place != self._session.place:
             if self._anticipation.has_asked:  # sent, deleted, or typed somewhere else by now
                 self._anticipation.forget()
                 self._turns.start(self._drop)
