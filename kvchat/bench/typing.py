@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -100,7 +101,7 @@ class Replay:
         """Type, and press Enter: seconds to the first visible word, the answer, and its tokens that were there."""
         began = time.monotonic()
         self._num_begun = 0
-        for stroke, after in zip(strokes, strokes[1:], strict=False):
+        for stroke, after in pairwise(strokes):
             while (now := time.monotonic()) < began + after.at_s:
                 self._follow(stroke.text, now)
                 time.sleep(min(_TICK_S, began + after.at_s - now))

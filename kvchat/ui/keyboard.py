@@ -61,8 +61,8 @@ class Keyboard:
     def message(self) -> str:
         """What Enter would send to the model now; empty for a command, and while a list or a question is shown."""
         shown = self._screen.buffer.text.strip()
-        is_other = self.chooser.is_open or self.is_asking or self._screen.is_lent
-        if is_other or not shown or is_shell_command(shown) or commands.is_command(shown):
+        is_busy = self.chooser.is_open or self.is_asking or self._screen.is_lent
+        if is_busy or not shown or is_shell_command(shown) or commands.is_command(shown):
             return ""
         return self.enclosures.beside(_escaped(self._pastes.opened(shown).strip(), shown))
 

@@ -294,12 +294,8 @@ class Repl:
         return queued_rows(self._turns.waiting, columns) + self._keyboard.rows(columns)
 
     def _toolbar(self, columns: int) -> str:
-        hint = self._keyboard.hint
-        return (
-            toolbar([hint], columns)
-            if hint
-            else self._bar.line(columns, mode=self._screen.mode, sign=self._ahead.sign)
-        )
+        hint, sign = self._keyboard.hint, self._ahead.sign
+        return toolbar([hint], columns) if hint else self._bar.line(columns, self._screen.mode, sign)
 
     def _placeholder(self) -> str:
         return "" if self.session.path or self._turns.running else PLACEHOLDER

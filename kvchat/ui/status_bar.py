@@ -41,7 +41,7 @@ class StatusBar:
         self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
         self._seen: object = session.place  # the place that was looked at last
 
-    def line(self, columns: int, *, mode: Sequence[str] = (), sign: str = "") -> str:
+    def line(self, columns: int, mode: Sequence[str] = (), sign: str = "") -> str:
         """The line; `mode` is the input's, in a word, and `sign` says how far what is typed was computed."""
         status = self._engine.status()
         name = self._engine.name(otherwise=self._config.model.name)
