@@ -31,6 +31,7 @@ POLICIES = ("kvchat", "lru")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
+TYPE_AHEAD = ("auto", "prefill", "off")
 WEIGHTS = ("auto", "native", "int8", "int4")
 THINK = ("auto", "on", "off")
 
@@ -117,12 +118,15 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class UiConfig:
-    """What the terminal looks like."""
+    """What the terminal looks like, and what it has computed while one types: with `type_ahead` `auto` the answer's
+    beginning too, with `prefill` the prompt alone; on a battery with less than `type_ahead_battery` percent nothing."""
 
     markdown: str = field(default="auto", metadata={"choices": MARKDOWN})
     vi: bool = False
     plain: bool = False
     reasoning: bool = True
+    type_ahead: str = field(default="auto", metadata={"env": "KVCHAT_TYPE_AHEAD", "choices": TYPE_AHEAD})
+    type_ahead_battery: int = field(default=50, metadata={"min": 0, "max": 101})
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,6 @@ class LocalBackend:
             return Stream.of_nothing()
 
         def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
-            forget(talk)
             try:
                 for event in prepare(talk, turns, options, keeping, is_cancelled):
                     self._show(Status(Phase.READY, "preparing", event.done, event.total))

@@ -9,12 +9,14 @@ from dataclasses import asdict, replace
 from types import TracebackType
 
 from kvchat.backends.base import (
+    Ahead,
     Backend,
     Done,
     Event,
     FinishReason,
     Options,
     Prefilling,
+    Reach,
     Text,
     Turn,
 )
@@ -47,6 +49,7 @@ class Session(Answering):
         model: str = "",
     ) -> None:
         super().__init__(backend, options or Options(), system, store=store, model=model)
+        self._typed_since: float | None = None
 
     @classmethod
     def from_config(cls, backend: Backend, config: Config, *, store: Store | None = None) -> Session:
@@ -115,6 +118,19 @@ class Session(Answering):
             for event in self.backend.prepare(history, self.chosen):
                 done = event.done if isinstance(event, Prefilling) else done
         return done
+
+    def ahead(self, text: str, reach: Reach) -> Iterator[Ahead]:
+        """Compute ahead for a message that is being typed, as far as `reach`, as if it were sent now; nothing of it is
+        kept here. Without a text, what was computed is dropped. Raises KvchatError as `Backend.answer` does.
+        """
+        if not text:
+            return self.backend.ahead((), self.chosen, reach)
+        exchange = self._new_exchange(text, self._tip)
+        turns = self.history_of([*self.path, exchange])
+        if turns[0].time_s is None:  # the first message: about when it is sent
+            self._typed_since = self._typed_since or time.time()
+            turns = (replace(turns[0], time_s=self._typed_since), *turns[1:])
+        return self.backend.ahead(turns, self._options_of(exchange), reach)
 
     @property
     def place(self) -> tuple[object, ...]:

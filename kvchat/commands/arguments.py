@@ -53,6 +53,9 @@ REMOTE: Arguments = {
 NUM_PROMPTS: Arguments = {
     "--prompts": {"metavar": "N", "type": _positive, "default": 200, "help": "prompts to answer (200)"}
 }
+NUM_MESSAGES: Arguments = {
+    "--messages": {"metavar": "N", "type": _positive, "default": 10, "help": "messages to type (10)"}
+}
 LENGTHS: Arguments = {
     "--lengths": {
         "metavar": "N",

@@ -28,6 +28,7 @@ _ABOUT = {
     "engine.share": "let all terminals use one engine; false gives each its own",
     "ui.vi": "vi keys for editing the input",
     "ui.reasoning": "show the model's reasoning",
+    "ui.type_ahead_battery": "on a battery with less than so many percent left, compute nothing while you type",
     "paths.models": "folder of models that were fetched or imported",
     "paths.data": "folder of conversations and of what you typed",
     "paths.runtime": "folder of the sockets and logs of engines that are shared",

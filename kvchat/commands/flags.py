@@ -15,6 +15,7 @@ from kvchat.config import (
     MARKDOWN,
     POLICIES,
     THINK,
+    TYPE_AHEAD,
     WEIGHTS,
     parse_bytes,
 )
@@ -222,6 +223,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "hide the model's reasoning",
             "ui.reasoning",
             {"action": "store_const", "const": False},
+        ),
+        Flag(
+            "--type-ahead",
+            "compute while you type: auto begins the answer, prefill only reads the message",
+            "ui.type_ahead",
+            {"choices": TYPE_AHEAD},
         ),
         Flag("--plain", "print line by line, for dumb terminals and screen readers", "ui.plain", _TRUE),
         Flag("-q --quiet", "print only errors and warnings on stderr", rest=_SWITCH),

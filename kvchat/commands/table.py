@@ -12,6 +12,7 @@ from kvchat.commands.arguments import (
     LENGTHS,
     LIMIT,
     NAME,
+    NUM_MESSAGES,
     NUM_PROMPTS,
     PID,
     PLOT,
@@ -134,6 +135,14 @@ COMMANDS: tuple[Command, ...] = (
         "time to the first token, by where the history is held",
         _bench("first_tokens"),
         LENGTHS | RUNS | AGAINST | PLOT,
+        _HOW,
+    ),
+    Command(
+        "bench typing",
+        _BENCH,
+        "time from Enter to the first word, while a message is typed as people do",
+        _bench("typed"),
+        LENGTHS | NUM_MESSAGES | {"--threads": RUNS["--threads"]},
         _HOW,
     ),
     Command(

@@ -13,6 +13,7 @@ from kvchat.ui.moves import MOVES
 from kvchat.ui.options_command import option_names, run_set
 from kvchat.ui.render import reuse_text, stats_line, weights_text
 from kvchat.ui.tables import joined
+from kvchat.ui.typeahead import typed_text
 
 KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),
@@ -121,6 +122,7 @@ def _stats(desk: Desk, argument: str) -> str:
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
             f" · prefilled {totals.prefilled_tokens}"
             + (f" · prepared {totals.idle_tokens} while idle" if totals.idle_tokens else ""),
+            typed_text(totals),
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
             reuse_text(desk.session.backend.info()),

@@ -50,11 +50,15 @@ class Enclosures:
 
     def with_message(self, text: str, shown: str) -> str:
         """A message with all that goes along with it; nothing is attached any more. It is echoed as `shown`."""
+        whole = self.beside(text)
         attached, self._attached = self._attached, []
-        whole = "\n\n".join((text, *(each.message for each in attached)))
         if attached or shown != text:
             self._shown[whole] = "\n".join((shown, *(f"[{each.label}, {each.size}]" for each in attached)))
         return whole
+
+    def beside(self, text: str) -> str:
+        """A message with all that would go along with it now."""
+        return "\n\n".join((text, *(each.message for each in self._attached)))
 
     @property
     def last(self) -> Attachment | None:

@@ -58,6 +58,14 @@ class Keyboard:
         text, until = self._hint
         return text if until > time.monotonic() else ""
 
+    def message(self) -> str:
+        """What Enter would send to the model now; empty for a command, and while a list or a question is shown."""
+        shown = self._screen.buffer.text.strip()
+        is_busy = self.chooser.is_open or self.is_asking or self._screen.is_lent
+        if is_busy or not shown or is_shell_command(shown) or commands.is_command(shown):
+            return ""
+        return self.enclosures.beside(_escaped(self._pastes.opened(shown).strip(), shown))
+
     def rows(self, columns: int) -> list[str]:
         """The list, the question, or what goes along with the next message and the menu of commands."""
         if self.chooser.is_open:
@@ -105,10 +113,7 @@ class Keyboard:
         elif commands.is_command(shown):
             self._submit_command(text)
         else:
-            escape = (
-                "/" if text.startswith("/") > shown.startswith("/") else ""
-            )  # no pasted path is a command
-            self._turns.add(self.enclosures.with_message(escape + text, shown))
+            self._turns.add(self.enclosures.with_message(_escaped(text, shown), shown))
 
     def _submit_command(self, text: str) -> None:
         try:
@@ -289,3 +294,8 @@ class Keyboard:
     def _run_choice(self, choice: Choice) -> None:
         if choice.command:
             self._turns.add(choice.command)
+
+
+def _escaped(text: str, shown: str) -> str:
+    """A message that is no command though a pasted path begins it."""
+    return "/" + text if text.startswith("/") > shown.startswith("/") else text

@@ -36,6 +36,7 @@ from kvchat.ui.screen import Screen
 from kvchat.ui.status_bar import StatusBar
 from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns
+from kvchat.ui.typeahead import TypeAhead
 
 _LEAVE_S = 2.0
 
@@ -61,9 +62,9 @@ class Repl:
         self._keyboard = Keyboard(self, self._screen, self._turns)
         self._screen.listen(key_bindings(self._keyboard, self._keyboard.chooser))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
-        self._bar = StatusBar(
-            session, config, self._engine, self._turns, self._live, self._screen.app.invalidate
-        )
+        self._bar = StatusBar(session, config, self._engine, self._turns, self._live, self.redraw)
+        self._ahead = TypeAhead(session, config.ui, self._turns, self._keyboard.message, self.redraw)
+        self._screen.buffer.on_text_changed += self._ahead.on_key
         self._hopeless: KvchatError | None = None
         self._introduced = ""  # the model that was last said to answer
 
@@ -90,7 +91,7 @@ class Repl:
         for signum in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, self._end, 128 + signum)
         loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
-        works = (self._turns.work(), self._greet(), self._engine.work())
+        works = (self._turns.work(), self._greet(), self._engine.work(), self._ahead.work())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             with log_lines(lambda message: self._turns.hand(self._warn, message)):
@@ -293,8 +294,8 @@ class Repl:
         return queued_rows(self._turns.waiting, columns) + self._keyboard.rows(columns)
 
     def _toolbar(self, columns: int) -> str:
-        hint = self._keyboard.hint
-        return toolbar([hint], columns) if hint else self._bar.line(columns, mode=self._screen.mode)
+        hint, sign = self._keyboard.hint, self._ahead.sign
+        return toolbar([hint], columns) if hint else self._bar.line(columns, self._screen.mode, sign)
 
     def _placeholder(self) -> str:
         return "" if self.session.path or self._turns.running else PLACEHOLDER

@@ -41,11 +41,11 @@ class StatusBar:
         self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
         self._seen: object = session.place  # the place that was looked at last
 
-    def line(self, columns: int, *, mode: Sequence[str] = ()) -> str:
-        """The line; `mode` is the input's, in a word."""
+    def line(self, columns: int, mode: Sequence[str] = (), sign: str = "") -> str:
+        """The line; `mode` is the input's, in a word, and `sign` says how far what is typed was computed."""
         status = self._engine.status()
         name = self._engine.name(otherwise=self._config.model.name)
-        parts = [*mode, name, phase_text(status)]
+        parts = [*mode, name, sign or phase_text(status)]
         if status.phase in (Phase.PREFILLING, Phase.DECODING):
             parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, name]
         if used := self._used():

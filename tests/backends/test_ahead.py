@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvchat.backends.ahead import BEGUN_TOKENS, ahead
+from kvchat.backends.ahead import ahead
 from kvchat.backends.base import (
     Ahead,
     Answer,
@@ -26,6 +26,7 @@ from kvchat.backends.base import (
     Text,
     Turn,
 )
+from kvchat.backends.begun import BEGUN_TOKENS
 from kvchat.backends.loading import Talk
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
