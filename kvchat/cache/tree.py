@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from kvchat.cache.base import Piece
 from kvchat.cache.block import Chain
@@ -46,6 +46,7 @@ class Run(Protocol):
 
 
 R = TypeVar("R", bound=Run)
+T = TypeVar("T")
 
 
 class Tree(Generic[R]):
@@ -98,6 +99,14 @@ class Tree(Generic[R]):
                 pieces.append(Piece(best, at, end, best.priority))
                 at = end
         return tuple(pieces)
+
+
+def lineage(run: T | None) -> Iterator[T]:
+    """A run that knows its `parent`, that one, and so on, as far as they are here; nothing for None."""
+    above: Any = run
+    while above:
+        yield above
+        above = above.parent
 
 
 class RecentDigests:
