@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvchat.cache.base import Forecast, Policy
-from kvchat.cache.rates import Kind, Rates, Tip
+from kvchat.cache.rates import Rates, Tip, TipKind
 
 FACTORS = (1.0, 4.0, 16.0)
 """So many times as much is a run worth by its priority: 0, shared by many conversations, pinned. All age alike."""
@@ -91,7 +91,7 @@ class LeastRecentlyUsed(Policy):
         return Forecast(start, end, run.num_bytes, max(0.0, age_s), 0, None, None)
 
 
-_Key = tuple[Kind, bool, int, int]
+_Key = tuple[TipKind, bool, int, int]
 
 
 class _Held:
