@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 
@@ -17,7 +17,6 @@ from kvchat.backends.wording import Wording
 from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse
 from kvchat.engine.sampling import NoNumbersError
 from kvchat.engine.sequence import unheard
-from kvchat.engine.speculation import Drafts
 from kvchat.models.kinds import as_generated
 from kvchat.models.numbers import no_numbers
 
@@ -126,7 +125,8 @@ class Answering:
         )
 
     def _timings(self, finished: Finished, idle: Idle) -> base.Timings:
-        reuse, drafts = finished.reuse, self._drafts()
+        reuse, sequence = finished.reuse, self._talk.sequence
+        guessed = sequence.drafts.since(self._drafts_before)
         typed, self._talk.typed = self._talk.typed, Typed()
         first_text_at = self._wording.first_text_at or time.perf_counter()
         return base.Timings(
@@ -140,16 +140,13 @@ class Answering:
             ttft_ms=(first_text_at - self._started) * 1e3,
             idle_n=idle.tokens,
             idle_ms=idle.seconds * 1e3,
-            draft_n=drafts.drafted,
-            draft_n_accepted=drafts.accepted,
+            draft_n=guessed.drafted,
+            draft_n_accepted=guessed.accepted,
             ahead_n=typed.tokens,
             ahead_used_n=typed.used,
             ahead_ms=typed.seconds * 1e3,
             ahead_saved_ms=typed.saved_s * 1e3,
         )
-
-    def _drafts(self) -> Drafts:
-        return self._talk.sequence.drafts.since(self._drafts_before)
 
     def _cache_report(self, reuse: Reuse, idle: Idle) -> base.CacheReport:
         talk, engine = self._talk, self._talk.model.engine
@@ -162,20 +159,3 @@ class Answering:
             saved_s=max(0.0, engine.pace.saved_s(saved_tokens) - reuse.kv_load_s),
         )
         return replace(report, codec=engine.cache.settings.codec) if engine.cache else report
-
-
-def never_begun(talk: Talk) -> Iterator[Event]:
-    """What becomes of a question that is cancelled while its length is looked at."""
-    yield base.Done(
-        Answer(
-            text="",
-            reasoning="",
-            prompt=(),
-            completion=(),
-            tokenizer=talk.model.tokenizer.id,
-            finish_reason=FinishReason.CANCELLED,
-            usage=base.Usage(0, 0, 0),
-            timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
-            cache=base.CacheReport(0, {}, 0, "it was cancelled before it began"),
-        )
-    )

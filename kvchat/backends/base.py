@@ -74,6 +74,8 @@ class Options:
 
 DEFAULTS = Options()
 """All is left to the model."""
+NEVER_BEGUN = "it was cancelled before it began"
+"""What the report of an answer says of which nothing was computed."""
 MAX_TOKENS = 4096
 """Longest answer where neither the user nor the model sets a limit."""
 

@@ -45,14 +45,14 @@ class Timings:
     were being typed, prompts and answers; `ahead_used_n` of them served this one, which waited `ahead_saved_ms` less.
     """
 
-    load_ms: float
-    kv_load_ms: float
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    predicted_n: int
-    predicted_ms: float
-    ttft_ms: float
+    load_ms: float = 0.0
+    kv_load_ms: float = 0.0
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    ttft_ms: float = 0.0
     draft_n: int = 0
     draft_n_accepted: int = 0
     idle_n: int = 0
@@ -120,6 +120,13 @@ class Answer:
     encoded: tuple[Encoded, ...] = ()
     retracted: int = 0
     stop_text: str = ""
+
+    @classmethod
+    def cut_short(cls, why: str, *, text: str = "", reasoning: str = "", tokenizer: str = "") -> Answer:
+        """What was shown of an answer that ended before anything is known of it, and why."""
+        usage, report = Usage(0, 0, 0), CacheReport(0, {}, 0, why)
+        reason = FinishReason.CANCELLED
+        return cls(text, reasoning, (), (), tokenizer, reason, usage, Timings(), report)
 
     def turn(self) -> Turn:
         """The answer as a turn of the conversation; without ids if they were lost with the engine."""

@@ -28,6 +28,7 @@ from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.numbers import check_numbers
 from kvchat.models.probe import Verdict, checked
+from kvchat.models.progress import Progress
 from kvchat.models.sources.catalog import Catalog, ModelFiles
 from kvchat.models.sources.contents import Contents
 from kvchat.models.text.template import ChatTemplate
@@ -106,14 +107,14 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
     started = time.perf_counter()
     with suppress(OSError):  # where it can't be written, what is remembered of models is found out each time
         make_private_folder(config.paths.models)
-    files = _find_files(config, show)
-    show(Status(Phase.LOADING, f"loading {files.name}"))
+
+    def progress(stage: str, done: int = 0, total: int = 0) -> None:
+        show(Status(Phase.LOADING, stage, done, total))
+
+    files = _find_files(config, progress)
+    progress(f"loading {files.name}")
     wanted = trusting_settings(config, files.folder)
-    origin = Origins(
-        files.gguf,
-        config.paths.models,
-        lambda stage, done, total: show(Status(Phase.LOADING, stage, done, total)),
-    )
+    origin = Origins(files.gguf, config.paths.models, progress)
     model = load_model(files.folder, wanted, name=files.name, origin=origin)
     template = _template(files, wanted, warn)
     model = _with_end_of(model, template.tokenizer)
@@ -122,7 +123,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
             f"{files.name}: its generation_config.json asks for {', '.join(undone)}, which kvchat does not do"
         )
     trial = _Trial(config, files, model)
-    show(Status(Phase.LOADING, "checking what can be reused"))
+    progress("checking what can be reused")
     verdict = trial.passed(warn)
     engine = trial.engine
     engine.cache = _open_cache(config, engine, trial.mark, warn)
@@ -208,13 +209,9 @@ def trusting_settings(config: Config, folder: Path) -> ModelConfig:
     return replace(config.model, trust_remote_code=config.model.trust_remote_code or is_trusted)
 
 
-def _find_files(config: Config, show: Show) -> ModelFiles:
+def _find_files(config: Config, progress: Progress) -> ModelFiles:
     wanted = config.model
-
-    def progress(stage: str, done: int, total: int) -> None:
-        show(Status(Phase.LOADING, stage, done, total))
-
-    show(Status(Phase.LOADING, f"looking for {wanted.name}"))
+    progress(f"looking for {wanted.name}", 0, 0)
     catalog = Catalog(config.paths.models, offline=wanted.offline, progress=progress)
     return catalog.resolve(wanted.name, needs_template=wanted.chat_template is None)
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from kvchat.backends import base
 from kvchat.backends.ahead import ahead, answering, forget
-from kvchat.backends.answering import never_begun
 from kvchat.backends.asking import Question, check_room, conversation, prompt_tokens, was_measured
 from kvchat.backends.base import (
     DEFAULTS,
@@ -75,7 +74,8 @@ class LocalBackend:
         def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             started = max(submitted, talk.model.ready_at)
             if not was_measured(turns, talk.model, is_cancelled):
-                yield from never_begun(talk)
+                tokenizer = talk.model.tokenizer.id
+                yield base.Done(base.Answer.cut_short(base.NEVER_BEGUN, tokenizer=tokenizer))
                 return
             if talk.model.engine.cache is not None:
                 talk.model.engine.cache.stats.begin_turn()

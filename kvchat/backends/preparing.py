@@ -80,6 +80,6 @@ def _is_as_said(talk: Talk, turns: Sequence[Turn], options: Options) -> bool:
 
 
 def _chunk_tokens(engine: Engine) -> int:
-    speed_s = engine.prefill_s_per_token
+    speed_s = engine.pace.prefill_s_per_token
     fitting = int(CHUNK_S / speed_s) if speed_s > 0 else MAX_CHUNK_TOKENS
     return min(max(fitting, MIN_CHUNK_TOKENS), MAX_CHUNK_TOKENS)

@@ -185,14 +185,7 @@ def _ended(child: OtherProcess) -> EngineDiedError:
 
 def _cut_short(said: Sequence[base.Text]) -> base.Answer:
     """What was shown of an answer whose engine died; its ids died with it."""
-    return base.Answer(
-        text="".join(piece.text for piece in said if not piece.reasoning),
-        reasoning="".join(piece.text for piece in said if piece.reasoning),
-        prompt=(),
-        completion=(),
-        tokenizer="",
-        finish_reason=base.FinishReason.CANCELLED,
-        usage=base.Usage(0, 0, 0),
-        timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
-        cache=base.CacheReport(0, {}, 0, "the engine ended"),
+    text, reasoning = (
+        "".join(piece.text for piece in said if piece.reasoning is part) for part in (False, True)
     )
+    return base.Answer.cut_short("the engine ended", text=text, reasoning=reasoning)

@@ -51,7 +51,7 @@ def cache_view(
         rows=rows,
         prompt_tokens=len(ids),
         cached_tokens=cached,
-        compute_s=(len(ids) - cached) * engine.prefill_s_per_token + loading_s,
+        compute_s=(len(ids) - cached) * engine.pace.prefill_s_per_token + loading_s,
         turn=cache.stats.turn if cache else CacheStats(),
         process=cache.stats.process if cache else CacheStats(),
         weights_bytes=engine.loaded.num_bytes,
@@ -142,7 +142,7 @@ def _rows(
             live=live,
             tiers=tiers,
             num_bytes=(end - start) * engine.kv_bytes_per_token,
-            saves_s=max(live, *tiers.values()) * engine.prefill_s_per_token,
+            saves_s=max(live, *tiers.values()) * engine.pace.prefill_s_per_token,
             pinned=pinned,
         )
         rows.append(row)

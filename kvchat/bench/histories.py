@@ -26,13 +26,13 @@ class Histories:
         self.without = without
         self._asked = 0
 
-    def prepare(self, history: Sequence[Turn]) -> None:
+    def compute(self, history: Sequence[Turn]) -> None:
         """Compute a history once wherever it is kept."""
         for backend in (self.in_ram, self.on_disk):
             ask(backend, [*history, self._message()])
 
     def ask(self, mode: str, history: Sequence[Turn]) -> Answer:
-        """The first token behind a prepared history and a new message."""
+        """The first token behind a computed history and a new message."""
         backend = {"live": self.in_ram, "ram": self.in_ram, "disk": self.on_disk, "none": self.without}[mode]
         if mode in ("ram", "disk"):  # the arena forgets the history
             ask(backend, [Turn(Role.SYSTEM, "Something else."), self._message()])

@@ -73,7 +73,7 @@ def measure(
 
 def compare(trace: Trace, num_blocks: int, cost: Cost) -> tuple[Hits, Hits, Hits]:
     """What LRU, ours and the optimum hit with room for so many blocks."""
-    clock = Clock()
+    clock = TraceClock()
     ours = Worth(trace.block_size, cost=cost, clock=clock)
     policies: tuple[Policy, ...] = (LeastRecentlyUsed(clock), ours, Optimum(trace))
     geometry = Geometry(num_blocks, max(1, min(RUN_TOKENS // trace.block_size, num_blocks // 8)))
@@ -81,7 +81,7 @@ def compare(trace: Trace, num_blocks: int, cost: Cost) -> tuple[Hits, Hits, Hits
     return lru, kvchat, optimum
 
 
-class Clock:
+class TraceClock:
     """The time in a trace, in seconds."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Clock:
         return self.now_s
 
 
-def replay(trace: Trace, geometry: Geometry, policy: Policy, clock: Clock) -> Iterator[int]:
+def replay(trace: Trace, geometry: Geometry, policy: Policy, clock: TraceClock) -> Iterator[int]:
     """For each request how many of its blocks were held when it came."""
     pool = Pool(geometry, policy)
     for request in trace.requests:

@@ -59,7 +59,7 @@ def measure(config: Config, *, lengths: Sequence[int] = LENGTHS, repeats: int = 
         info = histories.in_ram.info()
         for length in lengths:
             history = [Turn(Role.SYSTEM, english(length, histories.in_ram.count))]
-            histories.prepare(history)
+            histories.compute(history)
             tokens: dict[str, int] = {}
 
             def once(name: str, history: Sequence[Turn] = history, tokens: dict[str, int] = tokens) -> float:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvchat.bench.traces import Trace
 from kvchat.cache.base import Forecast, Policy
+from kvchat.cache.tree import lineage
 
 
 class SimulatedRun:
@@ -38,13 +39,6 @@ class SimulatedRun:
     def num_blocks(self) -> int:
         """Its blocks."""
         return len(self.blocks)
-
-    def lineage(self) -> Iterator[SimulatedRun]:
-        """The run, its parent, and so on to the root."""
-        run: SimulatedRun | None = self
-        while run:
-            yield run
-            run = run.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ class Pool:
         self._policy.asked(blocks)
         at = self.num_held(blocks)
         tail = self._by_block[blocks[at - 1]] if at else None
-        path = list(tail.lineage()) if tail else []
+        path = list(lineage(tail))
         self._use(tail)
         num_pinned = sum(run.num_blocks for run in path)
         for run in path:
@@ -97,7 +91,7 @@ class Pool:
         self._use(tail)
 
     def _use(self, tail: SimulatedRun | None) -> None:
-        for run in tail.lineage() if tail else ():
+        for run in lineage(tail):
             self._policy.used(run)
 
     def _room_for(self, num_blocks: int, num_pinned: int) -> int:
@@ -150,14 +144,12 @@ class Optimum(Policy):
         self._now = self._calls // 2
 
     def added(self, run: Any) -> None:
-        """A run is here now."""
         self._num_children[run] = 0
         if run.parent:
             self._num_children[run.parent] += 1
         self.used(run)
 
     def used(self, run: Any) -> None:
-        """A run was asked for: when next?"""
         times = self._times[run.blocks[0]]
         while times and times[-1] <= self._now:
             times.pop()
@@ -165,7 +157,6 @@ class Optimum(Policy):
         self._push(run)
 
     def removed(self, run: Any) -> None:
-        """A run is gone."""
         del self._next[run], self._num_children[run]
         if run.parent:
             self._num_children[run.parent] -= 1

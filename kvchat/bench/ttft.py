@@ -65,7 +65,7 @@ class _Round:
         self._histories = histories
         self._contenders = contenders
         self._history = [Turn(Role.SYSTEM, english(length, histories.in_ram.count))]
-        histories.prepare(self._history)
+        histories.compute(self._history)
         self._prompt: list[int] = []
         self._held = 0
 

@@ -62,7 +62,7 @@ class Tier(Protocol):
     """A place where blocks live. What has a body here suits a tier that never evicts and pins nothing.
 
     All methods may be called from any thread. None raises because of what is stored or what the system refuses: that is
-    a miss, or a store that did not happen. `store` and `touch` of all tiers but the first run on the writer's thread.
+    a miss, or a store that did not happen. `store` and `use` of all tiers but the first run on the writer's thread.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Tier(Protocol):
         keeps `data` itself, for which its owner has made room.
         """
 
-    def touch(self, chain: Chain, priority: int = 0) -> None:
+    def use(self, chain: Chain, priority: int = 0) -> None:
         """Count what is held of a chain as used now, and raise its priority to at least `priority`."""
 
     @property
@@ -263,7 +263,7 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Filled:
     """What `load` did: the arena is filled up to token `end`; `tokens` came from each tier."""
 
     end: int

@@ -22,7 +22,7 @@ MAPPED_BYTES = 2**18
 _SCALE_BYTES = 2
 
 
-class Span(NamedTuple):
+class Stretch(NamedTuple):
     """Tokens of a run that one strided copy moves: `num_tokens` from `offset` on in each of some equal blocks."""
 
     first_block: int
@@ -31,13 +31,13 @@ class Span(NamedTuple):
     num_tokens: int
 
 
-def token_spans(start: int, end: int, block_size: int) -> Iterator[Span]:
-    """The token range [start, end) of a run as at most three spans: a block's rest, whole blocks, a block's head."""
+def stretches(start: int, end: int, block_size: int) -> Iterator[Stretch]:
+    """The token range [start, end) of a run as at most three: a block's rest, whole blocks, a block's head."""
     while start < end:
         block, offset = divmod(start, block_size)
         num_whole = (end - start) // block_size if offset == 0 else 0
         num_tokens = min(block_size - offset, end - start)
-        yield Span(block, max(num_whole, 1), offset, num_tokens)
+        yield Stretch(block, max(num_whole, 1), offset, num_tokens)
         start += max(num_whole, 1) * num_tokens
 
 
@@ -87,18 +87,18 @@ class RawCodec:
     def encode(self, planes: Sequence[torch.Tensor], start: int, buffer: torch.Tensor) -> None:
         """Fill a run's buffer with the arena's tokens from `start` on."""
         num_blocks = buffer.numel() // self.block_bytes
-        span = Span(0, num_blocks, 0, self._block_size)
+        stretch = Stretch(0, num_blocks, 0, self._block_size)
         for plane, blocks in zip(planes, self._planes(buffer), strict=True):
-            blocks.copy_(_arena_view(plane, start, span))
+            blocks.copy_(_arena_view(plane, start, stretch))
 
     def decode(
         self, buffer: torch.Tensor, planes: Sequence[torch.Tensor], start: int, *, first: int, end: int
     ) -> None:
         """Write a run's tokens [first, end) into the arena from token `start` on."""
         for plane, blocks in zip(planes, self._planes(buffer), strict=True):
-            for span in token_spans(first, end, self._block_size):
-                at = start + span.first_block * self._block_size + span.offset - first
-                _arena_view(plane, at, span).copy_(_run_view(blocks, span))
+            for stretch in stretches(first, end, self._block_size):
+                at = start + stretch.first_block * self._block_size + stretch.offset - first
+                _arena_view(plane, at, stretch).copy_(_run_view(blocks, stretch))
 
     def _planes(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
         """Each plane of a run as a view [num_blocks, heads, block_size, dim]."""
@@ -131,10 +131,10 @@ class Int8Codec:
 
     def encode(self, planes: Sequence[torch.Tensor], start: int, buffer: torch.Tensor) -> None:
         """Fill a run's buffer with the arena's tokens from `start` on."""
-        span = Span(0, buffer.numel() // self.block_bytes, 0, self._block_size)
+        stretch = Stretch(0, buffer.numel() // self.block_bytes, 0, self._block_size)
         buffer.view(-1, self.block_bytes)[:, -1] = 0  # the padding, where there is any
         for plane, (scales, values) in zip(planes, self._planes(buffer), strict=True):
-            exact = _arena_view(plane, start, span).float()
+            exact = _arena_view(plane, start, stretch).float()
             largest = exact.abs().amax(-1, keepdim=True)
             if not largest.isfinite().all():
                 exact, largest = _finite(exact)
@@ -148,10 +148,10 @@ class Int8Codec:
     ) -> None:
         """Write a run's tokens [first, end) into the arena from token `start` on."""
         for plane, (scales, values) in zip(planes, self._planes(buffer), strict=True):
-            for span in token_spans(first, end, self._block_size):
-                at = start + span.first_block * self._block_size + span.offset - first
-                scale = _run_view(scales.unsqueeze(-1), span).float()
-                _arena_view(plane, at, span).copy_(_run_view(values, span).float().mul_(scale))
+            for stretch in stretches(first, end, self._block_size):
+                at = start + stretch.first_block * self._block_size + stretch.offset - first
+                scale = _run_view(scales.unsqueeze(-1), stretch).float()
+                _arena_view(plane, at, stretch).copy_(_run_view(values, stretch).float().mul_(scale))
 
     def _planes(self, buffer: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each plane's scales [num_blocks, heads, block_size] and values [..., dim], as views."""
@@ -177,16 +177,16 @@ def _finite(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(values.isinf(), largest.copysign(values), finite), largest
 
 
-def _arena_view(plane: torch.Tensor, start: int, span: Span) -> torch.Tensor:
+def _arena_view(plane: torch.Tensor, start: int, stretch: Stretch) -> torch.Tensor:
     """The arena's tokens from `start` on, as [num_blocks, heads, num_tokens, dim]."""
-    size = span.num_blocks * span.num_tokens
+    size = stretch.num_blocks * stretch.num_tokens
     assert start >= 0 and start + size <= plane.shape[1], "outside of the arena"
     heads, _, dim = plane.shape
     tokens = plane[:, start : start + size]
-    return tokens.view(heads, span.num_blocks, span.num_tokens, dim).transpose(0, 1)
+    return tokens.view(heads, stretch.num_blocks, stretch.num_tokens, dim).transpose(0, 1)
 
 
-def _run_view(blocks: torch.Tensor, span: Span) -> torch.Tensor:
+def _run_view(blocks: torch.Tensor, stretch: Stretch) -> torch.Tensor:
     """A run's tokens, as [num_blocks, heads, num_tokens, dim]."""
-    chosen = blocks[span.first_block : span.first_block + span.num_blocks]
-    return chosen[:, :, span.offset : span.offset + span.num_tokens]
+    chosen = blocks[stretch.first_block : stretch.first_block + stretch.num_blocks]
+    return chosen[:, :, stretch.offset : stretch.offset + stretch.num_tokens]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 
 from kvchat.cache.base import CacheSettings, Ended, Piece, Stored, Tier, Warn
-from kvchat.cache.block import Chain, KVLayout
+from kvchat.cache.block import Chain
 from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, pack_header
 from kvchat.cache.folder import (
     META_NAME,
@@ -31,7 +31,6 @@ from kvchat.cache.folder import (
 )
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
-from kvchat.cache.policy import LeastRecentlyUsed
 from kvchat.cache.shelf import Shelf
 from kvchat.cache.stats import CacheStats, StatsCounter
 
@@ -42,18 +41,12 @@ LATELY_S = 600.0
 
 
 class DiskTier(Tier):
-    """The files of one fingerprint. Safe for threads, and for other processes on the same folder."""
+    """The files of one fingerprint. See `base.Tier`; safe for other processes on the same folder too."""
 
     name = "disk"
 
     def __init__(
-        self,
-        settings: CacheSettings,
-        digest: bytes,
-        meta: FolderMeta,
-        *,
-        stats: StatsCounter,
-        warn: Warn,
+        self, settings: CacheSettings, digest: bytes, meta: FolderMeta, *, stats: StatsCounter, warn: Warn
     ) -> None:
         """The folder `digest` below the settings' root; it is created with the first file."""
         assert settings.disk_root is not None
@@ -65,7 +58,7 @@ class DiskTier(Tier):
         self._warn = warn
         self._warned: set[str] = set()
         self._index = FolderIndex(self.folder, meta, self.condemn)
-        self._shelf = Shelf(self._root, LeastRecentlyUsed())
+        self._shelf = Shelf(self._root)
         self._newest_ns = 0
         self._resting = self._resumes_at = 0.0
 
@@ -77,7 +70,6 @@ class DiskTier(Tier):
 
     @property
     def budget_bytes(self) -> int:
-        """Bytes that all models' files may take."""
         return self._settings.disk_bytes
 
     @property
@@ -86,11 +78,9 @@ class DiskTier(Tier):
         return self._settings.mode == "rw" and time.monotonic() >= self._resumes_at
 
     def match(self, chain: Chain) -> tuple[Piece, ...]:
-        """The files that a chain's blocks lie in, from the root on, as far as they reach without a gap."""
         return self._index.match(chain)
 
     def knows(self, digest: bytes) -> bool:
-        """Whether a file may begin with a block or a snapshot of this hash."""
         return self._index.knows(digest)
 
     def state_ends(self) -> set[int]:
@@ -119,7 +109,7 @@ class DiskTier(Tier):
         """
         return self._locked(lambda: self._store_locked(chain, start, data.data, priority))
 
-    def touch(self, chain: Chain, priority: int = 0) -> None:
+    def use(self, chain: Chain, priority: int = 0) -> None:
         """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`.
 
         Nothing goes before what continues it, so that of the files before the last it is enough that they were used
@@ -267,7 +257,7 @@ class DiskTier(Tier):
         self._put(path, name.key, memoryview(header), payload)
         self._index.admit(name)
         self._stamp_now(path)
-        self._shelf.add(self.folder, name, self._meta.block_size)
+        self._shelf.add(self.folder, name)
 
     def _describe(self, key: str) -> None:
         """Say what the folder's files share, where that is not said yet."""
@@ -289,23 +279,15 @@ class DiskTier(Tier):
             (self.folder / str(name)).rename(self.folder / str(raised))
             self._index.lose(str(name))
             self._index.admit(raised)
-            self._shelf.add(self.folder, raised, self._meta.block_size, was=name)
+            self._shelf.add(self.folder, raised, was=name)
 
 
 def open_disk(
-    settings: CacheSettings,
-    root: bytes,
-    layout: KVLayout,
-    sizes: tuple[int, int],
-    meta: Mapping[str, str],
-    *,
-    stats: StatsCounter,
-    warn: Warn,
+    settings: CacheSettings, root: bytes, meta: FolderMeta, *, stats: StatsCounter, warn: Warn
 ) -> DiskTier | None:
-    """The disk tier that is asked for, swept; None for none. `sizes` are the bytes of a block and of a snapshot."""
+    """The disk tier that is asked for, swept; None for none."""
     if settings.mode == "off" or settings.disk_root is None or settings.disk_bytes <= 0:
         return None
-    shared = FolderMeta(layout, settings.codec, settings.block_size, *sizes, dict(meta))
-    disk = DiskTier(settings, root, shared, stats=stats, warn=warn)
+    disk = DiskTier(settings, root, meta, stats=stats, warn=warn)
     disk.sweep()
     return disk

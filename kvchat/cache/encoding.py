@@ -45,7 +45,7 @@ class Encoding:
         if start < chain.num_full:
             self._codec.encode(arena.planes, chain.num_tokens(start), buffer)
         else:
-            self._states.encode(arena.states, arena.planes, self.rest(chain), buffer)
+            self._states.encode(arena, self.rest(chain), buffer)
 
     def decode(self, stored: Stored, arena: Arena, start: int, end: int) -> int:
         """Write the tokens [start, end) into the arena, as far as they are in some full blocks; returns up to where."""
@@ -57,7 +57,7 @@ class Encoding:
 
     def decode_state(self, stored: Stored, arena: Arena, chain: Chain) -> None:
         """Write a chain's snapshot into the states, and into the arena behind the last full block."""
-        self._states.decode(torch.from_numpy(stored.data), arena.states, arena.planes, self.rest(chain))
+        self._states.decode(arena, self.rest(chain), torch.from_numpy(stored.data))
 
     def rest(self, chain: Chain) -> range:
         """The tokens behind the last full block that a snapshot holds the KV of."""
@@ -83,31 +83,19 @@ class SnapshotCodec:
         self._rest_offset = end
         self.num_bytes = end + layout.bytes_per_token * self._room if layout.states else 0
 
-    def encode(
-        self,
-        states: Sequence[torch.Tensor],
-        planes: Sequence[torch.Tensor],
-        rest: range,
-        buffer: torch.Tensor,
-    ) -> None:
+    def encode(self, arena: Arena, rest: range, buffer: torch.Tensor) -> None:
         """Fill a buffer, uint8 [num_bytes], with the states and the arena's tokens `rest`."""
         buffer[self._rest_offset :] = 0
-        for place, state in zip(self._states(buffer), states, strict=True):
+        for place, state in zip(self._states(buffer), arena.states, strict=True):
             place.copy_(state)
-        for place, plane in zip(self._rests(buffer), planes, strict=True):
+        for place, plane in zip(self._rests(buffer), arena.planes, strict=True):
             place[:, : len(rest)].copy_(plane[:, rest.start : rest.stop])
 
-    def decode(
-        self,
-        buffer: torch.Tensor,
-        states: Sequence[torch.Tensor],
-        planes: Sequence[torch.Tensor],
-        rest: range,
-    ) -> None:
+    def decode(self, arena: Arena, rest: range, buffer: torch.Tensor) -> None:
         """Write what `encode` filled into a buffer back into the states and the arena."""
-        for place, state in zip(self._states(buffer), states, strict=True):
+        for place, state in zip(self._states(buffer), arena.states, strict=True):
             state.copy_(place)
-        for place, plane in zip(self._rests(buffer), planes, strict=True):
+        for place, plane in zip(self._rests(buffer), arena.planes, strict=True):
             plane[:, rest.start : rest.stop].copy_(place[:, : len(rest)])
 
     def _states(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:

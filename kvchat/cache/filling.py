@@ -70,7 +70,7 @@ class Filling:
     def _to_ram(self, given: Given) -> tuple[int, int]:
         """Store in RAM what fits, from the root on; how many blocks were there before, and are now."""
         chain = given.chain
-        self.ram.touch(chain, given.priority)
+        self.ram.use(chain, given.priority)
         pieces = self.ram.match(chain)
         num_before = at = pieces[-1].end if pieces else 0
         while at < len(chain) and chain.num_tokens(at) >= given.first:

@@ -14,9 +14,8 @@ he what earlier versions of kvchat stored, which nobody reads any more.
 
 from __future__ import annotations
 
-import heapq
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -108,7 +107,7 @@ FileId = tuple[str, str]
 
 
 def rooted_files(files: Iterable[StoredFile]) -> dict[FileId, StoredFile]:
-    """The files whose chain of parents is whole, up to one that begins at the root; by their `id`."""
+    """The files whose chain of parents is whole, up to one that begins at the root; by their `id`, parents first."""
     children: dict[FileId, list[StoredFile]] = defaultdict(list)
     rooted: dict[FileId, StoredFile] = {}
     for file in files:
@@ -123,23 +122,19 @@ def rooted_files(files: Iterable[StoredFile]) -> dict[FileId, StoredFile]:
     return rooted
 
 
-def eviction_order(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
-    """All files in the order in which they go: orphans, then leaves by (priority, last use), children before parents.
-
-    O(n) to begin and O(log n) a file.
-    """
+def eviction_order(files: Iterable[StoredFile]) -> list[StoredFile]:
+    """All files in the order in which they go: orphans, then leaves by (priority, last use), children before parents."""
     by_id = {file.id: file for file in files}
     rooted = rooted_files(by_id.values())
-    yield from sorted((file for id_, file in by_id.items() if id_ not in rooted), key=_rank)
-    num_children = Counter(file.parent_id for file in rooted.values())
-    leaves = [_rank(file) for id_, file in rooted.items() if num_children[id_] == 0]
-    heapq.heapify(leaves)
-    while leaves:
-        file = rooted[heapq.heappop(leaves)[2]]
-        yield file
-        num_children[file.parent_id] -= 1
-        if num_children[file.parent_id] == 0 and file.parent_id in rooted:
-            heapq.heappush(leaves, _rank(rooted[file.parent_id]))
+    goes_with = {
+        id_: _rank(file) for id_, file in rooted.items()
+    }  # the last to go of what continues a file, or itself
+    upwards = [*reversed(rooted.values())]
+    for file in upwards:
+        if file.parent_id in rooted:
+            goes_with[file.parent_id] = max(goes_with[file.parent_id], goes_with[file.id])
+    orphans = sorted((file for id_, file in by_id.items() if id_ not in rooted), key=_rank)
+    return [*orphans, *sorted(upwards, key=lambda file: goes_with[file.id])]
 
 
 @contextmanager

@@ -52,17 +52,14 @@ class FileRun:
 
     @property
     def above(self) -> Hashable:
-        """The key of the file that it continues."""
         return None if self.name.parent == NO_PARENT else self.name.parent
 
     @property
     def is_state(self) -> bool:
-        """Whether it is a snapshot."""
         return self.name.is_state
 
     @property
     def priority(self) -> int:
-        """How long it is to be kept, against others."""
         return self.name.priority
 
     def ids(self) -> bytes | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvchat.cache.base import Forecast, Policy
-from kvchat.cache.rates import Kind, Rates, Tip
+from kvchat.cache.rates import Rates, Tip, TipKind
 
 FACTORS = (1.0, 4.0, 16.0)
 """So many times as much is a run worth by its priority: 0, shared by many conversations, pinned. All age alike."""
@@ -61,21 +61,17 @@ class LeastRecentlyUsed(Policy):
         """Who asks makes no difference here."""
 
     def added(self, run: Any) -> None:
-        """A run is here now, and was used."""
         self._by_priority.setdefault(run.priority, OrderedDict())[run] = self._clock()
         self._priorities[run] = run.priority
 
     def used(self, run: Any) -> None:
-        """A run was asked for, or got a higher priority."""
         self.removed(run)
         self.added(run)
 
     def removed(self, run: Any) -> None:
-        """A run is gone."""
         del self._by_priority[self._priorities.pop(run)][run]
 
     def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
-        """The run to evict next, of those that can go; None when there is none."""
         return next(
             (
                 run
@@ -87,7 +83,6 @@ class LeastRecentlyUsed(Policy):
         )
 
     def forecast(self, can_go: Callable[[Any], bool], block_size: int) -> Forecast | None:
-        """The next victim."""
         run = self.victim(can_go)
         if run is None:
             return None
@@ -96,7 +91,7 @@ class LeastRecentlyUsed(Policy):
         return Forecast(start, end, run.num_bytes, max(0.0, age_s), 0, None, None)
 
 
-_Key = tuple[Kind, bool, int, int]
+_Key = tuple[TipKind, bool, int, int]
 
 
 class _Held:
@@ -143,7 +138,6 @@ class Worth(Policy):
         self._ranked = (-math.inf, 0)
 
     def asked(self, hashes: Sequence[Any], priority: int = 0) -> None:
-        """A chain is used now, of whose runs `used` and `added` tell next."""
         self._tip = self.rates.use(hashes, self._clock(), is_shared=priority == SHARED)
         left = self.rates.left
         tail = self._held.get(self._tails.pop(left, None)) if left else None
@@ -151,7 +145,6 @@ class Worth(Policy):
             self._queue(tail)
 
     def added(self, run: Any) -> None:
-        """A run is here now, and was used."""
         tip = self._tip or self.rates.use((), self._clock())
         self._held[run] = _Held(run, tip, 0, self._value(run))
         self._tails[tip] = run
@@ -160,7 +153,6 @@ class Worth(Policy):
         self.used(run)
 
     def used(self, run: Any) -> None:
-        """A run was asked for, or got a higher priority."""
         held = self._held[run]
         self._stamp += 1
         held.stamp = self._stamp
@@ -169,7 +161,6 @@ class Worth(Policy):
         self._queue(held)
 
     def removed(self, run: Any) -> None:
-        """A run is gone."""
         held = self._held.pop(run)
         if self._tails.get(held.tip) is run:
             del self._tails[held.tip]
@@ -179,7 +170,6 @@ class Worth(Policy):
             self._queue(parent)
 
     def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
-        """The run to evict next, of those that can go; None when there is none."""
         self._rank_heads()
         passed: list[_Held] = []
         found = None

@@ -18,8 +18,8 @@ from kvchat.cache.base import (
     CacheSettings,
     Committed,
     Ended,
+    Filled,
     Forecast,
-    Loaded,
     Match,
     Piece,
     Span,
@@ -29,6 +29,7 @@ from kvchat.cache.base import (
 from kvchat.cache.block import TOKEN_BYTES, Chain, Chains, KVLayout, chain_root, id_bytes
 from kvchat.cache.disk import open_disk
 from kvchat.cache.encoding import Arena, Encoding
+from kvchat.cache.entry import FolderMeta
 from kvchat.cache.filling import Filling, Given
 from kvchat.cache.stats import CacheStats, Rate, StatsCounter, TierUse
 from kvchat.cache.writer import Job, Writer
@@ -64,19 +65,20 @@ class PrefixCache:
         self._chains = Chains(self.root, settings.block_size, settings.hash_function, bool(layout.planes))
         self._encoding = Encoding(layout, settings.codec, settings.block_size)
         sizes = self._encoding.block_bytes, self._encoding.state_bytes
-        self._disk = open_disk(settings, self.root, layout, sizes, meta or {}, stats=self.stats, warn=warn)
+        shared = FolderMeta(layout, settings.codec, settings.block_size, *sizes, dict(meta or {}))
+        self._disk = open_disk(settings, self.root, shared, stats=self.stats, warn=warn)
         behind = (*([self._disk] if self._disk else []), *settings.further)
         self._writer = Writer(behind if settings.mode == "rw" else ())
         self._filling = Filling(settings, self._encoding, self._writer, self.stats)
         self._ram = self._filling.ram
-        self._tiers: tuple[Tier, ...] = (self._ram, *behind)
-        self._rates = {tier.name: Rate(2e9 if tier is self._ram else 5e8) for tier in self._tiers}
+        self._tiers: dict[str, Tier] = {tier.name: tier for tier in (self._ram, *behind)}
+        self._rates = {name: Rate(2e9 if name == self._ram.name else 5e8) for name in self._tiers}
 
     def usage(self) -> tuple[TierUse, ...]:
         """How much of each tier is used, the fastest first; what lies on disk is counted anew each time."""
-        budgets = {tier.name: tier.budget_bytes for tier in self._tiers}
+        budgets = {name: tier.budget_bytes for name, tier in self._tiers.items()}
         budgets[self._ram.name] = self.settings.ram_bytes  # with what passes through on its way to the others
-        return tuple(TierUse(tier.name, tier.used_bytes, budgets[tier.name]) for tier in self._tiers)
+        return tuple(TierUse(name, tier.used_bytes, budgets[name]) for name, tier in self._tiers.items())
 
     def match(self, tokens: Sequence[int]) -> Match:
         """The longest stored prefix of `tokens`; changes nothing."""
@@ -99,7 +101,7 @@ class PrefixCache:
             is_kept = found is not None and found.pieces[-1].priority >= priority
             return {found.tier: found.end} if found and is_kept else {}
         chain = self._chains.blocks(tokens)
-        held = {tier.name: tier.match(chain) for tier in self._tiers}
+        held = {name: tier.match(chain) for name, tier in self._tiers.items()}
         return {name: _num_kept(pieces, priority) * chain.block_size for name, pieces in held.items()}
 
     def tip(self, tokens: Sequence[int]) -> str:
@@ -115,11 +117,11 @@ class PrefixCache:
         while not self._pin(match):
             match = self.match(np.frombuffer(match.chain.tokens, "<i4").tolist())
         try:
-            self._ram.touch(match.chain)
+            self._ram.use(match.chain)
             yield match
         finally:
             for span in match.spans:
-                self._tier(span).unpin(span.pieces)
+                self._tiers[span.tier].unpin(span.pieces)
 
     def load(
         self,
@@ -129,7 +131,7 @@ class PrefixCache:
         end: int,
         *,
         states: Sequence[torch.Tensor] = (),
-    ) -> Loaded:
+    ) -> Filled:
         """Fill the arena's tokens [start, end), token-exact, from what is leased.
 
         `end` may come back smaller, down to `start`, where a file turned out to be gone or corrupt; what is before it
@@ -154,7 +156,7 @@ class PrefixCache:
             at, tokens = (match.num_tokens, tokens) if is_loaded else (0, {})
         seconds = time.perf_counter() - began
         self.stats.add(CacheStats(load_s=seconds))
-        return Loaded(at, tokens, seconds)
+        return Filled(at, tokens, seconds)
 
     def commit(
         self,
@@ -177,13 +179,8 @@ class PrefixCache:
             return Committed(0, 0, 0.0, is_whole=False)
         given = Given(chain, Arena(planes, states), priority, first, began + self.settings.wait_s)
         committed = self._filling.commit(given)
-        self.stats.add(
-            CacheStats(
-                stored_blocks=committed.num_blocks,
-                stored_bytes=committed.num_bytes,
-                store_s=committed.seconds,
-            )
-        )
+        blocks, num_bytes = committed.num_blocks, committed.num_bytes
+        self.stats.add(CacheStats(stored_blocks=blocks, stored_bytes=num_bytes, store_s=committed.seconds))
         return committed
 
     def note(self) -> bytes:
@@ -219,7 +216,7 @@ class PrefixCache:
         """The longest stored prefix of a chain's full blocks, each part of it in the fastest tier."""
         spans: list[Span] = []
         at = 0
-        for tier in self._tiers if self._layout.planes else ():
+        for tier in self._tiers.values() if self._layout.planes else ():
             if at == chain.num_full:
                 break
             pieces = tier.match(chain)
@@ -235,7 +232,7 @@ class PrefixCache:
         blocks = self._match_blocks(chain)
         deepest = blocks.num_tokens if self._layout.planes else chain.num_tokens()
         ended = self._why_missing(b"") if deepest == chain.num_tokens() else blocks.ended
-        ends = {end for tier in self._tiers for end in tier.state_ends()}
+        ends = {end for tier in self._tiers.values() for end in tier.state_ends()}
         for end in sorted((end for end in ends if 0 < end * TOKEN_BYTES <= len(ids)), reverse=True):
             if end // chain.block_size * chain.block_size > deepest:
                 continue
@@ -250,7 +247,7 @@ class PrefixCache:
 
     def _find_state(self, chain: Chain) -> Span | None:
         """The snapshot that a chain ends with, in the fastest tier that has it."""
-        for tier in self._tiers:
+        for tier in self._tiers.values():
             pieces = tier.match(chain) if tier.knows(chain.hashes[-1]) else ()
             if pieces and pieces[-1].end == len(chain):
                 return self._span(tier, chain, chain.num_full, len(chain), pieces)
@@ -264,17 +261,14 @@ class PrefixCache:
         return Span(tier.name, first, chain.num_tokens(end), load_s, pieces, is_state)
 
     def _why_missing(self, digest: bytes) -> Ended:
-        return max((tier.why_missing(digest) for tier in self._tiers), key=_WORST.index)
-
-    def _tier(self, span: Span) -> Tier:
-        return next(tier for tier in self._tiers if tier.name == span.tier)
+        return max((tier.why_missing(digest) for tier in self._tiers.values()), key=_WORST.index)
 
     def _pin(self, match: Match) -> bool:
         """Pin all spans of a match, or none."""
         for number, span in enumerate(match.spans):
-            if not self._tier(span).pin(span.pieces):
+            if not self._tiers[span.tier].pin(span.pieces):
                 for pinned in match.spans[:number]:
-                    self._tier(pinned).unpin(pinned.pieces)
+                    self._tiers[pinned.tier].unpin(pinned.pieces)
                 return False
         return True
 
@@ -282,7 +276,7 @@ class PrefixCache:
         """Fill the tokens [start, end) from one span; returns how far that went."""
         began = time.perf_counter()
         size, at = self.settings.block_size, start
-        for stored in self._tier(span).read(span.pieces, start // size, -(-end // size)):
+        for stored in self._tiers[span.tier].read(span.pieces, start // size, -(-end // size)):
             at = self._encoding.decode(stored, arena, at, end)
         num_bytes = (at - start) * self._encoding.block_bytes // size
         self._rates[span.tier].measure(num_bytes, time.perf_counter() - began)
@@ -291,7 +285,7 @@ class PrefixCache:
     def _load_state(self, span: Span, chain: Chain, arena: Arena) -> bool:
         """Fill the states, and the arena behind the full blocks, from a snapshot; False when it can't be used."""
         began = time.perf_counter()
-        for stored in self._tier(span).read(span.pieces, chain.num_full, len(chain)):
+        for stored in self._tiers[span.tier].read(span.pieces, chain.num_full, len(chain)):
             self._encoding.decode_state(stored, arena, chain)
             self._rates[span.tier].measure(stored.data.nbytes, time.perf_counter() - began)
             self._writer.store(chain, (), 0)  # counts it as used now

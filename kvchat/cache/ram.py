@@ -10,45 +10,38 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from kvchat.cache.base import Ended, Forecast, Piece, Policy, Stored, Tier
 from kvchat.cache.block import Chain
 from kvchat.cache.policy import LeastRecentlyUsed
 from kvchat.cache.stats import CacheStats, StatsCounter
-from kvchat.cache.tree import RecentDigests, Tree
+from kvchat.cache.tree import RecentDigests, Tree, lineage
 
 
+@dataclass(slots=True, eq=False)
 class RamRun:
     """Consecutive blocks with their encoded KV, immutable: `data` is uint8 [num_blocks * block_bytes]."""
 
-    __slots__ = (
-        "data",
-        "first",
-        "is_state",
-        "num_blocks",
-        "num_bytes",
-        "num_children",
-        "num_pins",
-        "parent",
-        "priority",
-        "start",
-        "tokens",
-    )
+    parent: RamRun | None
+    start: int
+    num_blocks: int
+    first: bytes
+    tokens: bytes
+    is_state: bool
+    data: Any
+    num_bytes: int
+    priority: int
+    num_pins: int = 0
+    num_children: int = 0
 
-    def __init__(self, parent: RamRun | None, chain: Chain, start: int, data: Any, priority: int) -> None:
+    @classmethod
+    def of(cls, parent: RamRun | None, chain: Chain, start: int, data: Any, priority: int) -> RamRun:
         """A chain's blocks from `start` to its end, behind `parent`."""
-        self.parent = parent
-        self.start = start
-        self.num_blocks = len(chain) - start
-        self.first = chain.hashes[start]
-        self.tokens = chain.ids(start, len(chain))
-        self.is_state = chain.is_state and self.num_blocks == 1
-        self.data = data
-        self.num_bytes: int = data.nbytes
-        self.priority = priority
-        self.num_pins = 0
-        self.num_children = 0
+        num_blocks, ids = len(chain) - start, chain.ids(start, len(chain))
+        is_state = chain.is_state and num_blocks == 1
+        return cls(parent, start, num_blocks, chain.hashes[start], ids, is_state, data, data.nbytes, priority)
 
     @property
     def id(self) -> Hashable:
@@ -57,23 +50,14 @@ class RamRun:
 
     @property
     def above(self) -> Hashable:
-        """The run with the block before."""
         return self.parent
 
     def ids(self) -> bytes:
-        """Its own token ids."""
         return self.tokens
-
-    def lineage(self) -> Iterator[RamRun]:
-        """The run, its parent, and so on to the root."""
-        run: RamRun | None = self
-        while run:
-            yield run
-            run = run.parent
 
 
 class RamTier(Tier):
-    """Runs under a byte budget. Safe for threads."""
+    """Runs under a byte budget. See `base.Tier`."""
 
     name = "ram"
 
@@ -95,12 +79,10 @@ class RamTier(Tier):
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the runs."""
         return self._used_bytes
 
     @property
     def budget_bytes(self) -> int:
-        """Bytes that they may take, never passed."""
         return self._budget_bytes
 
     @property
@@ -110,12 +92,10 @@ class RamTier(Tier):
             return sum(run.num_blocks for run in self._runs)
 
     def match(self, chain: Chain) -> tuple[Piece, ...]:
-        """What is held of a chain, from the root on."""
         with self._lock:
             return self._tree.match(chain)
 
     def knows(self, digest: bytes) -> bool:
-        """Whether a run begins with a block of this hash."""
         return self._tree.knows(digest)
 
     def state_ends(self) -> set[int]:
@@ -152,7 +132,7 @@ class RamTier(Tier):
             above = self._tree.match(chain.prefix(start))
             if (above[-1].end if above else 0) < start:
                 return False
-            run = RamRun(above[-1].run if above else None, chain, start, data, priority)
+            run = RamRun.of(above[-1].run if above else None, chain, start, data, priority)
             assert run.num_bytes <= self._budget_bytes - self._used_bytes, "reserve before store"
             self._runs.add(run)
             self._tree.add(run)
@@ -165,8 +145,7 @@ class RamTier(Tier):
             self._use(run.parent, priority)
             return True
 
-    def touch(self, chain: Chain, priority: int = 0) -> None:
-        """Count what is held of a chain as used now; raise its priority to at least `priority`."""
+    def use(self, chain: Chain, priority: int = 0) -> None:
         with self._lock:
             pieces = self._tree.match(chain)
             self._policy.asked(chain.hashes, priority)
@@ -177,15 +156,14 @@ class RamTier(Tier):
         with self._lock:
             if any(piece.run not in self._runs for piece in pieces):
                 return False
-            for run in pieces[-1].run.lineage() if pieces else ():
+            for run in lineage(pieces[-1].run if pieces else None):
                 run.num_pins += 1
                 self._pinned_bytes += run.num_bytes * (run.num_pins == 1)
             return True
 
     def unpin(self, pieces: Sequence[Piece]) -> None:
-        """Take back one `pin`."""
         with self._lock:
-            for run in pieces[-1].run.lineage() if pieces else ():
+            for run in lineage(pieces[-1].run if pieces else None):
                 run.num_pins -= 1
                 assert run.num_pins >= 0, "unpinned more often than pinned"
                 self._pinned_bytes -= run.num_bytes * (run.num_pins == 0)
@@ -234,7 +212,7 @@ class RamTier(Tier):
             self.unpin(pieces)
 
     def _use(self, tail: RamRun | None, priority: int) -> None:
-        for run in tail.lineage() if tail else ():
+        for run in lineage(tail):
             if run.priority < priority:
                 run.priority = priority
                 self._tree.forget()  # its pieces say which it has

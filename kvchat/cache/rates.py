@@ -32,7 +32,7 @@ _EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(NUM_AGES) / 2)])
 Floats = npt.NDArray[np.float64]
 
 
-class Kind(NamedTuple):
+class TipKind(NamedTuple):
     """What tips have in common: each field a small number whose effect on the chance is learned.
 
     `turns` before it, at most 6; `pace`: how long the last turn was in coming, 0 for the first turn; `shared`: 1 if
@@ -49,7 +49,7 @@ class Tip:
 
     __slots__ = ("is_left", "kind", "num_turns", "number", "used_s")
 
-    def __init__(self, number: int, kind: Kind, num_turns: int, used_s: float) -> None:
+    def __init__(self, number: int, kind: TipKind, num_turns: int, used_s: float) -> None:
         self.number = number
         self.kind = kind
         self.num_turns = num_turns
@@ -137,7 +137,7 @@ class Rates:
             self.left = before
             self._continued(before, now_s)
         turns = num_turns if num_turns < 4 else 4 if num_turns < 7 else 5 if num_turns < 15 else 6
-        tip = Tip(self._num_uses, Kind(turns, pace, int(is_shared)), num_turns, now_s)
+        tip = Tip(self._num_uses, TipKind(turns, pace, int(is_shared)), num_turns, now_s)
         self._rows.append([now_s, math.nan, *tip.kind])
         return tip
 
@@ -164,17 +164,17 @@ class Rates:
 
     def _fit(self, now_s: float) -> None:
         self.version += 1
-        rows = np.array(self._rows) if self._rows else np.empty((0, 2 + len(Kind._fields)))
+        rows = np.array(self._rows) if self._rows else np.empty((0, 2 + len(TipKind._fields)))
         is_continued = ~np.isnan(rows[:, 1])
         ages = np.where(is_continued, rows[:, 1], np.maximum(0.0, now_s - rows[:, 0]))
         bins = np.array([age_bin(age) for age in ages], dtype=int)
         self._base = _chances(bins, is_continued)
-        self._ratios: list[dict[int, float]] = [{} for _ in Kind._fields]
+        self._ratios: list[dict[int, float]] = [{} for _ in TipKind._fields]
         if len(rows):
             reached = np.concatenate([[0.0], self._base.cumsum()])[bins]
             expected = reached + np.where(is_continued, 1.0, 0.5) * self._base[bins]
             self._ratios = _ratios(rows[:, 2:].astype(int), is_continued, expected)
-        self._levels: dict[Kind, int] = {}
+        self._levels: dict[TipKind, int] = {}
         self._worths = _worths(np.stack([self._hazards(level) for level in range(_NUM_LEVELS)])).tolist()
 
     def _hazards(self, level: int) -> Floats:
@@ -199,7 +199,7 @@ def unpack(content: bytes) -> object:
 
 def _row(value: object) -> list[float] | None:
     """A tip's row as it was kept; None for anything else."""
-    if not isinstance(value, list) or len(value) != 2 + len(Kind._fields):
+    if not isinstance(value, list) or len(value) != 2 + len(TipKind._fields):
         return None
     used, gap, *kind = value
     numbers = [used, math.nan if gap is None else gap, *kind]

@@ -7,52 +7,34 @@ another process is seen when it is about to go.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from kvchat.cache.base import Policy
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, is_old_name
-from kvchat.cache.folder import META_NAME, TEMPORARY, FileId, fingerprint_folders, remove_file
-from kvchat.cache.ownership import read_own
-
-_MAX_META_BYTES = 2**20
+from kvchat.cache.entry import NO_PARENT, EntryName, is_old_name
+from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file
+from kvchat.cache.policy import LeastRecentlyUsed
+from kvchat.cache.tree import lineage
 
 
+@dataclass(slots=True, eq=False)
 class ShelvedRun:
-    """A file as `Policy` knows it. `used_ns` is when it was last used, as far as was seen."""
+    """A file as the policy knows it: `text` is its `name` as it stands in the folder, `used_ns` when it was last used, as
+    far as was seen."""
 
-    __slots__ = (
-        "folder",
-        "is_state",
-        "name",
-        "num_blocks",
-        "num_bytes",
-        "num_children",
-        "parent",
-        "priority",
-        "start",
-        "text",
-        "used_ns",
-    )
+    folder: Path
+    text: str
+    name: EntryName
+    num_bytes: int
+    used_ns: int
+    parent: ShelvedRun | None = None
+    num_children: int = 0
 
-    def __init__(
-        self, folder: Path, text: str, name: EntryName, stat: os.stat_result, block_size: int
-    ) -> None:
-        """`text` is the `name` as it stands in the folder."""
-        self.folder = folder
-        self.text = text
-        self.name = name
-        self.start = name.start // block_size
-        self.num_blocks = max(1, name.num_tokens // block_size)
-        self.is_state = name.is_state
-        self.priority = name.priority
-        self.num_bytes = stat.st_size
-        self.used_ns = stat.st_mtime_ns
-        self.parent: ShelvedRun | None = None
-        self.num_children = 0
+    @property
+    def priority(self) -> int:
+        return self.name.priority
 
     @property
     def path(self) -> Path:
@@ -64,24 +46,17 @@ class ShelvedRun:
         """Its folder's name and its key."""
         return self.folder.name, self.name.key
 
-    def lineage(self) -> Iterable[ShelvedRun]:
-        """The run, its parent, and so on as far as they are here."""
-        run: ShelvedRun | None = self
-        while run:
-            yield run
-            run = run.parent
-
 
 class Shelf:
     """The files under one byte budget. For whoever holds the folder's lock, and for one thread."""
 
-    def __init__(self, root: Path, policy: Policy) -> None:
+    def __init__(self, root: Path) -> None:
         self.num_bytes = 0
         """Bytes of all files."""
         self.newest_ns = 0
         """The latest time at which any was used."""
         self._root = root
-        self._policy = policy
+        self._policy = LeastRecentlyUsed()
         self._turn: int | None = None
         self._settled: tuple[int, dict[Path, tuple[int, int]]] = -1, {Path(): (0, 0)}  # of no folder
         self._folders: dict[Path, dict[str, ShelvedRun]] = {}
@@ -132,11 +107,12 @@ class Shelf:
         """The files of a folder, by their names as they stand there."""
         return {text: run.name for text, run in self._folders.get(folder, {}).items()}
 
-    def add(self, folder: Path, name: EntryName, block_size: int, was: EntryName | None = None) -> None:
+    def add(self, folder: Path, name: EntryName, was: EntryName | None = None) -> None:
         """A file was written, or renamed from what it `was`, and is the one used last."""
         self._drop(self._folders.get(folder, {}).get(str(was or name)))
         text = str(name)
-        self._put(ShelvedRun(folder, text, name, (folder / text).stat(), block_size))
+        stat = (folder / text).stat()
+        self._put(ShelvedRun(folder, text, name, stat.st_size, stat.st_mtime_ns))
 
     def used(self, folder: Path, text: str, used_ns: int) -> None:
         """A file was used."""
@@ -152,7 +128,7 @@ class Shelf:
         None, with nothing deleted, where that is not enough.
         """
         protected = {
-            run for file_id in kept if file_id in self._by_id for run in self._by_id[file_id].lineage()
+            run for file_id in kept if file_id in self._by_id for run in lineage(self._by_id[file_id])
         }
         if excess > self.num_bytes - sum(run.num_bytes for run in protected):
             return None
@@ -190,7 +166,6 @@ class Shelf:
         """Bring what is known of a folder up to date, and delete what is of no use there."""
         known = self._folders.setdefault(folder, {})
         gone = set(known)
-        block_size = _block_size(folder)
         new: list[ShelvedRun] = []
         for entry in entries:
             if entry.name in known:
@@ -201,7 +176,7 @@ class Shelf:
                 with suppress(FileNotFoundError):
                     if not entry.is_dir(follow_symlinks=False):
                         stat = entry.stat(follow_symlinks=False)
-                        new.append(ShelvedRun(folder, entry.name, name, stat, block_size))
+                        new.append(ShelvedRun(folder, entry.name, name, stat.st_size, stat.st_mtime_ns))
         for text in gone:
             self._drop(known[text])
         for run in sorted(new, key=lambda run: run.used_ns):
@@ -255,11 +230,3 @@ class Shelf:
 def _stamp(folder: Path) -> tuple[int, int]:
     stat = folder.lstat()
     return stat.st_ino, stat.st_mtime_ns
-
-
-def _block_size(folder: Path) -> int:
-    """Tokens of a block in a folder, as its description says."""
-    try:
-        return max(1, int(json.loads(read_own(folder / META_NAME, _MAX_META_BYTES))["block_size"]))
-    except (OSError, EntryError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
-        return 16

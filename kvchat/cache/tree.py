@@ -47,6 +47,7 @@ class Run(Protocol):
 
 
 R = TypeVar("R", bound=Run)
+T = TypeVar("T")
 
 
 class Tree(Generic[R]):
@@ -153,6 +154,14 @@ class _Walk:
             self.reached.popitem()
         self.chain, self.changed = chain, sys.maxsize
         return mark
+
+
+def lineage(run: T | None) -> Iterator[T]:
+    """A run that knows its `parent`, that one, and so on, as far as they are here; nothing for None."""
+    above: Any = run
+    while above:
+        yield above
+        above = above.parent
 
 
 class RecentDigests:

@@ -117,7 +117,7 @@ class Writer:
                     if not tier.store(chain.prefix(end), start, data, priority=priority):
                         break
                     at = end
-            tier.touch(chain, priority)
+            tier.use(chain, priority)
 
 
 def _num_held(tier: Tier, chain: Chain) -> int:

@@ -89,11 +89,6 @@ class Engine:
         self._holding.cache = cache
 
     @property
-    def prefill_s_per_token(self) -> float:
-        """What computing many tokens takes, in seconds a token; 0 until it was measured."""
-        return self.pace.prefill_s_per_token
-
-    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV that one token takes in all layers; known from the first sequence on."""
         return self.kv_layout.bytes_per_token if self.kv_layout else 0

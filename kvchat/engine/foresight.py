@@ -65,7 +65,7 @@ class Measured:
 
     def __init__(self, costs: Costs | None = None) -> None:
         self._costs = costs or Costs()
-        self._rates = Rates()
+        self._rates = HitRates()
         self._is_first = True
         self._credit_s = 0.0
         self._drafts_in_a_row = 0
@@ -105,7 +105,7 @@ def foresight_of(draft: int | None, costs: Costs) -> Foresight | None:
     return Measured(costs) if draft is None else Fixed(draft)
 
 
-class Rates:
+class HitRates:
     """How often a drafted token comes true whose predecessors did, by the draft's evidence; old drafts fade."""
 
     def __init__(self) -> None:

@@ -50,9 +50,9 @@ class Forwards:
         tell: Tell = _unheard,
     ) -> torch.Tensor:
         """The same, with the logits of the last `num_logits` positions, [num_logits, vocab] in float32."""
-        if not self.is_interruptible(state):
-            is_cancelled = None
         held = list(state.tokens) if self.loaded.may_lose(state) else None
+        if held:  # it would go with a forward that ends between two layers
+            is_cancelled = None
 
         def compute() -> torch.Tensor:
             if held and len(state.tokens) < len(held):  # a failed forward took it along
@@ -62,10 +62,6 @@ class Forwards:
                 return self.loaded.logits(tokens, state, num_logits)
 
         return self.with_room(compute, state)
-
-    def is_interruptible(self, state: KVState) -> bool:
-        """Whether a forward can end between two layers and take nothing along that was held before it."""
-        return not (state.tokens and self.loaded.may_lose(state))
 
     def with_room(self, action: Callable[[], T], state: KVState) -> T:
         """What `action` returns, which uses `state`, tried once more where memory runs out. Raises OutOfMemoryError after that."""

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import math
 import platform
-from typing import Protocol
 
 import torch
 
+from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.costs import SMALL_TOKENS, Costs, packed, unpack
 
 KEPT_EVERY = 64
 """After so many forwards the table is kept anew, and whenever a size is known for the first time."""
-
-
-class Keeper(Protocol):
-    """Where a note is kept beside a model's files."""
-
-    def note(self) -> bytes:
-        """What was kept last; empty for nothing."""
-
-    def keep_note(self, content: bytes) -> None:
-        """Keep it, some time soon."""
 
 
 class Pace:
@@ -33,11 +23,11 @@ class Pace:
         """Of many tokens computed at once; a first guess comes from few."""
         self.step_s = 0.0
         """Of one token computed alone."""
-        self._keeper: Keeper | None = None
+        self._keeper: PrefixCache | None = None
         self._num_new = 0
         self._num_kept_sizes = 0
 
-    def keep_in(self, keeper: Keeper | None) -> None:
+    def keep_in(self, keeper: PrefixCache | None) -> None:
         """Begin with what was kept there by an earlier run on this machine, and keep what is measured."""
         self._keeper = keeper
         if keeper is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvchat.engine.request import Progress
-from kvchat.engine.speculation import Drafts, Speculation
+from kvchat.engine.speculation import Guessed, Speculation
 from kvchat.models.kv_state import KVState
 
 
@@ -29,6 +29,6 @@ class LiveSequence:
         """Is told between the layers of a prefill's forwards how far it came; `generate` yields the same behind each."""
 
     @property
-    def drafts(self) -> Drafts:
+    def drafts(self) -> Guessed:
         """What was guessed ahead since it began."""
-        return self.speculation.drafts if self.speculation else Drafts()
+        return self.speculation.drafts if self.speculation else Guessed()

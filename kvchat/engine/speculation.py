@@ -10,15 +10,15 @@ from kvchat.engine.foresight import Foresight
 
 
 @dataclass(frozen=True, slots=True)
-class Drafts:
+class Guessed:
     """Guessed tokens that were computed, and how many of them came true."""
 
     drafted: int = 0
     accepted: int = 0
 
-    def since(self, before: Drafts) -> Drafts:
+    def since(self, before: Guessed) -> Guessed:
         """What was added to `before`."""
-        return Drafts(self.drafted - before.drafted, self.accepted - before.accepted)
+        return Guessed(self.drafted - before.drafted, self.accepted - before.accepted)
 
 
 class Speculation:
@@ -27,7 +27,7 @@ class Speculation:
     def __init__(self, drafter: Drafter, foresight: Foresight) -> None:
         self._drafter = drafter
         self._foresight = foresight
-        self.drafts = Drafts()
+        self.drafts = Guessed()
 
     def begin(self, tokens: Sequence[int]) -> None:
         """The conversation is `tokens` now."""
@@ -48,7 +48,7 @@ class Speculation:
     def learn(self, guesses: Sequence[int], chosen: Sequence[int], seconds: float) -> None:
         """The forward over one token and `guesses` took so long; after it the tokens `chosen` were."""
         evidence, accepted = self._drafter.evidence, len(chosen) - 1
-        self.drafts = Drafts(self.drafts.drafted + len(guesses), self.drafts.accepted + accepted)
+        self.drafts = Guessed(self.drafts.drafted + len(guesses), self.drafts.accepted + accepted)
         self._foresight.measure(1 + len(guesses), len(chosen), seconds)
         if guesses:
             self._foresight.judge(evidence, len(guesses), accepted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,62 +33,16 @@ from kvchat.cli import main
 from kvchat.config import Config
 from kvchat.models.kv_state import KVState
 from kvchat.models.text.template import Message
+from tests.backends.conftest import BY_NAME
 from tests.models.chat_templates import (
     KEEPS,
     SAMPLES,
-    VOCABULARY,
     Sample,
-    byte_tokenizer,
     generated,
-    metaspace_tokenizer,
 )
-from tests.tiny import tiny_model
 
-BY_NAME = {sample.name: sample for sample in SAMPLES}
 SYSTEM = Turn(Role.SYSTEM, "the quick brown fox jumps over the lazy dog and so on " * 30)
 Open = Callable[..., LocalBackend]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sample], Path]:
-    """A model's folder for each template; the weights are the same, and end no answer by themselves."""
-    weights = tmp_path_factory.mktemp("weights")
-    loaded = tiny_model(vocab_size=VOCABULARY, max_position_embeddings=4096)
-    with torch.no_grad():
-        loaded.model.lm_head.weight[:10] = 0
-        loaded.model.lm_head.weight[-10:] = 0
-    loaded.model.save_pretrained(weights)
-
-    def folder_of(sample: Sample) -> Path:
-        folder = weights.with_name(sample.name)
-        if not folder.exists():
-            folder.mkdir()
-            for path in weights.iterdir():
-                (folder / path.name).symlink_to(path)
-            build = metaspace_tokenizer if sample.is_metaspace else byte_tokenizer
-            build(sample.special, sample.plain).save(str(folder / "tokenizer.json"))
-            names = {"bos_token": sample.bos, "eos_token": sample.eos}
-            (folder / "tokenizer_config.json").write_text(json.dumps(names))
-            (folder / "chat_template.jinja").write_text(sample.source)
-        return folder
-
-    return folder_of
-
-
-@pytest.fixture
-def open_backend(
-    folders: Callable[[Sample], Path], make_config: Callable[..., Config]
-) -> Iterator[Callable[..., LocalBackend]]:
-    opened: list[LocalBackend] = []
-
-    def open_(name: str, **settings: object) -> LocalBackend:
-        config = make_config(model__name=str(folders(BY_NAME[name])), **{"cache__disk": "0"} | settings)
-        opened.append(LocalBackend(config))
-        return opened[-1]
-
-    yield open_
-    for backend in opened:
-        backend.close()
 
 
 def user(text: str) -> Turn:
@@ -259,7 +213,7 @@ def test_idle_work_is_not_counted_as_asked(open_backend: Open) -> None:
     totals = backend.cache(history).process
     assert totals.asked_tokens == said.usage.prompt_tokens
     assert backend.status().phase is Phase.READY
-    speed_s = backend._worker.wait().model.engine.prefill_s_per_token
+    speed_s = backend._worker.wait().model.engine.pace.prefill_s_per_token
     again = answer(backend, [*history, user("on")])
     timings = again.timings
     assert again.cache.saved_s <= (timings.cache_n - timings.idle_n) * speed_s * 1.001, "it saved no work"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvchat.bench import chats, traces
-from kvchat.bench.policy import USUAL_COST, Clock, hits, measure, replay
+from kvchat.bench.policy import USUAL_COST, TraceClock, hits, measure, replay
 from kvchat.bench.simulation import Geometry, Optimum
 from kvchat.bench.traces import Request, Trace
 from kvchat.cache.base import CacheSettings
@@ -31,7 +31,7 @@ def trace_of(*prompts: str) -> Trace:
 
 
 def held(trace: Trace, num_blocks: int, *, is_optimal: bool) -> list[int]:
-    clock = Clock()
+    clock = TraceClock()
     policy = Optimum(trace) if is_optimal else LeastRecentlyUsed(clock)
     return list(replay(trace, Geometry(num_blocks, 1), policy, clock))
 
@@ -108,9 +108,9 @@ def test_the_cache_hits_exactly_what_the_simulation_says(name: str, num_requests
     made = chats.made(days=60, seed=5, block_size=256)
     trace = Trace(1, tuple(_in_blocks(request) for request in made.requests[:num_requests]))
     geometry = Geometry(160, 20, 8)
-    clock = Clock()
+    clock = TraceClock()
     said = list(replay(trace, geometry, make_policy(name, 1, clock=clock), clock))
-    clock = Clock()
+    clock = TraceClock()
     layout = KVLayout(((1, 1), (1, 1)), "float32")
     cache = PrefixCache(layout, b"model", CacheSettings(ram_bytes=160 * 8, block_size=1))
     cache._ram._policy = make_policy(name, 1, clock=clock)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from kvchat.cache.base import CacheSettings, Loaded
+from kvchat.cache.base import CacheSettings, Filled
 from kvchat.cache.block import KVLayout
 from kvchat.cache.codec import DTYPES
 from kvchat.cache.entry import EntryName
@@ -69,7 +69,7 @@ def store(cache: PrefixCache, tokens: Sequence[int], *, priority: int = 0) -> No
     assert cache.drain(20)
 
 
-def load(cache: PrefixCache, tokens: Sequence[int], start: int = 0, end: int | None = None) -> Loaded:
+def load(cache: PrefixCache, tokens: Sequence[int], start: int = 0, end: int | None = None) -> Filled:
     """Load what the cache has of `tokens`, and assert that it is right and that nothing else was written."""
     planes = empty_arena()
     with cache.lease(cache.match(tokens)) as lease:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvchat.cache.block import KVLayout
-from kvchat.cache.codec import allocate, make_codec, token_spans
+from kvchat.cache.codec import allocate, make_codec, stretches
 
 BLOCK = 4
 LAYOUTS = [
@@ -122,9 +122,9 @@ def test_int8_stays_finite_and_close_at_any_size(size):
 def test_spans_cover_a_range_once_and_in_order(start, length, block_size):
     covered = [
         (span.first_block + number) * block_size + span.offset + token
-        for span in token_spans(start, start + length, block_size)
+        for span in stretches(start, start + length, block_size)
         for number in range(span.num_blocks)
         for token in range(span.num_tokens)
     ]
     assert covered == list(range(start, start + length))
-    assert len(list(token_spans(start, start + length, block_size))) <= 3
+    assert len(list(stretches(start, start + length, block_size))) <= 3

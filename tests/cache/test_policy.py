@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvchat.bench.policy import Clock
+from kvchat.bench.policy import TraceClock
 from kvchat.bench.simulation import Geometry, Pool
 from kvchat.cache.policy import FACTORS, LeastRecentlyUsed, Worth
 from kvchat.cache.rates import NUM_AGES, Rates
@@ -17,14 +17,14 @@ from tests.cache.arena import TINY_BLOCK_BYTES, computed_arena, tiny_cache
 DAY_S = 86_400.0
 
 
-def pool_of(num_blocks: int, clock: Clock, *, run_blocks: int = 1) -> tuple[Pool, Worth]:
+def pool_of(num_blocks: int, clock: TraceClock, *, run_blocks: int = 1) -> tuple[Pool, Worth]:
     policy = Worth(16, clock=clock)
     return Pool(Geometry(num_blocks, run_blocks), policy), policy
 
 
 def test_what_is_gone_on_with_more_often_has_better_chances() -> None:
     """Every other conversation is gone on with a minute later, four times; the others never are."""
-    clock = Clock()
+    clock = TraceClock()
     pool, policy = pool_of(40, clock)
     for number in range(200):
         clock.now_s += 3600
@@ -52,7 +52,7 @@ def test_worth_never_rises_with_age_and_rises_with_the_level() -> None:
 
 
 def test_a_pinned_run_outlives_others_but_ages_too() -> None:
-    clock = Clock()
+    clock = TraceClock()
     pool, policy = pool_of(100, clock)
     pool.store([1])
     pinned = next(iter(policy._held))
@@ -70,7 +70,7 @@ def test_a_pinned_run_outlives_others_but_ages_too() -> None:
 
 
 def test_what_branched_off_goes_before_what_went_on() -> None:
-    clock = Clock()
+    clock = TraceClock()
     pool, policy = pool_of(100, clock)
     pool.store([1, 2])
     clock.now_s = 60.0
@@ -80,7 +80,7 @@ def test_what_branched_off_goes_before_what_went_on() -> None:
 
 
 def test_a_dearer_run_outlives_a_cheaper_one_of_the_same_age() -> None:
-    clock = Clock()
+    clock = TraceClock()
     pool, policy = pool_of(10_000, clock)
     pool.store([1])
     pool.store(list(range(100, 4100)))
@@ -120,7 +120,7 @@ def test_rates_come_back_from_what_was_kept_and_survive_nonsense() -> None:
 def test_a_pool_keeps_its_budget_and_no_orphan_under_either_policy(
     asked: Sequence[tuple[int, int, float, bool]], num_blocks: int, is_lru: bool
 ) -> None:
-    clock = Clock()
+    clock = TraceClock()
     policy = LeastRecentlyUsed(clock) if is_lru else Worth(16, clock=clock)
     pool = Pool(Geometry(num_blocks, 3), policy)
     for number, length, later_s, is_branch in asked:

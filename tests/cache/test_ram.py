@@ -66,7 +66,7 @@ def test_the_least_recently_used_goes_first():
     ram = RamTier(40)
     for text in ("aa", "bb"):
         add(ram, text)
-    ram.touch(chain("aa"))
+    ram.use(chain("aa"))
     add(ram, "cc")
     assert [held(ram, text) for text in ("aa", "bb", "cc")] == ["aa", "", "cc"]
 

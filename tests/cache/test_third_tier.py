@@ -51,7 +51,7 @@ class PlainFolder(Tier):
             path.write_bytes(chain.ids(number, number + 1) + block.tobytes())
         return True
 
-    def touch(self, chain: Chain, priority: int = 0) -> None:
+    def use(self, chain: Chain, priority: int = 0) -> None:
         for piece in self.match(chain):
             piece.run[0].touch()
 

@@ -9,7 +9,7 @@ from kvchat.engine.drafting import Drafter
 from kvchat.engine.engine import Engine
 from kvchat.engine.foresight import Foresight
 from kvchat.engine.request import EngineEvent, Request
-from kvchat.engine.speculation import Drafts, Speculation
+from kvchat.engine.speculation import Guessed, Speculation
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
 
@@ -30,7 +30,7 @@ class Talk(Engine):
         return self.live.state
 
     @property
-    def drafts(self) -> Drafts:
+    def drafts(self) -> Guessed:
         return self.live.drafts
 
     def generate(  # type: ignore[override]

@@ -9,7 +9,7 @@ from kvchat.engine.costs import Costs
 from kvchat.engine.foresight import Fixed, Measured, foresight_of
 from kvchat.engine.request import Finish, Finished, Request, Token
 from kvchat.engine.sampling import SamplingParams
-from kvchat.engine.speculation import Drafts
+from kvchat.engine.speculation import Guessed
 from kvchat.models.loaded import LoadedModel
 from tests.engine.talk import Talk
 from tests.tiny import random_tokens, tiny_model
@@ -179,7 +179,7 @@ def test_right_guesses_save_forwards(loaded: LoadedModel) -> None:
     handle = loaded.model.register_forward_hook(lambda *_: forwards.append(1))
     answer(engine, Request(PROMPT, max_tokens=20))
     handle.remove()
-    assert engine.drafts == Drafts(15, 15)
+    assert engine.drafts == Guessed(15, 15)
     assert len(forwards) == 1 + 4 + 1, "the prompt, four times one token and four guesses, the last token"
 
 
@@ -187,7 +187,7 @@ def test_right_guesses_save_forwards(loaded: LoadedModel) -> None:
 def test_a_state_that_can_not_be_cut_is_never_guessed_ahead(family: str) -> None:
     shapes = {"mamba": {"state_size": 8}, "lfm2": {"layer_types": ["conv", "full_attention", "conv"]}}
     engine, _ = compared(tiny_model(family, **shapes[family]), Request(PROMPT, max_tokens=8))
-    assert engine.drafts == Drafts()
+    assert engine.drafts == Guessed()
 
 
 @pytest.mark.parametrize("family", ["gemma2", "mistral", "gpt_neox"])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvchat.engine.foresight import LENGTHS, Fixed, Measured, Rates
+from kvchat.engine.foresight import LENGTHS, Fixed, HitRates, Measured
 
 Cost = Callable[[int], float]
 
@@ -103,7 +103,7 @@ def test_nothing_is_drafted_until_one_token_was_measured() -> None:
 
 
 def test_rates_follow_what_came_true_for_the_evidence_it_had() -> None:
-    rates, untouched = Rates(), Rates()
+    rates, untouched = HitRates(), HitRates()
     for _ in range(100):
         rates.add(20, 4, 4)
         rates.add(2, 4, 0)

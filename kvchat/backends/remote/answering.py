@@ -195,21 +195,6 @@ class Answering:
 _GO_ON = "/continue goes on, or ask again"
 
 
-def never_begun() -> Answer:
-    """What becomes of a question that was cancelled before the server answered."""
-    return Answer(
-        text="",
-        reasoning="",
-        prompt=(),
-        completion=(),
-        tokenizer="",
-        finish_reason=FinishReason.CANCELLED,
-        usage=base.Usage(0, 0, 0),
-        timings=base.Timings(0, 0, 0, 0, 0, 0, 0, 0),
-        cache=base.CacheReport(0, {}, 0, "it was cancelled before it began"),
-    )
-
-
 def check_room(prompt: Prompt, context: int, name: str) -> None:
     """Raise ContextOverflowError for a prompt that leaves no room for an answer, before it is sent."""
     if context and len(prompt.ids) >= context:

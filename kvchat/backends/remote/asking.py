@@ -9,7 +9,7 @@ import xxhash
 
 from kvchat.backends import base
 from kvchat.backends.base import Event, Options, Phase, Role, Status, Turn, time_of
-from kvchat.backends.remote.answering import Answering, Setting, check_room, kept, never_begun
+from kvchat.backends.remote.answering import Answering, Setting, check_room, kept
 from kvchat.backends.remote.connecting import Connected
 from kvchat.backends.remote.dialects import dialect_for
 from kvchat.backends.remote.link import Link, Streaming
@@ -61,7 +61,9 @@ class Asking:
             yield kept(failed)
         is_cut = failed is not None or answering.finish is None
         is_nothing = is_cut and not answering.has_begun
-        yield base.Done(never_begun() if is_nothing else answering.answer(is_cancelled=is_cut))
+        yield base.Done(
+            base.Answer.cut_short(base.NEVER_BEGUN) if is_nothing else answering.answer(is_cancelled=is_cut)
+        )
 
     def _put(self, turns: tuple[Turn, ...], options: Options) -> tuple[Question, Answering]:
         """The question in the server's form, as ids where it takes them. Raises KvchatError."""

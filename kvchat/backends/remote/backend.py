@@ -63,13 +63,12 @@ class RemoteBackend:
         )
 
     def answer(self, history: Sequence[Turn], options: Options) -> Generator[Event, None, None]:
-        from kvchat.backends.remote.answering import never_begun
         from kvchat.backends.remote.asking import Asking
 
         self._cancelled.clear()
         connecting, link = self._connection(anew=True)
         if not connecting.is_over(self._cancelled):
-            yield base.Done(never_begun())
+            yield base.Done(base.Answer.cut_short(base.NEVER_BEGUN))
             return
         found = connecting.result()
         self._warn_of(options, found)
