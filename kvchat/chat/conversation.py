@@ -38,6 +38,8 @@ class Conversation:
         self.tokenizer = ""
         self.store = store or Store()
         self._is_pinned = False
+        self._said: dict[str, tuple[Exchange, str, tuple[Turn, ...]]] = {}
+        """By exchange: its messages, of which tokenizer, as they were made last."""
         self._begin(system)
 
     # What there is
@@ -85,7 +87,7 @@ class Conversation:
         """
         text = system or self._system
         head = (Turn(Role.SYSTEM, text, pinned=self._is_pinned),) if text else ()
-        turns = head + _turns(path, self.tokenizer)
+        turns = head + self._turns(path)
         began = self._tree.began
         return (replace(turns[0], time_s=began), *turns[1:]) if turns else ()
 
@@ -162,7 +164,7 @@ class Conversation:
     def resume(self, key: str = LATEST) -> None:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
         row = self.store.session(key, oneshots=False)
-        self._tree = self.store.tree(row)
+        self._tree, self._said = self.store.tree(row), {}
         self._tip, self._system, self._is_pinned, self.preset = row.tip, row.system, False, Preset()
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
@@ -221,10 +223,26 @@ class Conversation:
 
     def _begin(self, system: str | None) -> None:
         self._system = well_formed(system) if system else None
-        self._tree = Tree()
+        self._tree, self._said = Tree(), {}
         self._tip = None
         self._journal = Journal(self.store, new_row(self._system, self.model))
         self.totals = Totals()
+
+    def _turns(self, path: Sequence[Exchange]) -> tuple[Turn, ...]:
+        """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate.
+
+        Of an exchange that is as it was they are the very same, so that who is told them often need not look into them.
+        """
+        turns: list[Turn] = []
+        for exchange in path:
+            if turns and turns[-1].role is Role.USER:
+                turns.append(Turn(Role.ASSISTANT, ""))
+            before, tokenizer, said = self._said.get(exchange.id, (None, "", ()))
+            if before is not exchange or tokenizer != self.tokenizer:
+                said = exchange.turns_for(self.tokenizer)
+                self._said[exchange.id] = exchange, self.tokenizer, said
+            turns.extend(said)
+        return tuple(turns)
 
     def _learn_of_others(self) -> None:
         """Add what other terminals said in this tree."""
@@ -256,13 +274,3 @@ class Conversation:
         for copy in copies:
             self._tree.put(copy)
         self._move_to(copies[-1].id)
-
-
-def _turns(path: Sequence[Exchange], tokenizer: str) -> tuple[Turn, ...]:
-    """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate."""
-    turns: list[Turn] = []
-    for exchange in path:
-        if turns and turns[-1].role is Role.USER:
-            turns.append(Turn(Role.ASSISTANT, ""))
-        turns.extend(exchange.turns_for(tokenizer))
-    return tuple(turns)

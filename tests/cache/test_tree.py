@@ -48,6 +48,7 @@ def test_what_is_found_does_not_depend_on_what_was_looked_for_before(
         assert [piece[1:] for piece in tree.match(chain)] == [piece[1:] for piece in fresh.match(chain)]
 
 
+@settings(deadline=None)
 @given(
     first=st.lists(st.integers(0, 3), max_size=40),
     second=st.lists(st.integers(0, 3), max_size=40),
