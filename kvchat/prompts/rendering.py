@@ -91,7 +91,7 @@ def rendered(
         ) from None
     except OverLimit as error:
         raise UsageError(
-            f"{_place(error, path, first_line)}: the template was stopped: {error}", "fix it"
+            f"{_place(error, path, first_line)}: the template is stopped: {error}", "fix it"
         ) from None
     except Exception as error:  # whatever its expressions, its nesting or Python's compiler run into
         raise UsageError(f"{_place(error, path, first_line)}: {_plain(error)}", "fix the template") from None

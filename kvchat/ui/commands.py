@@ -21,7 +21,10 @@ KEYS = (
     ("Esc Esc", "go back to an earlier message"),
     ("Alt-N, Alt-P", "the next or previous answer there is to the last message"),
     ("Up, Ctrl-R", "earlier messages, one by one or searched; Up takes a queued message back"),
-    ("Tab", "complete a command, its argument, or a file after an @; open a paste in the input"),
+    (
+        "Tab",
+        "complete a command, its argument, or a file after an @ (a file, a folder, or *.py); open a paste",
+    ),
     ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does the same"),
     ("Ctrl-O, Ctrl-L", "show what the model thought; redraw the screen"),
     ("!COMMAND", "run a shell command; its output can go along with the next message"),
@@ -62,7 +65,8 @@ def find(text: str) -> tuple[SlashCommand, str]:
     for command in COMMANDS:
         if command.name == name:
             return command, rest[0].strip() if rest else ""
-    nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1)
+    near = difflib.get_close_matches(name, [command.name for command in COMMANDS])
+    nearest = sorted(near, key=lambda other: other[:2] != name[:2])  # the first letter is seldom wrong
     remedy = f"did you mean {nearest[0]}?" if nearest else "/help lists them all"
     raise UsageError(f"no command is called {said}", f"{remedy} (// begins a message with a slash)")
 

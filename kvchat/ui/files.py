@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from kvchat.errors import UsageError
+from kvchat.ui.mentions import mentioned_files
 
 MAX_BYTES = 256 * 1024
 """Largest file that is taken; more than any context here holds."""
@@ -13,20 +14,18 @@ MAX_BYTES = 256 * 1024
 MAX_INPUT_BYTES = 64 * 2**20
 """Most that is read of a pipe, or of what else stands for a message; no context holds so much."""
 
-_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
-_PUNCTUATION = ".,;:!?)]}'\""
 _FENCE = re.compile(r"^`{3,}", re.MULTILINE)
 
 
 def with_files(text: str) -> str:
-    """A message with the content of every file that it mentions behind it; what is no file stays a word.
+    """A message followed by the content of every file that it mentions; what is no file stays a word.
 
-    A file that it has already is not added again. Raises UsageError for a file that can't be a message's part.
+    A file that it has already is not added again. Raises UsageError for a file that can't be a message's part, and for
+    too many.
     """
     parts = [text]
-    for quoted, word in _MENTION.findall(text):
-        name = quoted or _existing(word)
-        if name and _is_file(name) and not any(_heading(name) in part for part in parts):
+    for name in mentioned_files(text):
+        if not any(_heading(name) in part for part in parts):
             parts.append(file_part(name))
     return "\n\n".join(parts)
 
@@ -49,18 +48,6 @@ def whole_text(name: str) -> str:
 
 def _heading(name: str) -> str:
     return f"## {name}"
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
-def _existing(word: str) -> str:
-    """The file that a word names, with or without the punctuation behind it."""
-    return next((name for name in (word, word.rstrip(_PUNCTUATION)) if name and _is_file(name)), "")
 
 
 def _content(name: str) -> str:

@@ -21,6 +21,7 @@ from kvchat.ui.pastes import Pastes
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
+from kvchat.ui.weighing import Weighing
 
 _HINT_S = 2.0
 _PRINTED = 20
@@ -37,6 +38,7 @@ class Keyboard:
         self.chooser = Chooser(face.show_error)
         self.enclosures = Enclosures()
         self._pastes = Pastes()
+        self._weighing = Weighing(face.session, turns, face.show_error)
         self._shell: ShellCommand | None = None
         self._put = ""  # what stands in the input since it was put there, and not typed
 
@@ -70,7 +72,7 @@ class Keyboard:
         """The list, the question, or what goes along with the next message and the menu of commands."""
         if self.chooser.is_open:
             return self.chooser.rows(columns)
-        rows = self.enclosures.rows(columns)
+        rows = self.enclosures.rows(columns) + self._weighing.rows(self._screen.buffer.text, columns)
         return rows if self.is_asking else rows + menu_rows(self._screen.buffer.text, columns)
 
     def show_hint(self, text: str) -> None:
@@ -106,8 +108,15 @@ class Keyboard:
                 KvchatError(f"{len(text)} characters are too many for one message", "shorten it")
             )
             return
+        is_message = not (is_shell_command(shown) or commands.is_command(shown))
+        if is_message and self._weighing.holds(text):
+            return
         buffer.text = text
         buffer.reset(append_to_history=True)
+        self._enter(text, shown)
+
+    def _enter(self, text: str, shown: str) -> None:
+        """Run or send a text that is `shown` with marks for what was pasted."""
         if is_shell_command(shown):
             self._run(text)
         elif commands.is_command(shown):

@@ -136,7 +136,7 @@ def test_an_ambiguous_beginning_is_refused(path: Path) -> None:
 
 
 def test_an_empty_store_says_how_to_begin(path: Path) -> None:
-    with pytest.raises(UsageError, match="no session yet"):
+    with pytest.raises(UsageError, match="no sessions yet"):
         Store(path).session()
 
 

@@ -73,14 +73,14 @@ def test_a_plain_file_is_a_prompt(folder: Path) -> None:
         ("{{ ''.__class__.__mro__ }}", "line 1: access to attribute '__class__'"),
         ("one\n{% include 'no.md' %}", "line 2: no file 'no.md'"),
         ("{% include '../secret' %}", "line 1: no file '../secret'"),
-        ("one\n{{ [1]|tojson(indent=10**6) }}", "line 2: the template was stopped: it indents too widely"),
-        ("one\n{{ 'x' * 10**9 }}", "line 2: the template was stopped: it makes a value that is too large"),
+        ("one\n{{ [1]|tojson(indent=10**6) }}", "line 2: the template is stopped: it indents too widely"),
+        ("one\n{{ 'x' * 10**9 }}", "line 2: the template is stopped: it makes a value that is too large"),
         ("{% macro m() %}{{ m() }}{% endmacro %}\n{{ m() }}", "line 1: maximum recursion depth exceeded"),
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "line 1: maximum recursion depth exceeded"),
         ("{% if 1 %}" * 150 + "{% endif %}" * 150, "line 1: too many levels of indentation"),
         ("{{ 'a'.encode() }}", "line 1: a template may not call 'encode'"),
         ("{% include 'mine.md' %}", "line 1: maximum recursion depth exceeded"),
-        ("x" * 100_000, "line 1: the template was stopped: it has more than 48,000 characters"),
+        ("x" * 100_000, "line 1: the template is stopped: it has more than 48,000 characters"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(folder: Path, text: str, said: str) -> None:

@@ -172,5 +172,5 @@ def test_code_that_comes_with_a_model_is_asked_about_and_the_model_stays_until_t
 
 
 def test_before_the_first_message_there_is_none_to_say_differently() -> None:
-    with pytest.raises(UsageError, match="no message to say differently: say something"):
+    with pytest.raises(UsageError, match="no message to edit: say something"):
         done(Desk(), "/edit")

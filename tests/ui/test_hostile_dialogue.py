@@ -80,7 +80,7 @@ def test_what_sessions_prompts_and_files_say(folder: Path) -> None:
         ("/cache why", "reused"),
         ("/context", "largest"),
         ("/stats", "answers"),
-        (f"/read {folder / 'all'}", "goes along"),
+        (f"/read {folder / 'all'}", "with the next message"),
         ("/resume nobody", "nobody"),
     ):
         terminal.enter(command)

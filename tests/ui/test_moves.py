@@ -119,7 +119,7 @@ def test_sessions_are_chosen_from_a_list_by_key_and_by_number(terminal: Terminal
     terminal.wait_for("[3] you said: more apples")
     terminal = again(terminal, tmp_path, "-r")
     terminal.wait_for("sessions: (Enter")
-    terminal.wait_for("(Enter goes on with it")
+    terminal.wait_for("(Enter continues it")
     terminal.type("\x1b[B\r")
     terminal.wait_for("you said: about pears")
     leave(terminal)
