@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvchat.backends.resident.line import Line, reach
+from kvchat.backends.resident.line import Line, is_running, reach
 from kvchat.backends.resident.place import Place, is_held, places, runtime_folder
 from kvchat.backends.wire import from_wire
 
@@ -72,7 +72,7 @@ def stop(engine: Resident, *, timeout_s: float = END_TIMEOUT_S) -> bool:
     pid = line.peer.pid
     reacts = _asked(line, "stop") is not None
     deadline = time.monotonic() + (timeout_s if reacts else 0.0)
-    while _is_running(pid):
+    while is_running(pid):
         if time.monotonic() > deadline:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -109,15 +109,3 @@ def _sweep(place: Place) -> None:
     if not is_held(place.running) and not is_held(place.starting):
         with suppress(OSError):
             place.socket.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process is there; one that has ended and that nobody has waited for yet is not."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        return state.rpartition(")")[2].split()[:1] != ["Z"]
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return not Path("/proc/self").exists() or Path(f"/proc/{pid}").exists()

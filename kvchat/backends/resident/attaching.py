@@ -16,7 +16,7 @@ from kvchat.backends.base import Phase
 from kvchat.backends.child import EngineChild
 from kvchat.backends.connection import Connection
 from kvchat.backends.resident.identity import engine_config, place_of
-from kvchat.backends.resident.line import Line, reach
+from kvchat.backends.resident.line import Line, is_running, reach
 from kvchat.backends.resident.place import Place, last_line, locked
 from kvchat.children import child_environment, own_command
 from kvchat.config import Config
@@ -89,7 +89,7 @@ class AttachedEngine:
 
     def _bury(self) -> None:
         if self._line is not None and self._place is not None:
-            self._why = "killed" if _is_gone(self._line.peer.pid) else "it let go of this terminal"
+            self._why = "killed" if _has_ended(self._line.peer.pid) else "it let go of this terminal"
             said = last_line(self._place.log)
             if f" {self._line.peer.pid} ended: " in said:
                 self._why = said.partition(" ended: ")[2]
@@ -175,11 +175,11 @@ def start(place: Place, config: Config) -> None:
         raise OSError(why or f"its process ended with code {engine.wait()}")
 
 
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+def _has_ended(pid: int) -> bool:
+    """Whether a process that hung up is gone; one that was killed hangs up a moment before."""
+    deadline = time.monotonic() + LEAVE_TIMEOUT_S / 2
+    while is_running(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_S / 10)
+    return True

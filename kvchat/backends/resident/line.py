@@ -38,6 +38,18 @@ def peer_of(connected: socket.socket) -> Peer:
     return Peer(pid, struct.unpack_from("I", raw, 4)[0])
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there; one that has ended and that nobody has waited for yet is not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return state.rpartition(")")[2].split()[:1] != ["Z"]
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return not Path("/proc/self").exists() or Path(f"/proc/{pid}").exists()
+
+
 def listen(path: Path) -> socket.socket:
     """A socket that only its owner can reach; whatever stood there before is replaced. Raises OSError."""
     path.unlink(missing_ok=True)

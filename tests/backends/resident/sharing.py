@@ -29,8 +29,8 @@ def kept(config: Config, keep_alive: int) -> Config:
 
 
 @contextmanager
-def clients(config: Config) -> Iterator[Callable[..., ProcessBackend]]:
-    """Makes clients; behind it no engine of this runtime folder runs any more."""
+def clients(config: Config, *, ends: bool = True) -> Iterator[Callable[..., ProcessBackend]]:
+    """Makes clients, and closes them; if it `ends` the engine, none of this runtime folder runs any more behind it."""
     opened: list[ProcessBackend] = []
 
     def client(settings: Config = config) -> ProcessBackend:
@@ -42,7 +42,8 @@ def clients(config: Config) -> Iterator[Callable[..., ProcessBackend]]:
     finally:
         for one in opened:
             one.close()
-        kill_all(config.paths.runtime)
+        if ends:
+            kill_all(config.paths.runtime)
 
 
 def kill_all(runtime: Path) -> None:

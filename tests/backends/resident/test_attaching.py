@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from kvchat.backends.base import Done, FinishReason, Notice, Options, Text, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
 from kvchat.backends.resident.asking import Resident, residents, stop
+from kvchat.backends.resident.attaching import Attaching
 from kvchat.backends.resident.identity import key_of, place_of
 from kvchat.backends.resident.place import last_line
 from kvchat.config import Config
-from tests.backends.resident.sharing import answered, clients, is_alive, kept, user, wait_until
+from tests.backends.resident.sharing import answered, clients, is_alive, kept, kill_all, user, wait_until
 from tests.tiny import tiny_config
 
 
@@ -36,9 +38,25 @@ def client(config: Config) -> Iterator[Callable[..., ProcessBackend]]:
 
 
 @pytest.fixture(scope="module")
-def talkative(long_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A model whose answers do not end by themselves."""
-    return kept(tiny_config(long_path, tmp_path_factory.mktemp("talkative")), 60)
+def standing(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """Settings whose engine goes on from test to test: an engine takes long to start."""
+    config = kept(tiny_config(tiny_path, tmp_path_factory.mktemp("standing")), 300)
+    yield config
+    kill_all(config.paths.runtime)
+
+
+@pytest.fixture
+def visitor(standing: Config) -> Iterator[Callable[..., ProcessBackend]]:
+    with clients(standing, ends=False) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def talkative(long_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """The same with a model whose answers do not end by themselves."""
+    config = kept(tiny_config(long_path, tmp_path_factory.mktemp("talkative")), 300)
+    yield config
+    kill_all(config.paths.runtime)
 
 
 def engines(config: Config) -> list[Resident]:
@@ -46,35 +64,35 @@ def engines(config: Config) -> list[Resident]:
 
 
 def test_the_second_client_attaches_to_the_first_ones_engine(
-    client: Callable[..., ProcessBackend], config: Config
+    visitor: Callable[..., ProcessBackend], standing: Config
 ) -> None:
-    first, second = client(), client()
+    first, second = visitor(), visitor()
     assert answered(first, [user("hello")]).completion == answered(second, [user("hello")]).completion
     assert first.pid == second.pid != os.getpid()
-    (engine,) = engines(config)
+    (engine,) = engines(standing)
     assert engine.about is not None
     assert engine.pid == engine.about.pid == first.pid
     assert engine.about.clients == (os.getpid(), os.getpid())
     assert engine.about.memory_bytes > engine.about.live_bytes > 0
 
 
-def test_the_socket_is_its_users_alone(client: Callable[..., ProcessBackend], config: Config) -> None:
-    client().info()
-    (engine,) = engines(config)
+def test_the_socket_is_its_users_alone(visitor: Callable[..., ProcessBackend], standing: Config) -> None:
+    visitor().info()
+    (engine,) = engines(standing)
     assert stat.S_IMODE(engine.place.socket.stat().st_mode) == 0o600
     assert stat.S_IMODE(engine.place.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(engine.place.log.stat().st_mode) == 0o600
 
 
 def test_an_engine_outlives_its_clients_and_is_warm_for_the_next(
-    client: Callable[..., ProcessBackend], config: Config
+    visitor: Callable[..., ProcessBackend], standing: Config
 ) -> None:
-    first = client()
+    first = visitor()
     history = [user("the quick brown fox jumps over the lazy dog " * 3)]
     said = answered(first, history)
     pid = first.pid
     first.close()
-    second = client()
+    second = visitor()
     again = answered(second, [*history, said.turn(), user("and")])
     assert second.pid == pid
     assert again.usage.cached_tokens >= len(said.prompt) // 16 * 16 > 0
@@ -147,6 +165,7 @@ def test_a_socket_that_nobody_listens_at_is_replaced(
     assert answered(client(), [user("hello")]).completion
 
 
+@pytest.mark.slow
 def test_an_engine_killed_between_two_answers_is_started_again_once(
     client: Callable[..., ProcessBackend], config: Config
 ) -> None:
@@ -162,7 +181,7 @@ def test_an_engine_killed_between_two_answers_is_started_again_once(
 
 
 def test_an_engine_killed_with_five_clients_in_mid_answer_goes_on_for_all(talkative: Config) -> None:
-    with clients(talkative) as client:
+    with clients(talkative, ends=False) as client:
         everybody = [client() for _ in range(5)]
         everybody[0].info()
         pid = everybody[0].pid
@@ -200,7 +219,7 @@ def test_an_engine_killed_with_five_clients_in_mid_answer_goes_on_for_all(talkat
 
 
 def test_a_client_that_is_killed_takes_nothing_from_the_others(talkative: Config) -> None:
-    with clients(talkative) as client:
+    with clients(talkative, ends=False) as client:
         one = client()
         one.info()
         child = os.fork()
@@ -273,7 +292,7 @@ def test_the_wrong_model_is_an_error_and_leaves_no_engine(config: Config, tmp_pa
 
 
 def test_cancelling_ends_ones_own_answer_alone(talkative: Config) -> None:
-    with clients(talkative) as client:
+    with clients(talkative, ends=False) as client:
         first, second = client(), client()
         ends: list[Done] = []
 
@@ -295,9 +314,9 @@ def test_cancelling_ends_ones_own_answer_alone(talkative: Config) -> None:
 
 
 def test_concurrent_chats_get_what_each_gets_alone(
-    client: Callable[..., ProcessBackend], config: Config
+    visitor: Callable[..., ProcessBackend], standing: Config
 ) -> None:
-    alone = LocalBackend(replace(config, cache=replace(config.cache, disk=0)))  # type: ignore[arg-type]
+    alone = LocalBackend(replace(standing, cache=replace(standing.cache, disk=0)))  # type: ignore[arg-type]
     results: dict[int, list[tuple[int, ...]]] = {}
 
     def chat(number: int, backend: ProcessBackend | LocalBackend) -> list[tuple[int, ...]]:
@@ -314,10 +333,38 @@ def test_concurrent_chats_get_what_each_gets_alone(
     def in_background(number: int, backend: ProcessBackend) -> None:
         results[number] = chat(number, backend)
 
-    threads = [threading.Thread(target=in_background, args=(n, client())) for n in range(4)]
+    threads = [threading.Thread(target=in_background, args=(n, visitor())) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert results == {number: chat(number, alone) for number in range(4)}
     alone.close()
+
+
+@pytest.mark.slow
+def test_three_hundred_clients_that_come_and_go_leave_nothing(config: Config) -> None:
+    with clients(config) as client:
+        client().info()
+
+        def memory_after(num_clients: int) -> int:
+            for number in range(num_clients):
+                with closing(client()) as one:
+                    answered(one, [user(f"hello {number % 4}")], Options(max_tokens=2))
+            (engine,) = engines(config)
+            assert engine.about is not None
+            assert wait_until(lambda: len(engines(config)[0].about.clients) == 1)  # type: ignore[union-attr]
+            return engine.about.memory_bytes
+
+        first = memory_after(100)
+        assert memory_after(200) < first + 8 * 2**20
+
+
+def test_a_terminal_that_can_not_attach_has_an_engine_of_its_own(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    config.paths.runtime.parent.mkdir(exist_ok=True, parents=True)
+    config.paths.runtime.write_text("a file where the folder should be")
+    with closing(ProcessBackend(config, Attaching())) as backend:
+        events = list(backend.answer([user("hello")], Options(max_tokens=2)))
+        assert isinstance(events[-1], Done)
+        assert any(isinstance(event, Notice) and "could not be started" in event.message for event in events)
