@@ -15,7 +15,7 @@ from kvchat.server.calls import CallWatch
 from kvchat.server.endpoint import Exchange
 from kvchat.server.question import Question, Reply, question_of, reply_of
 from kvchat.server.reading import Fields
-from kvchat.server.refusals import RefusedError, openai_form
+from kvchat.server.refusals import RefusedError
 from kvchat.server.responses_wording import (
     asked_options,
     asked_tools,
@@ -161,7 +161,7 @@ class _Form:
     def fail(self, error: RefusedError) -> Iterator[str]:
         failure = {"code": error.code or "server_error", "message": error.message}
         yield self._event("response.failed", response={**self._head, "status": "failed", "error": failure})
-        yield self._event("error", **openai_form(error)["error"])
+        yield self._event("error", **failure, param=error.param)
 
     def _finished(self, answer: Answer, reply: Reply, output: list[dict[str, Any]]) -> dict[str, Any]:
         whole = finished(self._head, answer, output) | {"kvchat": kvchat_json(self._question, answer)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from kvchat.backends.base import Answer, Done, FinishReason, Options, Role, Text, Turn
 from kvchat.backends.remote.backend import RemoteBackend
 from kvchat.chat.session import Session
+from kvchat.cli import main
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError
 from kvchat.remotes import RemoteConfig, Target
@@ -21,7 +23,11 @@ SYSTEM = "You are the clerk of a small railway station. " + " ".join(
     f"Train {n} leaves at {n}:{n * 7 % 60:02} from platform {n % 5}." for n in range(1, 23)
 )
 GREEDY = Options(temperature=0.0, max_tokens=6)
-WAYS: dict[str, dict[str, str]] = {"text": {}, "ids": {"tokenizer": "MODEL", "send": "ids"}}
+WAYS: dict[str, dict[str, str]] = {
+    "text": {},
+    "ids": {"tokenizer": "MODEL", "send": "ids"},
+    "anthropic": {"server": "anthropic"},
+}
 
 
 def held(answer: Answer) -> float:
@@ -85,7 +91,7 @@ def test_ten_turns_and_every_move_find_what_was_said_before(
         assert held(last_of(again.send("One more?"))) >= 0.95
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["text", "ids"])
 def test_a_stopped_answer_goes_on_where_it_stopped(
     way: str, connect: Callable[[str], RemoteBackend], config: Config
 ) -> None:
@@ -132,3 +138,17 @@ def test_a_message_too_long_for_the_server_is_said_in_one_line(
 ) -> None:
     with pytest.raises(ContextOverflowError):
         list(connect("text").answer([Turn(Role.USER, "word " * 40_000)], GREEDY))
+
+
+def test_the_command_line_talks_to_it_with_a_saved_prompt_and_goes_on_there(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DATA", "CACHE_DIR", "MODELS", "CONFIG"):
+        monkeypatch.setenv(f"KVCHAT_{name}", str(tmp_path / name))
+    asking = ["--max-tokens", "4", "--json", "--no-stdin"]
+    assert main(["--url", client.url, "-t", "proofread", "-p", "I has a cat.", *asking]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["-c", "-p", "He go home.", *asking]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert first["session_id"] == second["session_id"]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"] - 1
