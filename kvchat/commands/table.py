@@ -115,7 +115,10 @@ _RUNS: dict[str, dict[str, Any]] = {
 }
 _AGAINST: dict[str, dict[str, Any]] = {
     "--against": {"metavar": "NAMES", "help": "compare with some of nocache,transformers,llama.cpp"},
-    "--llama-python": {"metavar": "FILE", "help": "a Python interpreter that has llama-cpp-python"},
+    "--llama-python": {
+        "metavar": "FILE",
+        "help": "a Python interpreter that has llama-cpp-python or xllamacpp",
+    },
 }
 _PLOT: dict[str, dict[str, Any]] = {
     "--plot": {"metavar": "FILE", "help": "draw a chart to FILE.svg or FILE.png"}
