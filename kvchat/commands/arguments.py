@@ -70,7 +70,10 @@ RUNS: Arguments = {
 }
 AGAINST: Arguments = {
     "--against": {"metavar": "NAMES", "help": "compare with some of nocache,transformers,llama.cpp"},
-    "--llama-python": {"metavar": "FILE", "help": "a Python interpreter that has llama-cpp-python"},
+    "--llama-python": {
+        "metavar": "FILE",
+        "help": "a Python interpreter that has llama-cpp-python or xllamacpp",
+    },
 }
 PLOT: Arguments = {"--plot": {"metavar": "FILE", "help": "draw a chart to FILE.svg or FILE.png"}}
 SESSION: Arguments = {
