@@ -19,7 +19,7 @@ KEY_S, KEY_SPREAD = 0.19, 0.45
 """Median gap between two keys within a word, and its log-normal spread; with words and corrections 0.24 s on average."""
 WORD_S, SENTENCE_S = 0.16, 0.9
 """What is added in front of a word and behind a sentence, in the median."""
-MISTAKES = 0.025
+MISTAKES = 0.042
 """The share of keys that go wrong; with what is typed before it is noticed, 6 in 100 keys are Backspace."""
 ENTER_S, ENTER_SPREAD = 0.9, 0.67
 """The pause before Enter."""

@@ -8,12 +8,12 @@ import textwrap
 from kvchat.backends.base import Phase
 from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
+from kvchat.ui.cost import typed_text
 from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
 from kvchat.ui.options_command import option_names, run_set
 from kvchat.ui.render import reuse_text, stats_line, weights_text
 from kvchat.ui.tables import joined
-from kvchat.ui.typeahead import typed_text
 
 KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),

@@ -1,4 +1,4 @@
-"""What a move through a conversation would cost: what stays cached, what is computed, in tokens and seconds."""
+"""What a move through a conversation would cost, and what typing ahead did: tokens that stay cached or are computed, seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kvchat.backends.base import Backend, Phase, Role, Turn
 from kvchat.backends.inspection import CacheView
 from kvchat.chat.session import Session
+from kvchat.chat.tree import Totals
 from kvchat.errors import ContextOverflowError
 from kvchat.ui.desk import Choice
 from kvchat.ui.figures import percent_text, seconds_text
@@ -107,3 +108,14 @@ def _half(session: Session) -> int:
         left -= lengths[count]
         count += 1
     return count
+
+
+def typed_text(totals: Totals) -> str:
+    """`computed while you typed 120 tokens in 0.80 s: 97 used, 23 wasted, 1.20 s less to wait`; empty for nothing."""
+    if not totals.ahead_tokens:
+        return ""
+    wasted = max(0, totals.ahead_tokens - totals.ahead_used_tokens)
+    return (
+        f"computed while you typed {totals.ahead_tokens} tokens in {seconds_text(totals.ahead_s)}: "
+        f"{totals.ahead_used_tokens} used, {wasted} wasted, {seconds_text(totals.ahead_saved_s)} less to wait"
+    )

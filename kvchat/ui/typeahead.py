@@ -13,11 +13,9 @@ from contextlib import suppress
 from kvchat.backends.base import Ahead, Phase, Reach
 from kvchat.chat.anticipation import Anticipation, Ask
 from kvchat.chat.session import Session
-from kvchat.chat.tree import Totals
 from kvchat.config import UiConfig
 from kvchat.errors import KvchatError
 from kvchat.ui.battery import battery_percent
-from kvchat.ui.figures import seconds_text
 from kvchat.ui.turns import Turns, sent_text
 
 _POLL_S = 0.1
@@ -128,14 +126,3 @@ class TypeAhead:
         if sign != self.sign:
             self.sign = sign
             self._redraw()
-
-
-def typed_text(totals: Totals) -> str:
-    """`computed while you typed 120 tokens in 0.80 s: 97 used, 23 wasted, 1.20 s less to wait`; empty for nothing."""
-    if not totals.ahead_tokens:
-        return ""
-    wasted = max(0, totals.ahead_tokens - totals.ahead_used_tokens)
-    return (
-        f"computed while you typed {totals.ahead_tokens} tokens in {seconds_text(totals.ahead_s)}: "
-        f"{totals.ahead_used_tokens} used, {wasted} wasted, {seconds_text(totals.ahead_saved_s)} less to wait"
-    )

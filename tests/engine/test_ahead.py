@@ -69,6 +69,7 @@ def test_the_live_kv_after_any_edits_is_the_one_computed_from_scratch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_the_live_kv_after_ten_thousand_edit_scripts_is_the_one_computed_from_scratch() -> None:
     follow(10_000)
 

@@ -14,8 +14,9 @@ from kvchat.chat.tree import Totals
 from kvchat.config import UiConfig
 from kvchat.ui import typeahead
 from kvchat.ui.battery import battery_percent
+from kvchat.ui.cost import typed_text
 from kvchat.ui.turns import Turns
-from kvchat.ui.typeahead import TypeAhead, typed_text
+from kvchat.ui.typeahead import TypeAhead
 from tests.scripted import ScriptedBackend
 
 
