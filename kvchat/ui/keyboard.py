@@ -66,7 +66,7 @@ class Keyboard:
         is_busy = self.chooser.is_open or self.is_asking or self._screen.is_lent
         if is_busy or not shown or is_shell_command(shown) or commands.is_command(shown):
             return ""
-        return self.enclosures.beside(_escaped(self._pastes.opened(shown).strip(), shown))
+        return self.enclosures.beside(self._pastes.message(shown))
 
     def rows(self, columns: int) -> list[str]:
         """The list, the question, or what goes along with the next message and the menu of commands."""
@@ -104,25 +104,20 @@ class Keyboard:
         if not text:
             return
         if len(text) > MAX_CHARACTERS:
-            self._face.show_error(
-                KvchatError(f"{len(text)} characters are too many for one message", "shorten it")
-            )
+            problem = f"{len(text)} characters are too many for one message"
+            self._face.show_error(KvchatError(problem, "shorten it"))
             return
-        is_message = not (is_shell_command(shown) or commands.is_command(shown))
-        if is_message and self._weighing.holds(text):
+        is_other = is_shell_command(shown) or commands.is_command(shown)
+        if not is_other and self._weighing.holds(text):
             return
         buffer.text = text
         buffer.reset(append_to_history=True)
-        self._enter(text, shown)
-
-    def _enter(self, text: str, shown: str) -> None:
-        """Run or send a text that is `shown` with marks for what was pasted."""
         if is_shell_command(shown):
             self._run(text)
         elif commands.is_command(shown):
             self._submit_command(text)
         else:
-            self._turns.add(self.enclosures.with_message(_escaped(text, shown), shown))
+            self._turns.add(self.enclosures.with_message(self._pastes.message(shown), shown))
 
     def _submit_command(self, text: str) -> None:
         try:
@@ -130,10 +125,7 @@ class Keyboard:
         except KvchatError as error:
             self._face.on_result(text, "", error)
             return
-        if command.anytime:
-            self._turns.run_now(text)
-        else:
-            self._turns.add(text)
+        (self._turns.run_now if command.anytime else self._turns.add)(text)
 
     def _run(self, text: str) -> None:
         """A shell command: one at a time, beside whatever goes on."""
@@ -294,8 +286,9 @@ class Keyboard:
         """Show a list whose rows run commands. While something is being typed it takes no keys: it is printed."""
         labels = [sanitize(choice.label) for choice in choices]
         if self._screen.buffer.text not in ("", self._put):
-            lines = [f"{choice.command}  {label}" for choice, label in zip(choices, labels, strict=True)]
-            self._face.show("\n".join([title.partition("(")[0].strip(), *lines[:_PRINTED]]))
+            shown = zip(choices[:_PRINTED], labels, strict=False)
+            lines = [f"{choice.command}  {label}" for choice, label in shown]
+            self._face.show("\n".join([title.partition("(")[0].strip(), *lines]))
             return
         self.chooser.open(title, labels, lambda row: self._run_choice(choices[row]), at)
         self._screen.app.invalidate()
@@ -303,8 +296,3 @@ class Keyboard:
     def _run_choice(self, choice: Choice) -> None:
         if choice.command:
             self._turns.add(choice.command)
-
-
-def _escaped(text: str, shown: str) -> str:
-    """A message that is no command though a pasted path begins it."""
-    return "/" + text if text.startswith("/") > shown.startswith("/") else text

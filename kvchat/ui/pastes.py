@@ -34,6 +34,11 @@ class Pastes:
         """A text with what was pasted in the place of the marks."""
         return _MARK.sub(lambda found: self._texts.get(found[0], found[0]), text)
 
+    def message(self, text: str) -> str:
+        """The message that a text is, opened; a slash before it where a pasted path would make a command of it."""
+        message = self.opened(text).strip()
+        return "/" + message if message.startswith("/") > text.startswith("/") else message
+
     def folded(self, text: str) -> str:
         """A text with the marks in the place of what was pasted, where it is there unchanged."""
         for mark, pasted in self._texts.items():

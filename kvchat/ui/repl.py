@@ -130,9 +130,8 @@ class Repl:
     @property
     def thought(self) -> str:
         """What the model thinks now, or thought before its last answer."""
-        if self._live.thought:
-            return self._live.thought
-        return sanitize(self.session.last.reasoning) if self.session.last else ""
+        last = self.session.last
+        return self._live.thought or (sanitize(last.reasoning) if last else "")
 
     def leave(self) -> None:
         """End the dialogue; may be called from any thread."""
