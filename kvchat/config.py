@@ -21,7 +21,7 @@ from kvchat.remotes import RemoteConfig, check_remote
 from kvchat.setting import ByteSize as ByteSize
 from kvchat.setting import Origin, checked
 from kvchat.setting import parse_bytes as parse_bytes
-from kvchat.settings_file import REMOTE, own_folder, read_settings
+from kvchat.settings_file import REMOTE, own_folder, read_settings, runtime_folder
 from kvchat.settings_file import config_file as config_file
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -31,6 +31,7 @@ POLICIES = ("kvchat", "lru")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
+TYPE_AHEAD = ("auto", "prefill", "off")
 WEIGHTS = ("auto", "native", "int8", "int4")
 THINK = ("auto", "on", "off")
 
@@ -107,13 +108,25 @@ class ChatConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The engine that terminals `share`. `keep_alive` is how many seconds it stays without a client; -1 is for good, and
+    0 gives each an engine of its own."""
+
+    share: bool = field(default=True, metadata={"env": "KVCHAT_SHARE"})
+    keep_alive: int = field(default=600, metadata={"env": "KVCHAT_KEEP_ALIVE", "min": -1})
+
+
+@dataclass(frozen=True, slots=True)
 class UiConfig:
-    """What the terminal looks like."""
+    """What the terminal looks like, and what it has computed while one types: with `type_ahead` `auto` the answer's
+    beginning too, with `prefill` the prompt alone; on a battery with less than `type_ahead_battery` percent nothing."""
 
     markdown: str = field(default="auto", metadata={"choices": MARKDOWN})
     vi: bool = False
     plain: bool = False
     reasoning: bool = True
+    type_ahead: str = field(default="auto", metadata={"env": "KVCHAT_TYPE_AHEAD", "choices": TYPE_AHEAD})
+    type_ahead_battery: int = field(default=50, metadata={"min": 0, "max": 101})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +144,9 @@ class PathsConfig:
     data: Path = field(
         default_factory=lambda: own_folder(platformdirs.user_data_path), metadata={"env": "KVCHAT_DATA"}
     )
+    runtime: Path = field(
+        default_factory=lambda: runtime_folder(os.environ), metadata={"env": "KVCHAT_RUNTIME"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +157,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     ui: UiConfig = field(default_factory=UiConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     remotes: Mapping[str, RemoteConfig] = field(default_factory=dict)
@@ -165,6 +182,7 @@ SECTIONS: dict[str, type[Any]] = {
     "sampling": SamplingConfig,
     "cache": CacheConfig,
     "chat": ChatConfig,
+    "engine": EngineConfig,
     "ui": UiConfig,
     "paths": PathsConfig,
 }

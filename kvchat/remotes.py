@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from kvchat.children import child_environment
 from kvchat.errors import UsageError, reason_of
 
-SERVERS = ("auto", "vllm", "sglang", "llama.cpp", "openai", "anthropic")
+SERVERS = ("auto", "kvchat", "vllm", "sglang", "llama.cpp", "openai", "anthropic")
 SENDS = ("auto", "ids", "text")
 KEY_PLACE = "{key}"
 """Stands for the key in the value of a header."""

@@ -127,6 +127,12 @@ def own_folder(kind: Callable[[str], Path]) -> Path:
     return path
 
 
+def runtime_folder(environ: Mapping[str, str]) -> Path:
+    """Where sockets lie: the session's folder for them, or one of the user's own among the temporary files."""
+    session = environ.get("XDG_RUNTIME_DIR")
+    return Path(session) / "kvchat" if session else Path("/tmp") / f"kvchat-{os.getuid()}"
+
+
 def config_file(environ: Mapping[str, str] | None = None) -> Path:
     """Where config.toml is looked for: `KVCHAT_CONFIG`, or the platform's config folder."""
     environ = os.environ if environ is None else environ

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["KVCHAT_SHARE"] = "off"  # what a test starts ends with it; those of shared engines say otherwise
 
 from kvchat.config import Config
 from tests.tiny import tiny_config, tiny_folder

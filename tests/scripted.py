@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kvchat.backends.base import (
     DEFAULTS,
+    Ahead,
     Answer,
     CacheReport,
     Done,
@@ -26,6 +27,7 @@ from kvchat.backends.base import (
     Options,
     Phase,
     Prefilling,
+    Reach,
     Role,
     Status,
     Text,
@@ -79,6 +81,7 @@ class ScriptedBackend:
         self.histories: list[tuple[Turn, ...]] = []
         self.options: list[Options] = []
         self.prepared: list[tuple[Turn, ...]] = []
+        self.typed: list[tuple[str, Reach]] = []
         self._cancelled = threading.Event()
         self._started = 0.0
         self._dies_at = float("inf")
@@ -195,6 +198,12 @@ class ScriptedBackend:
                 CacheReport(cached, {}, cached, "new text"),
             )
         )
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Ahead]:
+        self.typed.append((history[-1].text if history and history[-1].role is Role.USER else "", reach))
+        num_words = len(self.typed[-1][0].split())
+        if num_words:
+            yield Ahead(num_words, num_words, int(reach is Reach.BEGUN))
 
     def warm(self, history: Sequence[Turn], options: Options = DEFAULTS) -> Iterator[Event]:
         self._wait_for_load()

@@ -12,7 +12,7 @@ import pytest
 import kvchat.ui.files
 from kvchat.errors import ContextOverflowError, UsageError
 from kvchat.ui.cost import check_length
-from kvchat.ui.oneshot import messages_of, open_turns
+from kvchat.ui.questions import messages_of, open_turns
 from tests.scripted import CONTEXT, ScriptedBackend
 
 MEBIBYTE = 2**20
@@ -20,7 +20,11 @@ MEBIBYTE = 2**20
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KVCHAT_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "KVCHAT_SHARE" or not name.startswith("KVCHAT_")
+    }
     return kept | {
         f"KVCHAT_{name}": str(tmp_path / name) for name in ("MODELS", "CACHE_DIR", "DATA", "CONFIG")
     }
@@ -110,7 +114,7 @@ def test_only_what_is_surely_too_long_is_refused_by_its_length() -> None:
 
 
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kvchat.ui.oneshot.MAX_INPUT_BYTES", 1000)
+    monkeypatch.setattr("kvchat.ui.questions.MAX_INPUT_BYTES", 1000)
     (tmp_path / "turns").write_text("short\n" + "x" * 2000)
     messages = messages_of(open_turns(str(tmp_path / "turns"), sys.stdin))
     assert next(messages) == "short"

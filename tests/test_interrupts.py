@@ -19,7 +19,11 @@ SIGTERM_CAUGHT = 1 << (signal.SIGTERM - 1)
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KVCHAT_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "KVCHAT_SHARE" or not name.startswith("KVCHAT_")
+    }
     folders = {f"KVCHAT_{name}": str(tmp_path / name) for name in ("MODELS", "CACHE_DIR", "DATA", "CONFIG")}
     return kept | folders | {"TERM": "xterm-256color"}
 

@@ -10,10 +10,11 @@ import pytest
 
 from kvchat.backends.base import Options
 from kvchat.backends.local import LocalBackend
-from kvchat.chat.lint import Measure, lint
-from kvchat.chat.prompts import Shelf, read_prompt, shipped_folder
 from kvchat.chat.session import Session
 from kvchat.config import load_config
+from kvchat.prompts.lint import Measure, lint
+from kvchat.prompts.prompt import Shelf, read_prompt
+from kvchat.prompts.shelves import shipped_folder
 from tests.test_embedded_model import MODELS
 
 PATHS = sorted(shipped_folder().glob("*.md"))

@@ -121,7 +121,7 @@ def tiny_folder(
 
 def tiny_config(model: Path, folder: Path, **flags: Any) -> Config:
     """Settings for a tiny model with every folder of its own; `cache__mode="off"` sets `cache.mode`."""
-    own = {f"paths.{name}": folder / name for name in ("models", "cache", "data")}
+    own = {f"paths.{name}": folder / name for name in ("models", "cache", "data", "runtime")}
     named = {key.replace("__", "."): value for key, value in flags.items()}
     base = {"model.name": str(model), "model.dtype": "float32", "cache.disk": "100MB", "cache.ram": "50MB"}
     return load_config(base | own | named, environ={"KVCHAT_CONFIG": str(folder / "none.toml")})

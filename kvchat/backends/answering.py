@@ -10,11 +10,11 @@ from dataclasses import replace
 from kvchat.backends import base
 from kvchat.backends.asking import Question
 from kvchat.backends.base import Answer, Event, FinishReason, Phase, Status
-from kvchat.backends.loading import Idle, Show, Talk
+from kvchat.backends.loading import Idle, Show, Talk, Typed
 from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.wording import Wording
-from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Token
+from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse
 from kvchat.engine.sampling import NoNumbersError
 from kvchat.engine.sequence import unheard
 from kvchat.models.kinds import as_generated
@@ -32,33 +32,61 @@ class Answering:
         tokenizer, stops = talk.model.tokenizer, question.options.stop
         repetition = RepetitionWatch() if question.options.repeat_stop else None
         splitter = question.splitter(talk.model)
+        self._finished: Finished | None = None
         self._wording = Wording(tokenizer, splitter, stops, question.unfinished, repetition)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer that are made."""
+        return len(self._wording.ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is made; what it all was comes with the next step."""
+        return self._finished is not None
+
+    def restart(self, started: float) -> None:
+        """Let the clock of the first text begin at `started`, though some of it may be made: nobody has seen it yet."""
+        self._started = started
+        if self._wording.first_text_at is not None:
+            self._wording.first_text_at = time.perf_counter()
 
     def events(
         self, keeping: base.Keeping, is_cancelled: Callable[[], bool], show: Show
     ) -> Generator[Event, None, None]:
         """The answer's events, the last of them `Done`."""
+        with closing(self.steps(keeping, is_cancelled, show)) as steps:
+            for events in steps:
+                yield from events
+
+    def steps(
+        self, keeping: base.Keeping, is_cancelled: Callable[[], bool], show: Show
+    ) -> Generator[list[Event], None, None]:
+        """The same step by step, as the engine makes them: a token, which may have no event yet, is a step."""
         talk, question, wording = self._talk, self._question, self._wording
-        idle, talk.idle = talk.idle, Idle()
         request = question.request(talk.model, reuse=keeping.mode != "off", stores=talk.model.stores(keeping))
         talk.sequence.on_progress = lambda event: show(Status(Phase.PREFILLING, "", event.done, event.total))
         try:
             with closing(self._engine_events(request, is_cancelled)) as engine_events:
                 for event in engine_events:
-                    if isinstance(event, Progress):
-                        show(Status(Phase.PREFILLING, "", event.done, event.total))
-                        yield base.Prefilling(event.done, event.total, event.reuse.num_tokens)
-                    elif isinstance(event, Token):
-                        if not wording.ids:
-                            show(Status(Phase.DECODING))
-                        yield from wording.tell(event.id)
-                    else:
-                        finished = event
-            yield from wording.rest()
-            yield base.Done(self._answer(finished, idle))
+                    yield self._told(event, show)
+            assert self._finished is not None
+            yield [*wording.rest(), base.Done(self._answer(self._finished))]
         finally:
             talk.sequence.on_progress = unheard
             talk.last = Asked(question.turns, (*question.ids, *wording.ids))
+
+    def _told(self, event: EngineEvent, show: Show) -> list[Event]:
+        """What an event of the engine's is to the reader."""
+        if isinstance(event, Progress):
+            show(Status(Phase.PREFILLING, "", event.done, event.total))
+            return [base.Prefilling(event.done, event.total, event.reuse.num_tokens)]
+        if isinstance(event, Finished):
+            self._finished = event
+            return []
+        if not self._wording.ids:
+            show(Status(Phase.DECODING))
+        return list(self._wording.tell(event.id))
 
     def _engine_events(
         self, request: Request, is_cancelled: Callable[[], bool]
@@ -71,8 +99,9 @@ class Answering:
         except NoNumbersError as error:
             raise no_numbers(engine.loaded) from error
 
-    def _answer(self, finished: Finished, idle: Idle) -> Answer:
+    def _answer(self, finished: Finished) -> Answer:
         wording, question, model = self._wording, self._question, self._talk.model
+        idle, self._talk.idle = self._talk.idle, Idle()
         engine, reuse = model.engine, finished.reuse
         ids, completion = question.ids, wording.shown_ids()
         whole = engine.told([*question.tokens, *as_generated(completion)])
@@ -98,6 +127,7 @@ class Answering:
     def _timings(self, finished: Finished, idle: Idle) -> base.Timings:
         reuse, sequence = finished.reuse, self._talk.sequence
         guessed = sequence.drafts.since(self._drafts_before)
+        typed, self._talk.typed = self._talk.typed, Typed()
         first_text_at = self._wording.first_text_at or time.perf_counter()
         return base.Timings(
             load_ms=self._talk.model.info.load_ms,
@@ -112,6 +142,10 @@ class Answering:
             idle_ms=idle.seconds * 1e3,
             draft_n=guessed.drafted,
             draft_n_accepted=guessed.accepted,
+            ahead_n=typed.tokens,
+            ahead_used_n=typed.used,
+            ahead_ms=typed.seconds * 1e3,
+            ahead_saved_ms=typed.saved_s * 1e3,
         )
 
     def _cache_report(self, reuse: Reuse, idle: Idle) -> base.CacheReport:

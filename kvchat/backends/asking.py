@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from kvchat.backends.base import MAX_TOKENS, Encoded, Options, Role, Turn, time_of
@@ -11,8 +12,8 @@ from kvchat.backends.text import ReasoningSplitter
 from kvchat.engine.request import Request
 from kvchat.engine.sampling import SamplingParams
 from kvchat.engine.token_rules import TokenRules
-from kvchat.errors import ContextOverflowError, ModelUnavailableError
-from kvchat.models.kinds import ids_of
+from kvchat.errors import ContextOverflowError, ModelUnavailableError, UsageError
+from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.text.template import ChatTemplate, Message
 
 
@@ -34,6 +35,8 @@ class Question:
     @classmethod
     def of(cls, model: ReadyModel, turns: Sequence[Turn], options: Options) -> Question:
         """What `turns` ask of a model. Raises ContextOverflowError, and ModelUnavailableError for no prompt."""
+        if is_bare(turns):
+            return cls._bare(model, turns, options)
         template, messages = conversation(model, turns)
         tokens = template.tokens(messages, think=options.think)
         ids = ids_of(tokens)
@@ -48,6 +51,18 @@ class Question:
             opens_reasoning=template.opens_reasoning(messages, think=options.think),
             encoded=_newly_encoded(turns, messages),
         )
+
+    @classmethod
+    def _bare(cls, model: ReadyModel, turns: Sequence[Turn], options: Options) -> Question:
+        """A prompt without a template; what is answered is text as it comes."""
+        tokens = prompt_tokens(model, turns, None)
+        ids = ids_of(tokens)
+        if not ids or max(ids) >= model.engine.loaded.vocab_size:
+            raise UsageError("the prompt is empty, or has ids that the model doesn't know", "send another")
+        check_room(ids, model)
+        unfinished = list(turns[-1].tokens or ()) if turns[-1].role is Role.ASSISTANT else []
+        chosen = effective_options(model.info.defaults, options)
+        return cls(tuple(turns), tokens, ids, 0, unfinished, chosen, False, ())
 
     def request(self, model: ReadyModel, *, reuse: bool, stores: bool) -> Request:
         """The same for the engine."""
@@ -73,11 +88,34 @@ class Question:
     def splitter(self, model: ReadyModel) -> ReasoningSplitter:
         """What tells the answer's reasoning from the answer."""
         marks = model.template.marks
-        if marks is None:
+        if marks is None or is_bare(self.turns):
             return ReasoningSplitter(None)
         return ReasoningSplitter(
             (marks.start, marks.end), is_open=self.opens_reasoning, lead=marks.lead, tail=marks.tail
         )
+
+
+def is_bare(turns: Sequence[Turn]) -> bool:
+    """Whether a history is a prompt without a template."""
+    return bool(turns) and turns[0].role is Role.PROMPT
+
+
+def prompt_tokens(model: ReadyModel, turns: Sequence[Turn], think: bool | None) -> list[int]:
+    """The tokens of the prompt that a history is. From any thread."""
+    if not is_bare(turns):
+        template, messages = conversation(model, turns)
+        return copy(template).tokens(messages, think=think)
+    was_measured(turns, model)
+    tokens: list[int] = []
+    for number, turn in enumerate(turns):
+        if turn.role is Role.ASSISTANT:
+            tokens += as_generated(turn.tokens or model.tokenizer.encode_as_text(turn.text))
+        elif turn.tokens is not None:
+            tokens += turn.tokens
+        else:
+            encode = model.tokenizer.encode if number else model.tokenizer.encode_whole
+            tokens += encode(turn.text)
+    return tokens
 
 
 def conversation(model: ReadyModel, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
@@ -87,6 +125,8 @@ def conversation(model: ReadyModel, turns: Sequence[Turn]) -> tuple[ChatTemplate
     """
     was_measured(turns, model)
     template, limit = model.template.at(time_of(turns)), model.engine.loaded.vocab_size
+    if tools := next((turn.tools for turn in turns if turn.tools), ""):
+        template = template.with_tools(tools)
     known = (turn if max(turn.tokens or (0,)) < limit else replace(turn, tokens=None) for turn in turns)
     return template, [message_of(turn, template) for turn in known]
 
@@ -97,9 +137,9 @@ def message_of(turn: Turn, template: ChatTemplate) -> Message:
     One with reasoning stays text: where the reasoning's marks belong, its template says.
     """
     tokens: Sequence[int] | None = turn.tokens if turn.tokenizer == template.tokenizer.id else None
-    if tokens is None and turn.role is Role.ASSISTANT and turn.text and not turn.reasoning:
+    if tokens is None and turn.role is Role.ASSISTANT and turn.text and not (turn.reasoning or turn.extra):
         tokens = template.answer_ids(turn.text)
-    return Message(turn.role.value, turn.text, turn.reasoning, tokens)
+    return Message(turn.role.value, turn.text, turn.reasoning, tokens, turn.extra)
 
 
 def was_measured(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from kvchat.backends.events import Ahead as Ahead
 from kvchat.backends.events import Answer as Answer
 from kvchat.backends.events import CacheReport as CacheReport
 from kvchat.backends.events import Done as Done
@@ -28,6 +29,15 @@ from kvchat.backends.turn import time_of as time_of
 if TYPE_CHECKING:
     from kvchat.backends.inspection import CacheView
     from kvchat.config import Config
+
+
+class Reach(StrEnum):
+    """How far to compute ahead for a message that is being typed: up to where it can't change any more, all of its
+    prompt, or the beginning of its answer too."""
+
+    TYPED = "typed"
+    WHOLE = "whole"
+    BEGUN = "begun"
 
 
 class Phase(StrEnum):
@@ -107,6 +117,7 @@ class ModelInfo:
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
     in a few words. `adapter` is the folder of one that is in its weights.
+    A template that `takes_tools` tells the model of them; `stop_ids` are the tokens that end an answer.
     """
 
     name: str
@@ -127,6 +138,8 @@ class ModelInfo:
     continuation: str = "chunk"
     verdict: str = ""
     is_exact: bool = False
+    takes_tools: bool = False
+    stop_ids: tuple[int, ...] = ()
 
 
 class Backend(Protocol):
@@ -161,6 +174,14 @@ class Backend(Protocol):
 
         Yields `Prefilling` events; none where nothing would be gained, because all that was said is live. It ends as
         soon as an answer is asked for; what was computed stays.
+        """
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Ahead]:
+        """Compute ahead for a message that is being typed, the user's turn that the history ends with, as far as `reach`
+        says and as long as nobody asks for anything else. Another call takes the place of the one before.
+
+        Yields `Ahead` events. An answer to this very history and options takes up what is there; whatever else is asked
+        leaves no trace of it, and a history without such a turn only drops it.
         """
 
     def cache(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from kvchat.backends.base import Done, Event, Keeping, Options, Turn
 from kvchat.backends.connection import Connection, Message
+from kvchat.backends.retelling import Ids, prompt_heard
 from kvchat.backends.wire import EVENTS, error_from_wire, from_wire, to_wire
 from kvchat.errors import EngineDiedError
 
@@ -19,8 +20,8 @@ class EngineGoneError(Exception):
 
 
 def about(name: str, history: Sequence[Turn], options: Options, keeping: Keeping, **more: Any) -> Message:
-    """A call about a conversation. All that is the caller's own travels with it."""
-    values = {"history": to_wire(list(history)), "options": to_wire(options), "keeping": to_wire(keeping)}
+    """A call about a conversation. All that is the caller's own travels with it; the connection knows how to tell it."""
+    values = {"history": history, "options": to_wire(options), "keeping": to_wire(keeping)}
     return {"call": name, **values, **more}
 
 
@@ -29,13 +30,16 @@ def events_of(connection: Connection, message: Message) -> Iterator[Event]:
 
     Closing it cancels the call. Raises EngineGoneError, and what the call raised.
     """
-    call = connection.call(message)
+    known = connection.known
+    call = connection.call(message | {"knows": known.number})
     has_ended = False
     try:
         while not has_ended:
             kind, value = call.replies.get()
-            event = _event(value) if kind == "event" else None
+            event = _event(value, known) if kind == "event" else None
             has_ended = kind != "event" or isinstance(event, Done)
+            if isinstance(event, Done):
+                connection.known = Ids(call.number, (*event.answer.prompt, *event.answer.completion))
             if event is not None:
                 yield event
         _check(kind, value)
@@ -60,9 +64,12 @@ def result_of(connection: Connection, message: Message, read: Callable[[Any], T]
         connection.forget(call)
 
 
-def _event(value: Any) -> Event | None:
-    """An event from its JSON; None for one that is not known here."""
+def _event(value: Any, known: Ids) -> Event | None:
+    """An event from its JSON, told to who has the `known` ids; None for one that is not known here."""
     try:
+        if value["type"] == "Done":
+            answer = value["value"]["answer"]
+            answer["prompt"] = prompt_heard(answer["prompt"], known)
         event: Event = from_wire(EVENTS[value["type"]], value["value"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from kvchat.backends.base import Phase, Status
+from kvchat.backends.retelling import History, Ids
 from kvchat.backends.wire import from_wire
 
 MAX_UNSENT = 256
@@ -41,7 +42,7 @@ class Call:
 
 
 class Connection:
-    """One engine's stream. `status` is what the engine said last."""
+    """One engine's stream. `status` is what the engine said last, `known` are the ids of an answer that it gave."""
 
     def __init__(
         self,
@@ -52,6 +53,10 @@ class Connection:
         """`hello` is said first. `open_stream` gives where calls are written and where replies are read, or raises
         OSError; it may take its time. `on_end` is called when nothing more will come. Both in threads of this."""
         self.status = Status(Phase.STARTING)
+        self.known = Ids()
+        self._history = History()
+        self._remembers = False  # whether the other side knows what it was told before
+        self._telling = threading.Lock()  # over the history: what is told in this order is sent in this order
         self._open_stream = open_stream
         self._on_end = on_end
         self._unsent: queue.Queue[bytes | None] = queue.Queue(MAX_UNSENT)
@@ -86,9 +91,20 @@ class Connection:
             is_dead = self.is_dead
         if is_dead:
             call.replies.put(("died", None))
-        elif not self.send(message | {"id": call.number}):
+        elif not self._tell(message | {"id": call.number}):
             call.replies.put(("error", _REFUSED))
         return call
+
+    def _tell(self, message: Message) -> bool:
+        """Send a call, of its history only what the other side was not told yet."""
+        if "history" not in message:
+            return self.send(message)
+        with self._telling:
+            turns, history = message["history"], self._history if self._remembers else History()
+            is_sent = self.send(message | {"history": history.telling(turns)})
+            if is_sent:
+                self._history.told(turns)
+        return is_sent
 
     def cancel(self, *calls: Call) -> None:
         """Have calls end soon, by default all that are being made here."""
@@ -136,6 +152,7 @@ class Connection:
         with suppress(ValueError, TypeError, KeyError, AttributeError):
             message = json.loads(line)
             if "status" in message:
+                self._remembers = self._remembers or message.get("remembers") is True
                 self.status = from_wire(Status, message["status"])
                 if self.status.phase is Phase.CLOSED:
                     self._sign.set()
@@ -143,6 +160,9 @@ class Connection:
             reply = message["kind"], message["value"]
             with self._lock:
                 call = self._calls.get(message["id"])
+            if reply[0] == "error":  # maybe that it knows less than it was told
+                with self._telling:
+                    self._history = History()
             if call is not None and reply[0] in ("event", "result", "error"):
                 call.replies.put(reply)
 

@@ -7,10 +7,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from kvchat.backends.base import Event, Keeping, Options, Phase, Role, Status, Turn
+from kvchat.backends.base import Done, Keeping, Options, Phase, Reach, Status
+from kvchat.backends.retelling import History, Ids, prompt_telling
 from kvchat.backends.wire import error_to_wire, from_wire, to_wire
 from kvchat.config import Config
 from kvchat.errors import EngineDiedError
@@ -36,8 +40,10 @@ class EngineProcess:
         self._backend_ready = threading.Event()
         self._failure: BaseException | None = None
         self._is_ending = False
+        self._history = History()
+        self._known = Ids()
         self._lock = threading.Lock()  # over what runs
-        self._running: dict[int, Stream[Event] | None] = {}  # calls by number; None: not so far, or no stream
+        self._running: dict[int, Stream[Any] | None] = {}  # calls by number; None: not so far, or no stream
         self._cancelled: set[int] = set()
 
     def serve(self) -> None:
@@ -47,16 +53,22 @@ class EngineProcess:
             return
         config = Config.from_json(json.loads(first))
         _in_background(self._open, config)
-        _in_background(self._report_status)
+        self.report_in_background()
         for line in self._calls:
-            with suppress(
-                ValueError, KeyError, TypeError
-            ):  # cut off, as the terminal was in mid-line, or no call
-                self._handle(json.loads(line))
+            self.hear(line)
         self._is_ending = True
         _in_background(_end_after, DRAIN_TIMEOUT_S)
         if self._backend is not None:
             self._backend.close()
+
+    def hear(self, line: bytes) -> None:
+        """Begin what one line asks for. What was cut off in mid-line, or is no call, is left out."""
+        with suppress(ValueError, KeyError, TypeError):
+            self._handle(json.loads(line))
+
+    def report_in_background(self) -> None:
+        """Tell each change of status from now on, until the end."""
+        _in_background(self._report_status)
 
     def _open(self, config: Config) -> None:
         try:
@@ -72,9 +84,21 @@ class EngineProcess:
         if call["call"] == "cancel":
             self._cancel(call["target"])
             return
+        if "history" in call and not self._has_heard(call):
+            return
         with self._lock:
             self._running[call["id"]] = None
         _in_background(self._run, call)
+
+    def _has_heard(self, call: dict[str, Any]) -> bool:
+        """Put the whole history into a call; histories are heard in the order in which they were told."""
+        try:
+            call["history"] = self._history.heard(call["history"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            error = EngineDiedError("the engine has not understood what was said before", "say it again")
+            self._write({"id": call["id"], "kind": "error", "value": error_to_wire(error)})
+            return False
+        return True
 
     def _cancel(self, number: int) -> None:
         """Cancel one call; all others go on."""
@@ -106,27 +130,40 @@ class EngineProcess:
             return to_wire(self._backend.info())
         if call["call"] == "count":
             return self._backend.count(call["text"])
-        if call["call"] not in ("answer", "warm", "prepare", "cache"):
+        if call["call"] not in ("answer", "warm", "prepare", "ahead", "cache", "prompt"):
             raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
-        history, options = [_turn(turn) for turn in call["history"]], from_wire(Options, call["options"])
+        history, options = call["history"], from_wire(Options, call["options"])
+        if call["call"] == "prompt":
+            return self._backend.prompt(history, options)
         keeping = from_wire(Keeping, call.get("keeping"))
         if call["call"] == "cache":
             view = self._backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
             return to_wire(view)
-        streams = {
+        streams: dict[str, Callable[..., Stream[Any]]] = {
             "answer": self._backend.answer,
             "warm": self._backend.warm,
             "prepare": self._backend.prepare,
+            "ahead": partial(self._backend.ahead, reach=Reach(call.get("reach", "typed"))),
         }
-        events = streams[call["call"]](history, options, keeping)
+        events = streams[call["call"]](history, options, keeping=keeping)
         with self._lock:
             self._running[number] = events
             if number in self._cancelled:
                 events.cancel()
         for event in events:
-            value = {"type": type(event).__name__, "value": to_wire(event)}
-            self._write({"id": number, "kind": "event", "value": value})
+            value = self._done(number, event, call) if isinstance(event, Done) else to_wire(event)
+            self._write(
+                {"id": number, "kind": "event", "value": {"type": type(event).__name__, "value": value}}
+            )
         return None
+
+    def _done(self, number: int, event: Done, call: dict[str, Any]) -> Any:
+        """The end of an answer, for a terminal that may know most of its prompt."""
+        answer = event.answer
+        known = self._known if call.get("knows") == self._known.number else Ids()
+        self._known = Ids(number, (*answer.prompt, *answer.completion))
+        told = to_wire(replace(answer, prompt=())) | {"prompt": prompt_telling(answer.prompt, known)}
+        return {"answer": told}
 
     def _report_status(self) -> None:
         last: Status | None = None
@@ -138,8 +175,10 @@ class EngineProcess:
             if self._is_ending:
                 status = Status(Phase.CLOSED)
             if status != last:
-                self._write({"status": to_wire(status)})
+                self._write({"status": to_wire(status), "remembers": True})
                 last = status
+            if status.phase is Phase.CLOSED:
+                return
             time.sleep(STATUS_INTERVAL_S)
 
     def _write(self, message: dict[str, Any]) -> None:
@@ -150,20 +189,6 @@ class EngineProcess:
                 self._replies.flush()
         except (OSError, ValueError):
             pass  # the terminal is gone; the reader notices
-
-
-def _turn(value: dict[str, Any]) -> Turn:
-    """One turn from JSON; written out, because a long history has many ids."""
-    tokens = value["tokens"]
-    return Turn(
-        role=Role(value["role"]),
-        text=value["text"],
-        reasoning=value["reasoning"],
-        tokens=None if tokens is None else tuple(tokens),
-        tokenizer=value["tokenizer"],
-        time_s=value["time_s"],
-        pinned=value["pinned"],
-    )
 
 
 def _in_background(function: Any, *arguments: Any) -> None:

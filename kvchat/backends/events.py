@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from kvchat.backends.turn import Role as Role
 from kvchat.backends.turn import Turn as Turn
 from kvchat.backends.turn import time_of as time_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class FinishReason(StrEnum):
@@ -45,7 +41,8 @@ class Timings:
     `load_ms`: loading and warming up the model, once a process. `kv_load_ms`: bringing cached KV into the arena.
     `ttft_ms`: from the later of the turn's submission and the model being ready to its first text. Of the `draft_n`
     tokens that were guessed ahead, `draft_n_accepted` came true. Between the answer before and this message, `idle_n`
-    tokens were computed ahead in `idle_ms`, while nobody waited.
+    tokens were computed ahead in `idle_ms`, while nobody waited. Of these, `ahead_n` in `ahead_ms` for messages that
+    were being typed, prompts and answers; `ahead_used_n` of them served this one, which waited `ahead_saved_ms` less.
     """
 
     load_ms: float = 0.0
@@ -60,6 +57,10 @@ class Timings:
     draft_n_accepted: int = 0
     idle_n: int = 0
     idle_ms: float = 0.0
+    ahead_n: int = 0
+    ahead_used_n: int = 0
+    ahead_ms: float = 0.0
+    ahead_saved_ms: float = 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -145,10 +146,14 @@ class Prefilling:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer."""
+    """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer.
+
+    `ids` are those that were generated since the text before this, as far as this backend knows.
+    """
 
     text: str
     reasoning: bool = False
+    ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,17 @@ class Notice:
     """One line for the user that is not part of the answer: a warning, or that the engine was started again."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Of a message that is being typed, `done` of the `total` tokens that its prompt has so far are computed, and behind
+    all of them `begun` of its answer. While it `is_resting`, because the machine has other work, nothing is computed."""
+
+    done: int
+    total: int
+    begun: int = 0
+    is_resting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvchat.backends.base import Keeping, ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
@@ -14,6 +15,7 @@ from kvchat.cache.base import CacheSettings
 from kvchat.cache.folder import make_private_folder
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config, ModelConfig
+from kvchat.engine.ahead import Pulse
 from kvchat.engine.engine import Engine
 from kvchat.engine.sequence import LiveSequence
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
@@ -34,6 +36,9 @@ from kvchat.models.text.template_kind import kind_of
 from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
 from kvchat.trust import Kind, Trust
 
+if TYPE_CHECKING:
+    from kvchat.backends.ahead import Unsent
+
 Show = Callable[[Status], None]
 """Is told what is going on."""
 
@@ -51,6 +56,21 @@ class Idle:
 
 
 @dataclass(frozen=True, slots=True)
+class Typed:
+    """What was computed since the last answer for messages that were being typed: tokens of prompts and of answers, and
+    how many of them an answer `used`; the seconds that took, and those that nobody had to wait for therefore."""
+
+    tokens: int = 0
+    used: int = 0
+    seconds: float = 0.0
+    saved_s: float = 0.0
+
+    def plus(self, *, tokens: int = 0, used: int = 0, seconds: float = 0.0, saved_s: float = 0.0) -> Typed:
+        """With some more."""
+        return Typed(self.tokens + tokens, self.used + used, self.seconds + seconds, self.saved_s + saved_s)
+
+
+@dataclass(frozen=True, slots=True)
 class ReadyModel:
     """Everything that one model needs to answer, whatever the conversation."""
 
@@ -59,21 +79,27 @@ class ReadyModel:
     template: ChatTemplate
     info: ModelInfo
     ready_at: float
+    is_shared: bool = False
 
     def stores(self, keeping: Keeping) -> bool:
-        """Whether what a call computes is given to the cache; one of the engine's own, off the disk, is as private."""
+        """Whether what a call computes is given to the cache; one off the disk is as private, unless it `is_shared`."""
         cache = self.engine.cache
-        return keeping.mode == "rw" and (keeping.saves or cache is None or not cache.settings.disk_bytes)
+        is_private = not self.is_shared and (cache is None or not cache.settings.disk_bytes)
+        return keeping.mode == "rw" and (keeping.saves or is_private)
 
 
 @dataclass(slots=True)
 class Talk:
-    """What is live of one conversation with a model; `last` is what was computed last in it."""
+    """What is live of one conversation with a model; `last` is what was computed last in it, `unsent` what is there for
+    a message that is not sent yet."""
 
     model: ReadyModel
     sequence: LiveSequence
     last: Asked | None = None
     idle: Idle = Idle()
+    typed: Typed = Typed()
+    unsent: Unsent | None = None
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
@@ -237,6 +263,8 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,
+        takes_tools=template.takes_tools,
+        stop_ids=tuple(sorted(loaded.eos_ids | set(template.closing_ids))),
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
         defaults=Options(

@@ -5,13 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TypeVar
 
 from kvchat.backends import base
-from kvchat.backends.answering import Answering
-from kvchat.backends.asking import Question, check_room, conversation, was_measured
-from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Role, Status, Turn
+from kvchat.backends.ahead import ahead, answering, forget
+from kvchat.backends.asking import Question, check_room, conversation, prompt_tokens, was_measured
+from kvchat.backends.base import (
+    DEFAULTS,
+    Event,
+    Keeping,
+    ModelInfo,
+    Options,
+    Phase,
+    Reach,
+    Role,
+    Status,
+    Turn,
+)
 from kvchat.backends.inspection import CacheView, VerifySample
 from kvchat.backends.loading import Talk, load
 from kvchat.backends.preparing import pin, prepare
@@ -31,12 +43,14 @@ class LocalBackend:
     Each call says itself what it may use of the cache and leave in it; by default what the settings say.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, worker: Worker[Talk] | None = None) -> None:
+        """`worker` is one that several of these use; by default it is a new one."""
         self.config = config
         self._keeping = Keeping.from_config(config)
         self._status = Status(Phase.STARTING)
         self._notices: SimpleQueue[str] = SimpleQueue()
-        self._worker: Worker[Talk] = Worker(
+        self._meant: object = None
+        self._worker: Worker[Talk] = worker or Worker(
             self._load,
             settle=lambda talk: talk.model.engine.warm_up(talk.sequence),
             unload=lambda talk: talk.model.engine.close(),
@@ -55,6 +69,7 @@ class LocalBackend:
         self, history: Sequence[Turn], options: Options, keeping: Keeping | None = None
     ) -> Stream[Event]:
         submitted, turns, keeping = time.perf_counter(), tuple(history), keeping or self._keeping
+        self._mean(turns, options)
 
         def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
             started = max(submitted, talk.model.ready_at)
@@ -64,10 +79,11 @@ class LocalBackend:
                 return
             if talk.model.engine.cache is not None:
                 talk.model.engine.cache.stats.begin_turn()
-            answering = Answering(talk, Question.of(talk.model, turns, options), started=started)
+            question = Question.of(talk.model, turns, options)
+            answer = answering(talk, question, keeping, is_cancelled, self._show, started)
             try:
-                with closing(answering.events(keeping, is_cancelled, self._show)) as events:
-                    for event in events:
+                with closing(answer):
+                    for event in answer:
                         while not self._notices.empty():
                             yield base.Notice(self._notices.get())
                         yield event
@@ -83,6 +99,7 @@ class LocalBackend:
         turns, keeping = tuple(history), keeping or self._keeping
 
         def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+            forget(talk)
             template, messages = conversation(talk.model, turns)
             encode = template.next_prefix if turns[-1].role is Role.SYSTEM else template.tokens
             tokens = encode(messages, think=options.think)
@@ -115,6 +132,19 @@ class LocalBackend:
 
         return self._run(job, JobKind.IDLE)
 
+    def ahead(
+        self, history: Sequence[Turn], options: Options, reach: Reach, keeping: Keeping | None = None
+    ) -> Stream[base.Ahead]:
+        turns, keeping = tuple(history), keeping or self._keeping
+        meant = self._mean(turns, options)
+
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[base.Ahead]:
+            yield from ahead(
+                talk, turns, options, keeping, reach, is_cancelled, lambda: self._meant is not meant
+            )
+
+        return self._run(job, JobKind.IDLE)
+
     def cache(
         self,
         history: Sequence[Turn],
@@ -136,6 +166,7 @@ class LocalBackend:
         answer, whose live KV stays as it is. Nothing is compared where nothing is stored."""
 
         def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[VerifySample]:
+            forget(talk)
             yield verify_sample(talk.model.engine, self.config.paths.cache, sample, is_cancelled)
 
         (verified,) = self._run(job)
@@ -143,6 +174,13 @@ class LocalBackend:
 
     def cancel(self) -> None:
         self._worker.cancel(self)
+
+    def prompt(self, history: Sequence[Turn], options: Options = DEFAULTS) -> tuple[int, ...]:
+        """The ids of the prompt that a history is, however long. Waits for the model, but for no answer.
+
+        Raises ContextOverflowError for a text far too long, ModelUnavailableError where the template refuses it.
+        """
+        return tuple(ids_of(prompt_tokens(self._worker.wait().model, tuple(history), options.think)))
 
     def count(self, text: str) -> int:
         return self._worker.wait().model.tokenizer.count(text)
@@ -155,6 +193,13 @@ class LocalBackend:
         self, job: Callable[[Talk, Callable[[], bool]], Iterator[E]], kind: JobKind = JobKind.WORK
     ) -> Stream[E]:
         return self._worker.run(job, kind, owner=self)
+
+    def _mean(self, turns: Sequence[Turn], options: Options) -> object:
+        """What is asked now, or typed: the same thing as before if it is the same, whatever the clock says."""
+        meant = [replace(turn, time_s=None) for turn in turns], options
+        if meant != self._meant:
+            self._meant = meant
+        return self._meant
 
     def _keep(self, talk: Talk, turns: Sequence[Turn], options: Options, keeping: Keeping) -> None:
         """Store what was computed. What fails behind an answer takes nothing from it, and is told with the next."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from kvchat.backends.ahead import forget
 from kvchat.backends.asking import conversation
 from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.loading import Talk
@@ -44,6 +45,7 @@ def prepare(
     held = common_prefix(state.tokens, ids)
     if held == len(ids) or len(ids) >= engine.loaded.context:
         return
+    forget(talk)
     started, done = time.perf_counter(), 0
     try:
         chunk_tokens, stores = _chunk_tokens(engine), model.stores(keeping)

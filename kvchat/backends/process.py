@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from kvchat.backends import base
-from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Status, Turn
+from kvchat.backends.base import DEFAULTS, Event, Keeping, ModelInfo, Options, Phase, Reach, Status, Turn
 from kvchat.backends.calls import EngineGoneError, about, events_of, result_of
 from kvchat.backends.child import EngineChild
-from kvchat.backends.connection import Message
+from kvchat.backends.connection import Connection, Message
 from kvchat.backends.inspection import CacheView
 from kvchat.backends.wire import from_wire
 from kvchat.config import Config
@@ -26,13 +26,30 @@ MAX_LOST = 3
 T = TypeVar("T")
 
 
-class ProcessBackend:
-    """A `base.Backend` whose engine is a child process; starts it again when it dies."""
+class OtherProcess(Protocol):
+    """An engine in another process, from its client's side; `EngineChild` says what each means."""
 
-    def __init__(self, config: Config) -> None:
+    connection: Connection
+
+    @property
+    def has_loaded(self) -> bool: ...
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def obituary(self) -> str: ...
+
+    def end(self) -> None: ...
+
+
+class ProcessBackend:
+    """A `base.Backend` whose engine is another process, by default a child of its own; starts it again when it dies."""
+
+    def __init__(self, config: Config, open_engine: Callable[[Config], OtherProcess] = EngineChild) -> None:
         self.config = config
+        self._open_engine = open_engine
         self._keeping = Keeping.from_config(config)
-        self._child: EngineChild | None = None
+        self._child: OtherProcess | None = None
         self._num_lost = 0  # engines in a row, before this one, that ended while they loaded
         self._closed = False
         self._lock = threading.Lock()  # over these alone
@@ -106,14 +123,28 @@ class ProcessBackend:
             raise _ended(child) from None
 
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        if not self.config.cache.prepare:
+            return
         with suppress(EngineGoneError):  # the next message starts it again
             yield from events_of(self._living().connection, self._about("prepare", history, options))
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[base.Ahead]:
+        child = self._child
+        if child is None or child.connection.is_dead:  # nothing is started for what nobody asked
+            return
+        call = self._about("ahead", history, options, reach=reach.value)
+        with suppress(EngineGoneError):
+            yield from cast(Iterator[base.Ahead], events_of(child.connection, call))
 
     def cache(
         self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True
     ) -> CacheView:
         call = self._about("cache", history, options, has_rows=has_rows)
         return self._ask(call, lambda value: cast(CacheView, from_wire(CacheView, value)))
+
+    def prompt(self, history: Sequence[Turn], options: Options = DEFAULTS) -> tuple[int, ...]:
+        """See `LocalBackend.prompt`."""
+        return self._ask(self._about("prompt", history, options), tuple)
 
     def _ask(self, message: Message, read: Callable[[Any], T]) -> T:
         child = self._living()
@@ -125,7 +156,7 @@ class ProcessBackend:
     def _about(self, name: str, history: Sequence[Turn], options: Options, **more: Any) -> Message:
         return about(name, history, options, self._keeping, **more)
 
-    def _living(self, *, anew: bool = False) -> EngineChild:
+    def _living(self, *, anew: bool = False) -> OtherProcess:
         """The engine, started again if it has ended; where that is of no use, only to try `anew`."""
         with self._lock:
             if self._closed:
@@ -136,19 +167,19 @@ class ProcessBackend:
             num_lost = 0 if child is None or anew else self._lost_with(child)
             if child is None or num_lost < MAX_LOST:
                 self._num_lost = num_lost
-                self._child = EngineChild(self.config)
+                self._child = self._open_engine(self.config)
                 return self._child
         raise EngineDiedError(
             f"the engine ended {MAX_LOST} times while it loaded ({child.obituary()})",
             "take a smaller model; the next message starts it again",
         )
 
-    def _lost_with(self, child: EngineChild) -> int:
+    def _lost_with(self, child: OtherProcess) -> int:
         """How many in a row ended while they loaded, with this one that has ended."""
         return 0 if child.has_loaded else self._num_lost + 1
 
 
-def _ended(child: EngineChild) -> EngineDiedError:
+def _ended(child: OtherProcess) -> EngineDiedError:
     return EngineDiedError(f"the engine ended ({child.obituary()})", "ask again")
 
 

@@ -8,11 +8,17 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """Who speaks in a turn."""
+    """Who speaks in a turn; `tool` is what a program gave back that the model called.
+
+    `prompt` is a prompt as it is, without a template: a history that begins with one is such turns and the model's own
+    answers, one directly behind the other.
+    """
 
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+    PROMPT = "prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,9 @@ class Turn:
     `tokenizer` names the tokenizer that they belong to; a backend with another tokenizer encodes `text` anew.
     `text` is the answer without its reasoning, `reasoning` the part in front of it. `time_s` (since the epoch) is what
     time it is in the whole conversation, for a template that prints it: that of the first turn that has one counts.
-    What is `pinned`, a system prompt, is evicted last.
+    What is `pinned`, a system prompt, is evicted last. `tools` are those that the model may call in the whole conversation,
+    where the first turn that has some counts, and `extra` is what else a template may know of this message (calls, the
+    name of a tool): both JSON, or empty.
     """
 
     role: Role
@@ -33,6 +41,8 @@ class Turn:
     tokenizer: str | None = None
     time_s: float | None = field(default=None, compare=False)
     pinned: bool = field(default=False, compare=False)
+    tools: str = ""
+    extra: str = ""
 
 
 def time_of(history: Sequence[Turn]) -> float | None:

@@ -16,7 +16,7 @@ from kvchat.backends import base
 from kvchat.errors import ERROR_TYPES, KvchatError, is_memory_gone
 
 EVENTS: Mapping[str, type[Any]] = {
-    cls.__name__: cls for cls in (base.Prefilling, base.Text, base.Notice, base.Done)
+    cls.__name__: cls for cls in (base.Prefilling, base.Text, base.Notice, base.Ahead, base.Done)
 }
 _PLAIN = frozenset((str, int, float, bool, NoneType))
 

@@ -25,6 +25,7 @@ class Wording:
         self.ids: list[int] = []
         self.text = self.reasoning = ""
         self.first_text_at: float | None = None
+        self._num_told = 0  # ids that some text was given for
         self._tokenizer = tokenizer
         self._splitter = splitter
         self._stream = tokenizer.stream()
@@ -105,4 +106,5 @@ class Wording:
         if self._repetition is not None:
             self._repetition.feed(text)
         self.first_text_at = self.first_text_at or time.perf_counter()
-        yield Text(text, is_reasoning)
+        told, self._num_told = self._num_told, len(self.ids)
+        yield Text(text, is_reasoning, tuple(self.ids[told:]))

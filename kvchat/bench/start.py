@@ -72,7 +72,7 @@ def _environment(config: Config, folder: Path) -> dict[str, str]:
     given = {name: str(value) for name, value in settings.items() if value is not None}
     own = {"CACHE_DIR": folder / "kv", "DATA": folder / "data", "CONFIG": folder / "config.toml"}
     paths = {f"KVCHAT_{name}": str(path) for name, path in (own | {"MODELS": config.paths.models}).items()}
-    return {**child_environment(), **given, **paths, "TERM": "xterm-256color"}
+    return {**child_environment(), **given, **paths, "TERM": "xterm-256color", "KVCHAT_SHARE": "off"}
 
 
 def _takes_keys_s(environ: dict[str, str]) -> float:

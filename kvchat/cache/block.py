@@ -20,6 +20,11 @@ HashFunction = Callable[[bytes], bytes]
 """Bytes -> 16 bytes. Equal digests are only a hint; a hit is proven by comparing tokens."""
 
 
+def id_bytes(tokens: Sequence[int]) -> bytes:
+    """Tokens as chains have them: int32, little-endian."""
+    return np.fromiter(tokens, dtype="<i4", count=len(tokens)).tobytes()
+
+
 def xxh3_128(data: bytes) -> bytes:
     """The 16-byte xxh3_128 digest, the same in every process and on every machine."""
     return xxhash.xxh3_128_digest(data)
@@ -141,30 +146,41 @@ class Chain:
         return int(np.argmax(np.not_equal(*pair))) // self.block_size
 
 
-@dataclass(frozen=True, slots=True)
 class Chains:
-    """How one model's chains are made: from its `root` on. Without `has_blocks` there are snapshots alone."""
+    """How one model's chains are made: from its `root` on. Without `has_blocks` there are snapshots alone.
 
-    root: bytes
-    block_size: int
-    hash_function: HashFunction = xxh3_128
-    has_blocks: bool = True
+    What a chain begins with as the one before did is not hashed again: a conversation grows at its end. From any thread.
+    """
+
+    def __init__(
+        self, root: bytes, block_size: int, hash_function: HashFunction = xxh3_128, has_blocks: bool = True
+    ) -> None:
+        self.root = root
+        self.block_size = block_size
+        self.hash_function = hash_function
+        self.has_blocks = has_blocks
+        self._last = Chain(block_size, b"", ())
 
     def blocks(self, tokens: Sequence[int]) -> Chain:
         """The full blocks of `tokens`; what is left over after the last one is dropped."""
         num_blocks = len(tokens) // self.block_size
-        ids = np.asarray(tokens[: num_blocks * self.block_size], dtype="<i4").tobytes()
+        ids = id_bytes(tokens[: num_blocks * self.block_size])
+        last = self._last
+        same = last.num_equal(0, ids)
+        if same == num_blocks:
+            return Chain(self.block_size, ids, last.hashes[:same])
         step = self.block_size * TOKEN_BYTES
-        hashes: list[bytes] = []
-        parent = self.root
-        for start in range(0, len(ids), step):
+        hashes = list(last.hashes[:same])
+        parent = hashes[-1] if hashes else self.root
+        for start in range(same * step, len(ids), step):
             parent = self.hash_function(parent + ids[start : start + step])
             hashes.append(parent)
-        return Chain(self.block_size, ids, tuple(hashes))
+        self._last = Chain(self.block_size, ids, tuple(hashes))
+        return self._last
 
     def state(self, tokens: Sequence[int]) -> Chain:
         """The full blocks of `tokens` and the snapshot behind all of them."""
-        return self.state_at(self.blocks(tokens), np.asarray(tokens, dtype="<i4").tobytes())
+        return self.state_at(self.blocks(tokens), id_bytes(tokens))
 
     def state_at(self, blocks: Chain, ids: bytes) -> Chain:
         """The chain of the snapshot at the end of `ids`, whose full blocks, and maybe more, are those of `blocks`."""

@@ -36,6 +36,8 @@ from kvchat.cache.stats import CacheStats, StatsCounter
 
 MAX_RETRY_S = 300.0
 MAX_NOTE_BYTES = 2**16
+LATELY_S = 600.0
+"""What continues a file that was used so lately is marked as used in its place."""
 
 
 class DiskTier(Tier):
@@ -62,8 +64,9 @@ class DiskTier(Tier):
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that all models' files take now; counts them anew each time."""
-        return scan_folder(self._root).num_bytes
+        """Bytes that all models' files take now; counted anew where another process has changed something."""
+        known = self._shelf.settled_bytes()
+        return scan_folder(self._root).num_bytes if known is None else known
 
     @property
     def budget_bytes(self) -> int:
@@ -107,11 +110,19 @@ class DiskTier(Tier):
         return self._locked(lambda: self._store_locked(chain, start, data.data, priority))
 
     def use(self, chain: Chain, priority: int = 0) -> None:
-        """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`."""
+        """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`.
+
+        Nothing goes before what continues it, so that of the files before the last it is enough that they were used
+        lately: a long conversation has many, and goes on often.
+        """
         if not self.is_writable:
             return
-        for piece in reversed(self.match(chain)):
+        now, pieces = time.monotonic(), self.match(chain)
+        for piece in reversed(pieces):
             name = piece.run.name
+            if piece is not pieces[-1] and now - piece.run.stamped_s < LATELY_S and name.priority >= priority:
+                continue
+            piece.run.stamped_s = now
             path = self.folder / str(name)
             with suppress(OSError):
                 self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)

@@ -6,6 +6,7 @@ kept. A file's own ids prove its blocks, and those of the files that it continue
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -31,7 +32,7 @@ SCRATCH_BYTES = 4 * 2**20
 class FileRun:
     """A file as the tree knows it; its header is read when its ids are asked for."""
 
-    __slots__ = ("_index", "first", "header", "name", "seen", "start")
+    __slots__ = ("_index", "first", "header", "name", "seen", "stamped_s", "start")
 
     def __init__(self, name: EntryName, index: FolderIndex, block_size: int) -> None:
         self.name = name
@@ -40,6 +41,8 @@ class FileRun:
         self.header: Header | None = None
         self.seen: tuple[bytes, ...] = ()
         """The hashes of its blocks, as far as something was matched there."""
+        self.stamped_s = -math.inf
+        """When this process marked it as used, of time.monotonic."""
         self._index = index
 
     @property
@@ -98,8 +101,9 @@ class FolderIndex:
         with self._lock:
             self._refresh()
             pieces = self._tree.match(chain) if self._runs else ()
-            for piece in pieces:
-                piece.run.seen = chain.hashes[piece.run.start : piece.end]
+            for run, _, end, _ in pieces:
+                if len(run.seen) != end - run.start:
+                    run.seen = chain.hashes[run.start : end]
             return pieces
 
     def knows(self, digest: bytes) -> bool:

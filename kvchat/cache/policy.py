@@ -174,13 +174,15 @@ class Worth(Policy):
         passed: list[_Held] = []
         found = None
         while self._heads and found is None:
-            _, stamp, key = self._heads[0]
+            first = _, stamp, key = heapq.heappop(self._heads)  # before `_head` offers another one
             held = self._head(key)
-            if held is None or held.stamp != stamp:
-                heapq.heappop(self._heads)
-                if held:
-                    self._offer(key, held)
-            elif can_go(held.run):
+            if held is None:
+                continue
+            if held.stamp != stamp:
+                self._offer(key, held)
+                continue
+            heapq.heappush(self._heads, first)
+            if can_go(held.run):
                 found = held.run
             else:
                 heapq.heappop(self._queues[key])

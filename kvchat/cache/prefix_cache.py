@@ -26,7 +26,7 @@ from kvchat.cache.base import (
     Tier,
     Warn,
 )
-from kvchat.cache.block import TOKEN_BYTES, Chain, Chains, KVLayout, chain_root
+from kvchat.cache.block import TOKEN_BYTES, Chain, Chains, KVLayout, chain_root, id_bytes
 from kvchat.cache.disk import open_disk
 from kvchat.cache.encoding import Arena, Encoding
 from kvchat.cache.entry import FolderMeta
@@ -87,7 +87,7 @@ class PrefixCache:
         chain = self._chains.blocks(tokens)
         if not self._layout.states:
             return self._match_blocks(chain)
-        return self._match_state(np.asarray(tokens, dtype="<i4").tobytes(), chain)
+        return self._match_state(id_bytes(tokens), chain)
 
     def contains(self, tokens: Sequence[int], *, priority: int = 0) -> dict[str, int]:
         """How many of `tokens` each tier holds by itself, from the root on, at no less than a priority; changes nothing.

@@ -213,7 +213,9 @@ class RamTier(Tier):
 
     def _use(self, tail: RamRun | None, priority: int) -> None:
         for run in lineage(tail):
-            run.priority = max(run.priority, priority)
+            if run.priority < priority:
+                run.priority = priority
+                self._tree.forget()  # its pieces say which it has
             self._policy.used(run)
 
     def _victim(self) -> RamRun:

@@ -58,6 +58,7 @@ class Shelf:
         self._root = root
         self._policy = LeastRecentlyUsed()
         self._turn: int | None = None
+        self._settled: tuple[int, dict[Path, tuple[int, int]]] = -1, {Path(): (0, 0)}  # of no folder
         self._folders: dict[Path, dict[str, ShelvedRun]] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._by_id: dict[FileId, ShelvedRun] = {}
@@ -85,6 +86,22 @@ class Shelf:
         """All that happened since `refresh` is known: no folder has to be listed again for it."""
         for folder in self._folders:
             self._stamps[folder] = _stamp(folder)
+        self._settled = self.num_bytes, {folder: self._stamps[folder] for folder in self._folders}
+
+    def settled_bytes(self) -> int | None:
+        """Bytes of all files, as was known when they were last settled; None where that may not be so any more.
+
+        From any thread.
+        """
+        known, stamps = self._settled
+        try:
+            folders = fingerprint_folders(self._root)
+            is_same = len(folders) == len(stamps) and all(
+                stamps.get(each) == _stamp(each) for each in folders
+            )
+        except OSError:
+            return None
+        return known if is_same else None
 
     def names(self, folder: Path) -> dict[str, EntryName]:
         """The files of a folder, by their names as they stand there."""

@@ -38,6 +38,8 @@ class Conversation:
         self.tokenizer = ""
         self.store = store or Store()
         self._is_pinned = False
+        self._said: dict[str, tuple[Exchange, str, tuple[Turn, ...]]] = {}
+        """By exchange: its messages, of which tokenizer, as they were made last."""
         self._begin(system)
 
     # What there is
@@ -85,7 +87,7 @@ class Conversation:
         """
         text = system or self._system
         head = (Turn(Role.SYSTEM, text, pinned=self._is_pinned),) if text else ()
-        turns = head + _turns(path, self.tokenizer)
+        turns = head + self._turns(path)
         began = self._tree.began
         return (replace(turns[0], time_s=began), *turns[1:]) if turns else ()
 
@@ -144,10 +146,25 @@ class Conversation:
         else:
             self.resume(key)
 
+    def show_variant(self, step: int) -> tuple[int, int]:
+        """Move to the next (1) or the previous (-1) answer to the last message: its number, and of how many.
+
+        Behind the last comes the first. What followed an answer stays as a branch. Raises UsageError if there is one only.
+        """
+        if self._tip is None:
+            raise UsageError("there is no answer yet", "say something first")
+        self._learn_of_others()
+        ids = [exchange.id for exchange in self._tree.variants(self._tip)]
+        if len(ids) < 2:
+            raise UsageError("there is one answer only", "/retry gives another")
+        at = (ids.index(self._tip) + step) % len(ids)
+        self._move_to(ids[at])
+        return at + 1, len(ids)
+
     def resume(self, key: str = LATEST) -> None:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
-        row = self.store.session(key)
-        self._tree = self.store.tree(row)
+        row = self.store.session(key, oneshots=False)
+        self._tree, self._said = self.store.tree(row), {}
         self._tip, self._system, self._is_pinned, self.preset = row.tip, row.system, False, Preset()
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
@@ -155,6 +172,10 @@ class Conversation:
     def rename(self, name: str) -> None:
         """Name the session. Raises UsageError if another one has the name."""
         self._journal.rename(self._checked(name) or "")
+
+    def mark(self, *, is_oneshot: bool) -> None:
+        """Say whether the session is only asked without a dialogue; written with the next message."""
+        self._journal.mark(is_oneshot=is_oneshot)
 
     def new(self, name: str | None = None) -> str:
         """Begin another conversation with the same system prompt; its id. Raises UsageError."""
@@ -176,7 +197,7 @@ class Conversation:
         path = self.path
         if not 1 <= num_exchanges < len(path):
             raise UsageError(
-                f"can't drop {num_exchanges} of {len(path)} exchanges", "one at least has to stay"
+                f"can't drop {num_exchanges} of {len(path)} messages", "at least one has to stay"
             )
         self._graft(path[num_exchanges:])
 
@@ -202,10 +223,26 @@ class Conversation:
 
     def _begin(self, system: str | None) -> None:
         self._system = well_formed(system) if system else None
-        self._tree = Tree()
+        self._tree, self._said = Tree(), {}
         self._tip = None
         self._journal = Journal(self.store, new_row(self._system, self.model))
         self.totals = Totals()
+
+    def _turns(self, path: Sequence[Exchange]) -> tuple[Turn, ...]:
+        """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate.
+
+        Of an exchange that is as it was they are the very same, so that who is told them often need not look into them.
+        """
+        turns: list[Turn] = []
+        for exchange in path:
+            if turns and turns[-1].role is Role.USER:
+                turns.append(Turn(Role.ASSISTANT, ""))
+            before, tokenizer, said = self._said.get(exchange.id, (None, "", ()))
+            if before is not exchange or tokenizer != self.tokenizer:
+                said = exchange.turns_for(self.tokenizer)
+                self._said[exchange.id] = exchange, self.tokenizer, said
+            turns.extend(said)
+        return tuple(turns)
 
     def _learn_of_others(self) -> None:
         """Add what other terminals said in this tree."""
@@ -237,13 +274,3 @@ class Conversation:
         for copy in copies:
             self._tree.put(copy)
         self._move_to(copies[-1].id)
-
-
-def _turns(path: Sequence[Exchange], tokenizer: str) -> tuple[Turn, ...]:
-    """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate."""
-    turns: list[Turn] = []
-    for exchange in path:
-        if turns and turns[-1].role is Role.USER:
-            turns.append(Turn(Role.ASSISTANT, ""))
-        turns.extend(exchange.turns_for(tokenizer))
-    return tuple(turns)

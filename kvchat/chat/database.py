@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +11,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from kvchat.chat.mending import copy_pages, may_be_damage, mend, rescue
+from kvchat.chat.connecting import backup, connect, create_private, has_wal, uri
+from kvchat.chat.mending import may_be_damage, mend, rescue
 from kvchat.chat.schema import COLUMNS, INDEX, Connection, add_index, drop_triggers, migrate
 from kvchat.errors import KvchatError, reason_of
 
@@ -61,7 +60,7 @@ class Database:
         return self._whole(transaction)
 
     def check_index(self) -> None:
-        """Compare the index with the texts, and make it anew where it says something else; if the file can be written."""
+        """Compare the index with the texts, and rebuild it where they differ; if the file can be written."""
         check = f"INSERT INTO {INDEX}({INDEX}, rank) VALUES ('integrity-check', 1)"
         with suppress(KvchatError):
             if self.is_indexed:
@@ -105,7 +104,7 @@ class Database:
                     self._patience_s = IMPATIENT_S if _is_busy(error) else self._patience_s
                     raise KvchatError(
                         f"can't use the conversations in {self.path}: {reason_of(error)}",
-                        "see to the folder and its disk, or use --no-save",
+                        "check the folder and its disk, or use --no-save",
                     ) from error
             time.sleep(_POLL_S)
 
@@ -126,7 +125,7 @@ class Database:
                 self._connection = self._file(is_question)
             return self._connection
         if self._connection is None:
-            self._connection = self._prepared(_connection(":memory:"))
+            self._connection = self._prepared(connect(":memory:"))
         if is_question and not self._is_copied:
             kept = self._prepared(self._copy())
             _add_rows(self._connection, kept)
@@ -168,8 +167,8 @@ class Database:
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not self.path.exists():
-            _create_private(self.path)
-        connection = _connection(str(self.path))
+            create_private(self.path)
+        connection = connect(str(self.path))
         try:
             self._inode = self.path.stat().st_ino
             connection.execute("PRAGMA journal_mode = WAL")
@@ -181,23 +180,23 @@ class Database:
 
     def _copy(self) -> Connection:
         """A database in memory, with what the file holds; the file and its folder are left as they are."""
-        memory = _connection(":memory:")
+        memory = connect(":memory:")
         if self.path is None or not self.path.exists():
             return memory
         try:
-            if not _has_wal(self.path):
-                _backup(self.path, "immutable=1", memory)
+            if not has_wal(self.path):
+                backup(self.path, "immutable=1", memory)
                 return memory
             try:
-                _backup(self.path, "mode=ro", memory)
+                backup(self.path, "mode=ro", memory)
             except sqlite3.OperationalError:  # what another process wrote last can't be read beside it
-                _backup(self.path, "immutable=1", memory)
+                backup(self.path, "immutable=1", memory)
         except sqlite3.DatabaseError as error:
             memory.close()
             if not may_be_damage(error):
                 raise
             _log.warning("the conversations in %s are left out: %s", self.path, error)
-            return _connection(":memory:")
+            return connect(":memory:")
         return memory
 
     def _mend(self, error: Exception) -> None:
@@ -208,14 +207,14 @@ class Database:
         aside = self._set_aside(error)
         if aside is None:
             return
-        with closing(_connection(":memory:")) as copy:
+        with closing(connect(":memory:")) as copy:
             with suppress(sqlite3.DatabaseError):
-                _backup(aside, "mode=ro" if _has_wal(aside) else "immutable=1", copy)
+                backup(aside, "mode=ro" if has_wal(aside) else "immutable=1", copy)
             rescue(copy, self._opened(False))
 
     def _is_mended(self) -> bool:
         assert self.path is not None
-        with closing(_connection(_uri(self.path, "mode=rw"))) as connection:
+        with closing(connect(uri(self.path, "mode=rw"))) as connection:
             self._inode = self.path.stat().st_ino
             return mend(connection)
 
@@ -232,48 +231,6 @@ class Database:
                 file.rename(aside.with_name(aside.name + end))
         _log.warning("%s is damaged (%s); it is kept as %s", self.path, error, aside.name)
         return aside
-
-
-def _connection(name: str) -> Connection:
-    db = sqlite3.connect(
-        name, timeout=0, isolation_level=None, check_same_thread=False, uri=name.startswith("file:")
-    )
-    db.text_factory = lambda text: text.decode(errors="replace")
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute("PRAGMA secure_delete = ON")
-    return db
-
-
-def _uri(path: Path, mode: str) -> str:
-    return f"{path.resolve().as_uri()}?{mode}"
-
-
-def _has_wal(path: Path) -> bool:
-    """Whether something was written that is not in the file itself yet."""
-    return path.with_name(path.name + "-wal").exists()
-
-
-def _backup(path: Path, mode: str, memory: Connection) -> None:
-    with closing(_connection(_uri(path, mode))) as source:
-        copy_pages(source, memory)
-
-
-def _create_private(path: Path) -> None:
-    """An empty file that only its owner can read, unless there is one.
-
-    It gets its name once it is closed: closing a file that SQLite has open in this process would drop SQLite's locks.
-    """
-    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    os.close(descriptor)
-    try:
-        os.link(name, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    finally:
-        Path(name).unlink()
 
 
 def _is_busy(error: Exception) -> bool:

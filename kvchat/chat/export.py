@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import stat
@@ -101,36 +100,10 @@ def _markdown(row: SessionRow, messages: list[_Message]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }}
-section {{ margin: 1rem 0; padding: .5rem 1rem; border-left: .25rem solid #8888; overflow-wrap: anywhere; }}
-section.user {{ border-color: #4a90d9; }}
-section.system, details {{ opacity: .7; }}
-h2 {{ margin: 0; font-size: .8rem; text-transform: uppercase; letter-spacing: .05em; }}
-div {{ white-space: pre-wrap; }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>"""
-
-
 def _html(row: SessionRow, messages: list[_Message]) -> str:
-    body = "\n".join(_section(message) for message in messages)
-    return _PAGE.format(title=html.escape(row.label), body=body)
+    from kvchat.chat.page import page  # the parser of Markdown, which a listing need not wait for
 
-
-def _section(message: Mapping[str, Any]) -> str:
-    role, content = message["role"], html.escape(message["content"].strip())
-    reasoning = html.escape(message.get("reasoning", "").strip())
-    thought = f"<details><summary>reasoning</summary><div>{reasoning}</div></details>" if reasoning else ""
-    return f'<section class="{role}"><h2>{role}</h2>{thought}<div>{content}</div></section>'
+    return page(row.label, messages)
 
 
 FORMATS: Mapping[str, Callable[[SessionRow, list[_Message]], str]] = {

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def new_row(system: str | None, model: str) -> SessionRow:
-    """A session in which nothing was said yet."""
+    """A session in which nothing has been said yet."""
     return SessionRow(new_id(), new_id(), system=system, model=model, created=time.time())
 
 
@@ -40,6 +40,10 @@ class Journal:
     def change(self, *, system: str | None, model: str) -> None:
         """Note what the session's next messages are asked with; it is written with the next move."""
         self.row = replace(self.row, system=system, model=model)
+
+    def mark(self, *, is_oneshot: bool) -> None:
+        """Note whether the session is only asked without a dialogue; it is written with the next move."""
+        self.row = replace(self.row, is_oneshot=is_oneshot)
 
     def move(self, path: Sequence[Exchange]) -> None:
         """The tip is now at the end of `path`. If another terminal moved the session since, it becomes a branch."""
@@ -64,9 +68,9 @@ class Journal:
             self.store.rename(self.row.id, name)
         self.row = replace(self.row, name=name)
 
-    def draft(self, exchange_id: str, text: str, reasoning: str) -> None:
+    def incoming(self, exchange_id: str, text: str, reasoning: str) -> None:
         """An answer as far as it is."""
-        self._attempt(lambda: self.store.save_draft(exchange_id, text, reasoning))
+        self._attempt(lambda: self.store.save_incoming(exchange_id, text, reasoning))
 
     def answer(self, path: Sequence[Exchange]) -> None:
         """The answer at the end of `path` is what it is now."""
@@ -125,7 +129,7 @@ class Journal:
         try:
             return work()
         except NameTakenError as error:
-            self.notices.append(f"{error.message} by now; this one has no name: /rename gives it one")
+            self.notices.append(f"{error.message} by now; this one has no name now: /rename gives it one")
             self.row = replace(self.row, name=None)
             return work()
 
@@ -135,7 +139,7 @@ class Journal:
             work()
         except KvchatError as error:
             if not self._has_failed:
-                self.notices.append(f"what is said is not saved: {error}")
+                self.notices.append(f"this conversation is not saved: {error}")
             self._has_failed = True
         else:
             is_behind = self._is_stored and self._stored_tip != self.row.tip

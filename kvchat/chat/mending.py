@@ -27,7 +27,7 @@ def may_be_damage(error: Exception) -> bool:
 
 
 def mend(db: Connection) -> bool:
-    """Write the file anew, from the rows of its tables; False when these can't be read whole.
+    """Write the file again, from the rows of its tables; False when these can't be read whole.
 
     Nobody else writes meanwhile. Raises sqlite3.Error or OSError when it could not be tried: that is no damage.
     """
@@ -66,7 +66,7 @@ def copy_pages(source: Connection, target: Connection) -> None:
 
 
 def _restore_schema(db: Connection) -> None:
-    """Write anew what the file says of its tables and indexes, where that is not what it has to be.
+    """Correct what the file says of its tables and indexes where it is wrong.
 
     Until it is closed the connection overlooks what it still can't make sense of there.
     """

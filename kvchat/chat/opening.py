@@ -22,12 +22,14 @@ class Opening:
     row: SessionRow | None = None
     is_fork: bool = False
     preset: Preset | None = None
+    is_oneshot: bool = False
 
     def session(self, backend: Backend) -> Session:
         """The session, with the backend that was started from `config`."""
         session = Session.from_config(backend, self.config, store=self.store)
         if self.row is not None:
             session.resume(self.row.id)
+        session.mark(is_oneshot=self.is_oneshot and (self.row is None or self.row.is_oneshot or self.is_fork))
         session.set_system(self.config.chat.system, pinned=self.config.chat.pin, preset=self.preset)
         if self.is_fork:
             session.fork()
@@ -35,23 +37,30 @@ class Opening:
 
 
 def opening(
-    config: Config, *, key: str | None, is_fork: bool, flags: Collection[str], preset: Preset | None = None
+    config: Config,
+    *,
+    key: str | None,
+    is_fork: bool,
+    flags: Collection[str],
+    preset: Preset | None = None,
+    is_oneshot: bool = False,
 ) -> Opening:
     """How to begin: with the session `key` (its name or id; empty for the latest), or a new one for None.
 
     A session keeps its model and its system prompt, unless `flags` (settings given on the command line) have
-    another. Raises UsageError if there is no such session.
+    another. What is only asked, `is_oneshot`, is not the latest for a dialogue. Raises UsageError if there is no such
+    session.
     """
     store = Store.from_config(config)
     if key is None:
         if is_fork:
-            raise UsageError("--fork of what?", "give -c or -r with it")
-        return Opening(config, store, preset=preset)
-    row = store.session(key or LATEST)
+            raise UsageError("--fork needs a session to branch from", "give -c or -r with it")
+        return Opening(config, store, preset=preset, is_oneshot=is_oneshot)
+    row = store.session(key or LATEST, oneshots=is_oneshot)
     if row.model and row.model != config.model.name and "model.name" not in flags:
         trusts = config.model.trust_remote_code and "model.trust_remote_code" in flags
         model = replace(config.model, name=row.model, adapter=None, trust_remote_code=trusts)
         config = replace(config, model=model)
     if "chat.system" not in flags:
         config = replace(config, chat=replace(config.chat, system=row.system))
-    return Opening(config, store, row, is_fork, preset)
+    return Opening(config, store, row, is_fork, preset, is_oneshot)

@@ -48,7 +48,7 @@ EXCHANGE_COLUMNS = (
 
 SESSIONS = """
     SELECT s.id, s.tree, s.title, s.name, s.tip, s.system, s.model, s.created, s.updated,
-           coalesce(e.depth, 0), coalesce(e.tokens, 0)
+           coalesce(e.depth, 0), coalesce(e.tokens, 0), s.oneshot
     FROM session s LEFT JOIN exchange e ON e.id = s.tip
 """
 """What `session_from_row` reads; a condition may follow, then the order."""
@@ -59,7 +59,8 @@ LATEST_FIRST = "ORDER BY s.rank DESC, s.rowid DESC"
 class SessionRow:
     """A session as it is kept. Times are in seconds since the epoch; `tree` names the tree that `tip` is in.
 
-    `num_exchanges` lie on the path to the tip, which has `num_tokens` with its prompt and answer.
+    `num_exchanges` lie on the path to the tip, which has `num_tokens` with its prompt and answer. `is_oneshot`: all of it
+    was asked without a dialogue.
     """
 
     id: str
@@ -73,6 +74,7 @@ class SessionRow:
     updated: float = 0.0
     num_exchanges: int = 0
     num_tokens: int = 0
+    is_oneshot: bool = False
 
     @property
     def label(self) -> str:
@@ -82,7 +84,7 @@ class SessionRow:
 
 def session_from_row(row: tuple[Any, ...]) -> SessionRow:
     """A session from a row of `SESSIONS`."""
-    session_id, tree, title, name, tip, system, model, created, updated, depth, tokens = row
+    session_id, tree, title, name, tip, system, model, created, updated, depth, tokens, oneshot = row
     return SessionRow(
         id=text(session_id),
         tree=text(tree),
@@ -95,6 +97,7 @@ def session_from_row(row: tuple[Any, ...]) -> SessionRow:
         updated=moment(updated),
         num_exchanges=int(number(depth)),
         num_tokens=int(number(tokens)),
+        is_oneshot=bool(number(oneshot)),
     )
 
 

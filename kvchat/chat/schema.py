@@ -66,6 +66,9 @@ MIGRATIONS = (
     DROP INDEX session_updated;
     CREATE INDEX session_rank ON session(rank);
     """,
+    """
+    ALTER TABLE session ADD COLUMN oneshot INTEGER NOT NULL DEFAULT 0;  -- whether it was only asked without a dialogue
+    """,
 )
 """What made each version of the file from the one before; `user_version` counts those that were run."""
 
@@ -73,7 +76,7 @@ COLUMNS = {
     "exchange": "id, tree, parent, depth, user, answer, reasoning, finish, model, options, statistics, tokens, created",
     "token_ids": "exchange, tokenizer, ids",
     "kv_tip": "exchange, root, tip",
-    "session": "id, tree, name, title, tip, system, model, created, updated, rank",
+    "session": "id, tree, name, title, tip, system, model, created, updated, rank, oneshot",
     "counter": "name, value",
 }
 """All that is kept, by table; what else the file has can be made from it."""
@@ -118,7 +121,7 @@ def migrate(db: Connection, whose: str) -> None:
 
 
 def add_index(db: Connection) -> bool:
-    """See to it that texts are indexed, where this SQLite can do it; whether they are."""
+    """Index the texts, if this SQLite can; whether they are indexed."""
     if ("ENABLE_FTS5",) not in db.execute("PRAGMA compile_options").fetchall():
         return drop_triggers(db)
     if not _has_triggers(db):

@@ -1,29 +1,28 @@
-"""One conversation with a backend: what is said, answered, answered anew and gone on with. Knows no torch, no terminal."""
+"""One conversation with a backend: what is said, answered, answered again and continued. Knows no torch, no terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from types import TracebackType
 
 from kvchat.backends.base import (
-    Answer,
+    Ahead,
     Backend,
     Done,
     Event,
     FinishReason,
-    Notice,
     Options,
     Prefilling,
+    Reach,
     Text,
     Turn,
 )
-from kvchat.chat.conversation import Conversation
-from kvchat.chat.draft import Draft
+from kvchat.chat.answering import Answering, Events
 from kvchat.chat.store import Store
-from kvchat.chat.tree import Exchange, derived_seed, is_unfinished, joined
+from kvchat.chat.tree import Exchange, is_unfinished
 from kvchat.chat.tree import is_empty as is_empty
 from kvchat.chat.tree import new_id as new_id
 from kvchat.config import Config
@@ -32,19 +31,12 @@ from kvchat.errors import KvchatError, UsageError
 SUMMARY_REQUEST = "Summarise our conversation so far in at most 150 words. Keep names, numbers, decisions and open questions."
 """What the model is asked to compact a conversation; the summary then stands behind this message."""
 
-Events = Generator[Event, None, None]
 
+class Session(Answering):
+    """A conversation with a backend, and its verbs. `options` and `model` may be replaced between two messages.
 
-class Session(Conversation):
-    """A conversation with a backend. `options` and `model` may be replaced between two messages.
-
-    What stays of a message: an answer that ended, was cut by its length or was cancelled after its first token
-    is kept with its message. After an error, or a cancel before the first token, the message is taken back, so
-    that the conversation is what it was before and the same text can be sent again.
-
-    The message is saved before the backend is asked, the answer's text every second and at its end. All verbs
-    that ask return the backend's events, the last of them `Done`. Closing them early cancels the answer and keeps
-    what was generated. They raise KvchatError as `Backend.answer` does.
+    All verbs that ask return the backend's events, the last of them `Done`. Closing them early cancels the answer and
+    keeps what was generated. They raise KvchatError as `Backend.answer` does.
     """
 
     def __init__(
@@ -56,9 +48,8 @@ class Session(Conversation):
         store: Store | None = None,
         model: str = "",
     ) -> None:
-        super().__init__(options or Options(), system, store=store, model=model)
-        self.backend = backend
-        self._newest = ""  # the exchange whose answer has its prompt
+        super().__init__(backend, options or Options(), system, store=store, model=model)
+        self._typed_since: float | None = None
 
     @classmethod
     def from_config(cls, backend: Backend, config: Config, *, store: Store | None = None) -> Session:
@@ -85,7 +76,7 @@ class Session(Conversation):
         return "".join(self.stream(text))
 
     def retry(self, *, temperature: float | None = None) -> Events:
-        """Answer the last message anew, as a branch; the answer before stays. Raises UsageError.
+        """Answer the last message again, as a branch; the earlier answer stays. Raises UsageError.
 
         With a `temperature` it is drawn at that, whatever the options say: greedy answers are all the same.
         """
@@ -99,13 +90,13 @@ class Session(Conversation):
         path = self.path
         if not 1 <= abs(number) <= len(path):
             if not path:
-                raise UsageError("there is no message to say differently", "say something first")
+                raise UsageError("there is no message to edit", "say something first")
             raise UsageError(f"there is no message {number}", f"give a number from 1 to {len(path)}")
         return self._answered(self._new_exchange(text, path[number - (number > 0)].parent))
 
     def continue_answer(self) -> Events:
         """Go on with the last answer where it stopped; `Done` has all of it. Raises UsageError if it is complete."""
-        tip = self._needed_tip("go on with")
+        tip = self._needed_tip("continue")
         if tip.answer is not None and not is_unfinished(tip.answer):
             raise UsageError("the last answer is complete", "say something, or /retry for another answer")
         if tip.answer is not None and self._tree.has_children(tip.id):
@@ -127,6 +118,19 @@ class Session(Conversation):
             for event in self.backend.prepare(history, self.chosen):
                 done = event.done if isinstance(event, Prefilling) else done
         return done
+
+    def ahead(self, text: str, reach: Reach) -> Iterator[Ahead]:
+        """Compute ahead for a message that is being typed, as far as `reach`, as if it were sent now; nothing of it is
+        kept here. Without a text, what was computed is dropped. Raises KvchatError as `Backend.answer` does.
+        """
+        if not text:
+            return self.backend.ahead((), self.chosen, reach)
+        exchange = self._new_exchange(text, self._tip)
+        turns = self.history_of([*self.path, exchange])
+        if turns[0].time_s is None:  # the first message: about when it is sent
+            self._typed_since = self._typed_since or time.time()
+            turns = (replace(turns[0], time_s=self._typed_since), *turns[1:])
+        return self.backend.ahead(turns, self._options_of(exchange), reach)
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -178,108 +182,9 @@ class Session(Conversation):
         path = self.path
         if not 0 <= keep < len(path):
             raise UsageError(
-                f"nothing lies ahead of the last {keep} exchanges", "there is nothing to summarise"
+                f"nothing comes before the last {keep} messages", "there is nothing to summarise"
             )
         return path[: len(path) - keep], path[len(path) - keep :]
-
-    def _answered(self, exchange: Exchange, temperature: float | None = None) -> Events:
-        """Make the answer of an exchange, or the rest of it; if nothing comes of it all is as before."""
-        draft = Draft(exchange, back_to=self._tip, is_new=exchange.id not in self._tree)
-        events: Iterator[Event] = iter(())
-        options = self._options_of(exchange)
-        if temperature is not None:
-            options = replace(options, temperature=temperature)
-        self._tree.put(replace(exchange, options=replace(options, seed=self.chosen.seed), model=self.model))
-        try:
-            self._move_to(exchange.id)
-            yield from self._notices()
-            self._learn_tokenizer()
-            events = self.backend.answer(self.history, options)
-            yield from self._followed(events, draft)
-        except GeneratorExit:
-            self._finish_cancelled(events, draft)
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            self._keep(draft, draft.cancelled())
-            raise
-        finally:
-            if not draft.kept:
-                self._take_back(draft)
-
-    def _options_of(self, exchange: Exchange) -> Options:
-        """How to make an answer: with draws of its own, the same wherever the same is said in the same place."""
-        options, seed = self.chosen, self.chosen.seed
-        if seed is None:
-            return options
-        place = len(self._tree.path(exchange.parent)), self._tree.tries(exchange), len(exchange.said)
-        return replace(options, seed=derived_seed(seed, *place))
-
-    def _followed(self, events: Iterator[Event], draft: Draft) -> Events:
-        """The events as they come, saved on the way; `Done` gets the whole answer."""
-        for event in events:
-            if isinstance(event, Text) and draft.take(event, time.monotonic()):
-                self._journal.draft(draft.exchange.id, *draft.whole)
-            elif isinstance(event, Done):
-                event = Done(self._keep(draft, event.answer))
-                yield from self._notices()
-            yield event
-
-    def _keep(self, draft: Draft, new: Answer) -> Answer:
-        """Keep an answer unless it is empty; the whole answer, with what was there before."""
-        before = draft.exchange.answer
-        if is_empty(new):
-            return before or new
-        whole = joined(before, new) if before else new
-        self._put(replace(self._tree[draft.exchange.id], answer=whole))
-        draft.kept = True
-        self.totals = self.totals.plus(new)
-        self._journal.answer(self._tree.path(draft.exchange.id))
-        self._journal.count(new)
-        self._keep_encoded(new)
-        return whole
-
-    def _put(self, exchange: Exchange) -> None:
-        """Put the newest answer into the tree; the one before gives up its prompt's ids, which are all that was said."""
-        before, self._newest = self._newest, exchange.id
-        if before != exchange.id and before in self._tree and (answer := self._tree[before].answer):
-            self._tree.put(replace(self._tree[before], answer=replace(answer, prompt=(), encoded=())))
-        self._tree.put(exchange)
-
-    def _keep_encoded(self, answer: Answer) -> None:
-        """Keep the ids that earlier answers have in this tokenizer beside those that they were generated with."""
-        known = {encoded.text: encoded.tokens for encoded in answer.encoded}
-        self.tokenizer = answer.tokenizer or self.tokenizer
-        for exchange in self.path if known else ():
-            ids = known.get(exchange.answer.text) if exchange.answer else None
-            if exchange.answer and ids is not None and exchange.answer.tokenizer != answer.tokenizer:
-                encoded = {**exchange.encoded, answer.tokenizer: ids}
-                self._tree.put(replace(exchange, encoded=encoded))
-                self._journal.encoded(exchange.id, answer.tokenizer, ids)
-
-    def _finish_cancelled(self, events: Iterator[Event], draft: Draft) -> None:
-        """Drain an abandoned answer to its end, for the exact ids of what was generated."""
-        if draft.kept:
-            return
-        self.backend.cancel()
-        try:
-            for event in events:
-                if isinstance(event, Text):
-                    draft.take(event, 0.0)
-                elif isinstance(event, Done):
-                    self._keep(draft, event.answer)
-        except KvchatError:
-            self._keep(draft, draft.cancelled())
-
-    def _take_back(self, draft: Draft) -> None:
-        """Undo what asking has changed."""
-        self._tip = draft.back_to
-        if draft.is_new:
-            self._tree.remove(draft.exchange.id)
-            self._journal.take_back(self.path, draft.exchange.id)
-        else:
-            self._tree.put(draft.exchange)
-            self._journal.move(self.path)
-            self._journal.answer(self._tree.path(draft.exchange.id))
 
     def _compacted(self, older: tuple[Exchange, ...], recent: tuple[Exchange, ...]) -> Events:
         head = self._new_exchange(SUMMARY_REQUEST, None)
@@ -299,14 +204,6 @@ class Session(Conversation):
         self.totals = self.totals.plus(answer)
         self._graft([replace(summary, answer=replace(answer, prompt=(), encoded=())), *recent])
         self._journal.count(answer)
-
-    def _learn_tokenizer(self) -> None:
-        """Ask for it if answers have ids of several."""
-        if not self.tokenizer and any(exchange.encoded for exchange in self.path):
-            self.tokenizer = self.backend.info().tokenizer
-
-    def _notices(self) -> Iterator[Event]:
-        return map(Notice, self._journal.take_notices())
 
 
 def _closable(events: Iterator[Event]) -> Events:

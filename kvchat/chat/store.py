@@ -67,16 +67,19 @@ class Store:
             for row in self.database.read(lambda db: db.execute(query, (limit,)).fetchall())
         ]
 
-    def session(self, key: str = LATEST) -> SessionRow:
-        """The session of this name, this id or the beginning of one, or the latest. Raises UsageError."""
+    def session(self, key: str = LATEST, *, oneshots: bool = True) -> SessionRow:
+        """The session of this name, this id or the beginning of one, or the latest. Raises UsageError.
+
+        Without `oneshots` the latest is one that was held as a dialogue, if there is any.
+        """
         key = well_formed(key)
-        rows = self.database.read(lambda db: _matching(db, key))
+        rows = self.database.read(lambda db: _matching(db, key, oneshots))
         if len(rows) == 1:
             return rows[0]
         if rows:
             raise UsageError(f"{key!r} is the beginning of {len(rows)} sessions' ids", "give more of it")
         if key == LATEST:
-            raise UsageError("there is no session yet", "kvchat -p TEXT begins one")
+            raise UsageError("there are no sessions yet", "kvchat -p TEXT starts one")
         names = self.database.read(lambda db: db.execute("SELECT coalesce(name, id) FROM session").fetchall())
         nearest = difflib.get_close_matches(key, [text(name) for (name,) in names], n=1, cutoff=0.5)
         raise UsageError(
@@ -139,7 +142,7 @@ class Store:
         encoded = self.database.read(lambda db: _encoded(db, tree))
         return [exchange_from_row(row, encoded.get(text(row[0]), {})) for row in rows]
 
-    def save_draft(self, exchange_id: str, text: str, reasoning: str) -> None:
+    def save_incoming(self, exchange_id: str, text: str, reasoning: str) -> None:
         """Save an answer as far as it is; it has no ids until it ends."""
 
         def work(db: Connection) -> None:
@@ -201,11 +204,12 @@ class Store:
         )
 
 
-def _matching(db: Connection, key: str) -> list[SessionRow]:
+def _matching(db: Connection, key: str, oneshots: bool) -> list[SessionRow]:
     """The session that is named `key`, or those whose id is `key` or begins with it."""
     searches = [("WHERE s.name = ?", key), ("WHERE s.id = ?", key)]
     if key == LATEST:
-        searches.append((f"WHERE ? <> '' {LATEST_FIRST} LIMIT 1", key))
+        order = LATEST_FIRST if oneshots else LATEST_FIRST.replace("BY ", "BY s.oneshot, ")
+        searches.append((f"WHERE ? <> '' {order} LIMIT 1", key))
     if len(key) >= _MIN_PREFIX:
         searches.append(("WHERE substr(s.id, 1, length(?1)) = ?1", key))
     for condition, value in searches:

@@ -149,7 +149,8 @@ class Branch:
 class Totals:
     """Sums over all answers of a session, in tokens; `cached_tokens + prefilled_tokens` were asked for.
 
-    Of the cached ones `idle_tokens` or fewer had been computed ahead, while nobody waited.
+    Of the cached ones `idle_tokens` or fewer had been computed ahead, while nobody waited; of these, `ahead_tokens` of
+    prompts and answers for messages that were being typed, which took `ahead_s` and saved `ahead_saved_s` of waiting.
     """
 
     answers: int = 0
@@ -157,6 +158,10 @@ class Totals:
     prefilled_tokens: int = 0
     completion_tokens: int = 0
     idle_tokens: int = 0
+    ahead_tokens: int = 0
+    ahead_used_tokens: int = 0
+    ahead_s: float = 0.0
+    ahead_saved_s: float = 0.0
 
     @property
     def hit_rate(self) -> float:
@@ -173,6 +178,10 @@ class Totals:
             self.prefilled_tokens + (usage.prompt_tokens - usage.cached_tokens if is_known else 0),
             self.completion_tokens + usage.completion_tokens,
             self.idle_tokens + answer.timings.idle_n,
+            self.ahead_tokens + answer.timings.ahead_n,
+            self.ahead_used_tokens + answer.timings.ahead_used_n,
+            self.ahead_s + answer.timings.ahead_ms / 1e3,
+            self.ahead_saved_s + answer.timings.ahead_saved_ms / 1e3,
         )
 
 
@@ -229,6 +238,15 @@ class Tree:
                 break
             before += other.parent == exchange.parent and other.user.text == exchange.user.text
         return before
+
+    def variants(self, exchange_id: str) -> tuple[Exchange, ...]:
+        """All exchanges in which the same was said in the same place, the oldest first."""
+        own = self[exchange_id]
+        return tuple(
+            other
+            for other in self._exchanges.values()
+            if other.parent == own.parent and other.user.text == own.user.text
+        )
 
     def has_children(self, exchange_id: str) -> bool:
         """Whether something was said after it."""

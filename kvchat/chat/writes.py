@@ -51,16 +51,17 @@ def _put_session(db: Connection, session: SessionRow, *changes: str) -> None:
         "model = excluded.model",
         "updated = excluded.updated",
         "rank = excluded.rank",
+        "oneshot = excluded.oneshot",
         *changes,
     )
     if session.name and not db.execute("SELECT 1 FROM session WHERE id = ?", (session.id,)).fetchone():
         check_name(db, session.name, session.id)
     row = session.id, session.tree, session.title, session.name, session.tip, session.system, session.model
     db.execute(
-        "INSERT INTO session (id, tree, title, name, tip, system, model, created, updated, rank)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(rank), 0) + 1 FROM session))"
+        "INSERT INTO session (id, tree, title, name, tip, system, model, created, updated, oneshot, rank)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(rank), 0) + 1 FROM session))"
         f" ON CONFLICT (id) DO UPDATE SET {', '.join(what)}",
-        (*row, session.created, time.time()),
+        (*row, session.created, time.time(), session.is_oneshot),
     )
 
 

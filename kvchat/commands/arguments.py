@@ -53,6 +53,9 @@ REMOTE: Arguments = {
 NUM_PROMPTS: Arguments = {
     "--prompts": {"metavar": "N", "type": _positive, "default": 200, "help": "prompts to answer (200)"}
 }
+NUM_MESSAGES: Arguments = {
+    "--messages": {"metavar": "N", "type": _positive, "default": 10, "help": "messages to type (10)"}
+}
 LENGTHS: Arguments = {
     "--lengths": {
         "metavar": "N",
@@ -67,7 +70,10 @@ RUNS: Arguments = {
 }
 AGAINST: Arguments = {
     "--against": {"metavar": "NAMES", "help": "compare with some of nocache,transformers,llama.cpp"},
-    "--llama-python": {"metavar": "FILE", "help": "a Python interpreter that has llama-cpp-python"},
+    "--llama-python": {
+        "metavar": "FILE",
+        "help": "a Python interpreter that has llama-cpp-python or xllamacpp",
+    },
 }
 PLOT: Arguments = {"--plot": {"metavar": "FILE", "help": "draw a chart to FILE.svg or FILE.png"}}
 SESSION: Arguments = {
@@ -112,4 +118,27 @@ TRACE: Arguments = {
     },
     "--days": {"type": _positive, "default": 60, "metavar": "N", "help": "how many days it spans (60)"},
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "which one is made up (0)"},
+}
+
+SERVE: Arguments = {
+    "--host": {
+        "metavar": "HOST",
+        "default": "127.0.0.1",
+        "help": "where to listen (127.0.0.1); others need a key",
+    },
+    "--port": {"metavar": "N", "type": int, "default": 11435, "help": "port to listen at (11435)"},
+    "--api-key": {
+        "metavar": "KEY",
+        "help": "a key that clients have to give; others may see it in a list of processes",
+    },
+    "--api-key-file": {"metavar": "FILE", "help": "a file with that key"},
+    "--save": {"action": "store_true", "help": "keep computed KV on disk, too"},
+}
+PID: Arguments = {
+    "pid": {
+        "metavar": "PID",
+        "nargs": "?",
+        "type": _positive,
+        "help": "process id of the engine; not needed if there is only one",
+    }
 }

@@ -12,7 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvchat.bench import codec, decode, exact, lookup, memory, plot, prefill, restore, start, ttft, weights
+from kvchat.bench import (
+    codec,
+    decode,
+    exact,
+    lookup,
+    memory,
+    plot,
+    prefill,
+    restore,
+    start,
+    ttft,
+    typing,
+    weights,
+)
 from kvchat.bench.contender import Setup, parse_names
 from kvchat.bench.measure import Row, use_threads
 from kvchat.config import Config
@@ -33,6 +46,12 @@ def started(args: argparse.Namespace, config: Config) -> Iterator[str]:
 def first_tokens(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Time to the first token against the length of the history."""
     yield from _shown(args, ttft.measure(*_run(args, config), **_sizes(args, ttft.LENGTHS)), chart=ttft.chart)
+
+
+def typed(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Time from Enter to the first word, while a message is typed."""
+    lengths = args.lengths or typing.LENGTHS
+    yield from _shown(args, typing.measure(_setup(args, config), lengths=lengths, messages=args.messages))
 
 
 def prefilled(args: argparse.Namespace, config: Config) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from kvchat.commands.arguments import AGAINST, LENGTHS, NUM_PROMPTS, PLOT, RUNS, TRACE
+from kvchat.commands.arguments import AGAINST, LENGTHS, NUM_MESSAGES, NUM_PROMPTS, PLOT, RUNS, TRACE
 from kvchat.commands.command import Command, verb
 
 HOW = ("-m", "--dtype", "--device", "--weights")
@@ -27,6 +27,14 @@ BENCHES: tuple[Command, ...] = (
         "time to the first token, by where the history is held",
         _bench("first_tokens"),
         LENGTHS | RUNS | AGAINST | PLOT,
+        HOW,
+    ),
+    Command(
+        "bench typing",
+        _BENCH,
+        "time from Enter to the first word, while a message is typed as people do",
+        _bench("typed"),
+        LENGTHS | NUM_MESSAGES | {"--threads": RUNS["--threads"]},
         HOW,
     ),
     Command(

@@ -165,7 +165,11 @@ def cache_prune(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def cache_clear(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """Remove all stored KV of all models."""
+    """Remove all stored KV of all models, also from the RAM of engines that are shared."""
+    from kvchat.backends.resident.asking import forget
+
+    if not args.dry_run:
+        forget(config.paths.runtime)
     yield _freed_line(clear(config.paths.cache, dry_run=args.dry_run), args.json)
 
 

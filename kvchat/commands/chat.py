@@ -90,7 +90,8 @@ def _origins(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> int:
-    from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message, open_turns
+    from kvchat.ui.oneshot import Form, OneShot
+    from kvchat.ui.questions import messages_of, one_message, open_turns
 
     if args.turns is not None and args.prompt is not None:
         raise UsageError("--turns and -p both say what to ask", "use one of them")
@@ -103,7 +104,7 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
         prompt = None if args.prompt is None else os.fsencode(args.prompt).decode(errors="replace")
         return iter(one_message(prompt, "" if args.no_stdin else _piped(sys.stdin)))
 
-    manner = Manner(
+    form = Form(
         json=args.json,
         tokens=args.tokens,
         quiet=args.quiet,
@@ -121,19 +122,23 @@ def _oneshot(backends: Backends, args: argparse.Namespace, config: Config) -> in
             backend.start()
             opened = start.session(backend)
         with opened as session:
-            return OneShot(session, manner, stdout=sys.stdout, stderr=sys.stderr).run(asked)
+            return OneShot(session, form, stdout=sys.stdout, stderr=sys.stderr).run(asked)
 
     with ending_at_once():
-        start = _opening(args, config)
+        start = _opening(args, config, is_oneshot=True)
     return _trusted(start, ask)
 
 
-def _opening(args: argparse.Namespace, config: Config, *, picks: bool = False) -> Opening:
+def _opening(
+    args: argparse.Namespace, config: Config, *, picks: bool = False, is_oneshot: bool = False
+) -> Opening:
     """Where the conversation begins; at nothing if the user `picks` a session later."""
     from kvchat.chat.opening import opening
 
     key = None if picks else args.resume
-    return opening(config, key=key, is_fork=args.fork, flags=args.given, preset=args.preset)
+    return opening(
+        config, key=key, is_fork=args.fork, flags=args.given, preset=args.preset, is_oneshot=is_oneshot
+    )
 
 
 def _is_coloured() -> bool:

@@ -25,10 +25,13 @@ _ABOUT = {
     "chat.system": "the system prompt",
     "chat.pin": "evict the system prompt's KV last",
     "chat.save": "save conversations and their KV; false leaves nothing on disk",
+    "engine.share": "let all terminals use one engine; false gives each its own",
     "ui.vi": "vi keys for editing the input",
     "ui.reasoning": "show the model's reasoning",
+    "ui.type_ahead_battery": "on a battery with less than so many percent left, compute nothing while you type",
     "paths.models": "folder of models that were fetched or imported",
     "paths.data": "folder of conversations and of what you typed",
+    "paths.runtime": "folder of the sockets and logs of engines that are shared",
 }
 """What a setting is where no flag tells, or where the flag tells how to turn it off or how to give it more than once."""
 
@@ -50,6 +53,7 @@ _EXAMPLES: dict[str, object] = {
     "cache.ram": "2GiB",
     "cache.disk": "4GiB",
     "chat.system": "You are a helpful assistant.",
+    "paths.runtime": "/run/user/1000/kvchat",
 }
 """What to write for settings that have no value by default."""
 

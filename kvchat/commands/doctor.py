@@ -78,6 +78,7 @@ def findings(flags: dict[str, object], open_backend: Callable[[Config], Backend]
         yield Finding("settings", str(config_file()) if config_file().exists() else "defaults")
     yield from folders(config)
     yield disk(config)
+    yield from engines(config)
     yield from model(config, open_backend)
 
 
@@ -177,6 +178,20 @@ def disk(config: Config) -> Finding:
     )
 
 
+def engines(config: Config) -> Iterator[Finding]:
+    """The engines that terminals share, if there are any; one that does not react has to be ended."""
+    from kvchat.backends.resident.asking import residents
+    from kvchat.commands.engine import described
+
+    try:
+        found = residents(config.paths.runtime)
+    except OSError as error:
+        yield Finding("engine", str(error), "set KVCHAT_RUNTIME to a folder of your own")
+        return
+    for engine in found:
+        yield Finding("engine", described(engine), "" if engine.about else f"kvchat engine stop {engine.pid}")
+
+
 def model(config: Config, open_backend: Callable[[Config], Backend]) -> Iterator[Finding]:
     """The configured model if it is here: two turns, the second of which has to reuse the first."""
     from kvchat.models.sources.catalog import Catalog
@@ -264,4 +279,4 @@ def _answer(backend: Backend, history: list[Turn]) -> Answer:
 def _local(config: Config) -> Backend:
     from kvchat.commands.starting import oneshot_backend
 
-    return oneshot_backend(config)
+    return oneshot_backend(replace(config, engine=replace(config.engine, share=False)))

@@ -15,6 +15,7 @@ from kvchat.config import (
     MARKDOWN,
     POLICIES,
     THINK,
+    TYPE_AHEAD,
     WEIGHTS,
     parse_bytes,
 )
@@ -113,6 +114,20 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--trust-remote-code", "run the code that this model brings", "model.trust_remote_code", _TRUE),
         Flag("--offline", "never use the network", "model.offline", _TRUE),
     ),
+    "the engine": (
+        Flag(
+            "--no-share",
+            "use an engine of its own, and end it with this terminal",
+            "engine.share",
+            {"action": "store_const", "const": False},
+        ),
+        Flag(
+            "--keep-alive",
+            "how many seconds the engine stays for the next terminal; -1 is for good, 0 not at all",
+            "engine.keep_alive",
+            _number(int, "SECONDS"),
+        ),
+    ),
     "sampling": (
         Flag("--max-tokens", "length of the longest answer, in tokens", "sampling.max_tokens", _number(int)),
         Flag(
@@ -208,6 +223,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "hide the model's reasoning",
             "ui.reasoning",
             {"action": "store_const", "const": False},
+        ),
+        Flag(
+            "--type-ahead",
+            "compute while you type: auto begins the answer, prefill only reads the message",
+            "ui.type_ahead",
+            {"choices": TYPE_AHEAD},
         ),
         Flag("--plain", "print line by line, for dumb terminals and screen readers", "ui.plain", _TRUE),
         Flag("-q --quiet", "print only errors and warnings on stderr", rest=_SWITCH),

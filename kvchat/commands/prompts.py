@@ -12,13 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kvchat.chat.lint import Measure, lint
-from kvchat.chat.prompts import SUFFIX, Prompt, Prompts, Shelf, check_name, prompt_text, user_folder
 from kvchat.chat.tree import Preset
 from kvchat.commands.terminal import for_terminal
 from kvchat.commands.trusting import prompts_around, prompts_with
 from kvchat.config import Config, editor, load_config
 from kvchat.errors import KvchatError, UsageError
+from kvchat.prompts.lint import Measure, lint
+from kvchat.prompts.prompt import Prompt, Shelf, prompt_text
+from kvchat.prompts.shelves import SUFFIX, Prompts, check_name, user_folder
 from kvchat.trust import Kind, Trust, owner_of, trust_for_now
 from kvchat.ui.asking import tell
 

@@ -6,14 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from kvchat.chat.store import FILE_NAME, SessionRow, Store
 from kvchat.chat.warmth import Warmth, warmth
 from kvchat.chat.writes import Deleted
 from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
-from kvchat.errors import UsageError
 from kvchat.ui.asking import agrees, can_ask, tell
 
 _HISTORY_NAME = "history"
@@ -60,16 +58,13 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 def exported_to_file(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One session as a document, on stdout or in a file."""
-    from kvchat.chat.export import write_private
+    from kvchat.ui.clipboard import write_new
 
     document = _document(args.session, config, "json" if args.json else args.format)
     if args.output is None:
         yield for_terminal(document)
         return
-    try:
-        write_private(Path(args.output).expanduser(), document + "\n")
-    except OSError as error:
-        raise UsageError(f"can't write {args.output}: {error.strerror}", "give another file") from None
+    write_new(args.output, document)
     yield args.output
 
 
@@ -78,6 +73,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
     A person at a terminal is asked once, unless they gave --yes.
     """
+    from kvchat.backends.resident.asking import forget as forget_in_ram
     from kvchat.cache.maintenance import forget
 
     store = _store(config)
@@ -93,6 +89,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         else:
             yield for_terminal(f"removed {row.id}  {row.label}")
             yield from map(for_terminal, _shared(gone))
+    forget_in_ram(config.paths.runtime)
     try:
         forget(config.paths.cache, kv_tips, store.kv_tips())
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from kvchat.config import Config
-from kvchat.errors import UsageError
+from kvchat.errors import UsageError, reason_of
 
 if TYPE_CHECKING:
     from kvchat.backends.base import Backend
@@ -32,15 +33,35 @@ def remote_backend(config: Config) -> Backend | None:
 
 
 def oneshot_backend(config: Config) -> Backend:
-    """What answers in this process: a remote, or a local model. Raises UsageError."""
-    return remote_backend(config) or local_backend(config)
+    """What answers once: a remote, the engine that terminals share, or a local model in this process. Raises UsageError."""
+    return remote_backend(config) or shared_backend(config, is_passing=True) or local_backend(config)
+
+
+def shared_backend(config: Config, *, is_passing: bool = False) -> Backend | None:
+    """The engine that terminals share, which the first of them starts; None where the settings or the system want none.
+
+    A client that `is_passing` asks and leaves; terminals that stay go before it.
+    """
+    from kvchat.backends.resident.identity import can_share, place_of
+
+    if not can_share(config):
+        return None
+    try:
+        place_of(config)
+    except OSError as error:
+        logging.getLogger("kvchat").warning(f"this terminal has an engine of its own: {reason_of(error)}")
+        return None
+    from kvchat.backends.process import ProcessBackend
+    from kvchat.backends.resident.attaching import Attaching
+
+    return ProcessBackend(config, Attaching(is_passing=is_passing))
 
 
 def dialogue_backend(config: Config) -> Backend:
-    """What answers a dialogue: a remote, or a local model in a process of its own. Raises UsageError."""
-    remote = remote_backend(config)
-    if remote is not None:
-        return remote
+    """What answers a dialogue: a remote, or a local model in a process that is shared or its own. Raises UsageError."""
+    backend = remote_backend(config) or shared_backend(config)
+    if backend is not None:
+        return backend
     from kvchat.backends.process import ProcessBackend
 
     return ProcessBackend(config)

@@ -10,9 +10,11 @@ from kvchat.commands.arguments import (
     EXPORT,
     LIMIT,
     NAME,
+    PID,
     PROMPT,
     PRUNE,
     REMOTE,
+    SERVE,
     SESSION,
     SEVERAL,
     SOME_PROMPTS,
@@ -28,6 +30,7 @@ _sessions = partial(verb, "sessions")
 _prompts = partial(verb, "prompts")
 _cache = partial(verb, "cache")
 _config = partial(verb, "config")
+_engine = partial(verb, "engine")
 
 _CACHE = "stored KV"
 _CONFIG = "settings"
@@ -37,12 +40,33 @@ _AT = ("--cache-dir",)
 _MODELS = "models on this disk"
 
 
+_ENGINE = "engines that terminals share"
 _SESSIONS = "conversations that were saved"
 _REMOVAL = (
     "delete sessions, also from the search index and the cache; if one of them is not there, none is deleted"
 )
 _PROMPTS = "saved system prompts"
 _HERE = ("--trust-prompts",)
+
+_SERVED_WITH = (
+    "--threads",
+    "--context",
+    "--adapter",
+    "--draft",
+    "--chat-template",
+    "--max-tokens",
+    "--temperature",
+    "--top-k",
+    "--top-p",
+    "--min-p",
+    "--repetition-penalty",
+    "--think",
+    "--seed",
+    "--cache",
+    "--cache-dir",
+    "--cache-ram",
+    "--cache-disk",
+)
 
 COMMANDS: tuple[Command, ...] = (
     Command("models ls", _MODELS, "list the models on this disk and of remotes", _models("listed"), REMOTE),
@@ -88,6 +112,15 @@ COMMANDS: tuple[Command, ...] = (
     Command("cache clear", _CACHE, "remove all stored KV", _cache("cache_clear"), DRY_RUN, _AT),
     Command("cache path", _CACHE, "print the folder that KV is stored in", _cache("cache_path"), flags=_AT),
     *BENCHES,
+    Command("engine ls", _ENGINE, "list the engines that run, their clients and memory", _engine("listed")),
+    Command(
+        "engine stop",
+        _ENGINE,
+        "end an engine, or all of them, once what it computed is written",
+        _engine("stopped"),
+        PID | {"--all": {"action": "store_true", "help": "end all engines"}},
+    ),
+    Command("engine log", _ENGINE, "print what an engine says about itself", _engine("logged"), PID),
     Command("sessions ls", _SESSIONS, "list sessions, the latest first", _sessions("listed"), LIMIT),
     Command("sessions show", _SESSIONS, "print a session", _sessions("shown"), SESSION),
     Command("sessions search", _SESSIONS, "find words in all sessions", _sessions("found"), WORDS | LIMIT),
@@ -178,6 +211,14 @@ COMMANDS: tuple[Command, ...] = (
                 "help": "kind of names",
             }
         },
+    ),
+    Command(
+        "serve",
+        "",
+        "serve the model to other programs, over HTTP",
+        verb("serve", "served"),
+        SERVE,
+        (*HOW, *_SERVED_WITH),
     ),
     Command(
         "help",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvchat.chat.opening import Opening
-from kvchat.chat.prompts import Prompts
 from kvchat.config import Config
 from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.prompts.shelves import Prompts
 from kvchat.trust import Kind, Trust, owner_of
 from kvchat.ui.asking import agrees, can_ask
 

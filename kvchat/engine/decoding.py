@@ -33,7 +33,7 @@ class Decoding:
         self._room = forwards.loaded.context - len(request.prompt)
         wanted = request.max_tokens
         self._limit = self._room if wanted is None else min(self._room, wanted)
-        self._sampler = Sampler(request.sampling, ids_of(request.prompt), forwards.loaded.device)
+        self._sampler = Sampler(request.sampling, request.prompt, forwards.loaded.device)
         self._is_followed = False
 
     def tokens(

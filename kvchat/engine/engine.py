@@ -144,23 +144,25 @@ class Engine:
         assert 0 < len(prompt) < self.loaded.context, "the caller checks the context"
         started = time.perf_counter()
         reuse, logits = yield from self._prefill(sequence, request, is_cancelled, self.chunk_tokens)
-        if request.reuse:
-            self._count(prompt, reuse)
         prefill_s = time.perf_counter() - started - reuse.kv_load_s
         if logits is None:
+            self._count(request, reuse)
             done = len(sequence.state.tokens) - reuse.num_tokens
             yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
             return
         decoding = Decoding(self._forwards, sequence, request)
-        started = time.perf_counter()
+        decode_s, started = 0.0, time.perf_counter()
         with closing(decoding.tokens(logits, is_cancelled, is_over)) as tokens:
             for token in tokens:
+                decode_s += time.perf_counter() - started
                 yield token
+                started = time.perf_counter()  # an answer that was begun ahead waits here for its message
                 if decoding.num_generated == 1 and request.shared:
                     self._store_shared(sequence, request)
-        decode_s = time.perf_counter() - started
+        decode_s += time.perf_counter() - started
         if sequence.speculation is None and decoding.num_generated > 1:
             self.pace.measure(1, decode_s / decoding.num_generated)
+        self._count(request, reuse)
         prefilled = len(prompt) - reuse.num_tokens
         yield Finished(decoding.reason, reuse, prefilled, prefill_s, decode_s, decoding.num_generated)
 
@@ -182,6 +184,19 @@ class Engine:
         request = Request(self.told(tokens), stores=store)
         yield from self._prefill(sequence, request, is_cancelled, chunk_tokens or self.chunk_tokens)
         self.store(sequence, priority=priority, is_kept=store)
+
+    def hold(
+        self,
+        sequence: LiveSequence,
+        tokens: Sequence[int],
+        is_cancelled: Callable[[], bool],
+        *,
+        chunk_tokens: int,
+    ) -> Iterator[Progress]:
+        """Compute `tokens` in a sequence for a message that is not sent yet: nothing of it is stored or counted."""
+        assert 0 < len(tokens) < self.loaded.context, "the caller checks the context"
+        request = Request(self.told(tokens), stores=False)
+        yield from self._prefill(sequence, request, is_cancelled, chunk_tokens)
 
     def told(self, tokens: Sequence[int], num_tokens: int | None = None) -> list[int]:
         """`tokens` as the states and the cache know them, see `LoadedModel.told`."""
@@ -233,11 +248,11 @@ class Engine:
             lambda: self._holding.take_up(sequence.state, prompt, schedule), sequence.state
         )
 
-    def _count(self, prompt: Sequence[int], reuse: Reuse) -> None:
-        if self.cache is None:
+    def _count(self, request: Request, reuse: Reuse) -> None:
+        if self.cache is None or not request.reuse:
             return
         asked = CacheStats(
-            asked_tokens=len(prompt),
+            asked_tokens=len(request.prompt),
             live_tokens=reuse.live,
             tier_tokens=reuse.tiers,
             saved_s=self.pace.saved_s(reuse.num_tokens),

@@ -9,6 +9,7 @@ from math import isfinite
 import torch
 
 from kvchat.engine.token_rules import Ruler, TokenRules
+from kvchat.models.kinds import ids_of
 
 LogitsFunction = Callable[[torch.Tensor], torch.Tensor]
 """Logits [vocab] in float32 -> logits [vocab]; a token that is ruled out has -inf."""
@@ -35,12 +36,13 @@ class SamplingParams:
 
 
 class Sampler:
-    """Chooses token after token of one answer. The repetition penalty covers the prompt and what was chosen."""
+    """Chooses token after token of one answer behind a prompt of tokens. The repetition penalty covers the prompt and what was chosen."""
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self.params = params
-        self._seen = torch.tensor(sorted(set(prompt)), dtype=torch.long, device=device)
-        self._ruler = Ruler(params.rules, prompt) if params.rules else None
+        seen = sorted(set(ids_of(prompt))) if params.repetition_penalty != 1.0 else ()
+        self._seen = torch.tensor(seen, dtype=torch.long, device=device)
+        self._ruler = Ruler(params.rules, ids_of(prompt)) if params.rules else None
         self._generator = torch.Generator(device=device)
         if params.seed is None:
             self._generator.seed()

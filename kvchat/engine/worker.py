@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
+from kvchat.engine.turns import Turns
 from kvchat.errors import EngineDiedError
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class JobKind(Enum):
     """What a job does to one that runs while nobody waits.
 
     `WORK` ends it. `LOOK` leaves the thing as it is, and is run between two of its events. `IDLE` is such a job
-    itself, and takes the place of the one before.
+    itself, and takes the place of its owner's one before.
     """
 
     WORK = auto()
@@ -43,6 +44,10 @@ class _Job(Generic[T]):
     lock: threading.Lock = field(default_factory=threading.Lock)
     has_begun: bool = False
     is_dropped: bool = False
+
+    def replaces(self, other: _Job[T]) -> bool:
+        """Whether it is computed ahead for whom the other one was, and so more to the point."""
+        return self.kind is JobKind.IDLE and self.owner is other.owner
 
     def begin(self) -> bool:
         """Let it run; False if it was dropped before."""
@@ -120,7 +125,7 @@ class Worker(Generic[T]):
         self._load = load
         self._settle = settle
         self._unload = unload
-        self._jobs: queue.SimpleQueue[_Job[T] | None] = queue.SimpleQueue()
+        self._jobs: Turns[_Job[T]] = Turns()
         self._pending: set[_Job[T]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -161,11 +166,11 @@ class Worker(Generic[T]):
         task: _Job[T] = _Job(job, kind, owner)
         with self._lock:
             self._start()
-            for other in self._pending if kind is not JobKind.LOOK else ():
-                if other.kind is JobKind.IDLE:
+            for other in self._pending:
+                if other.kind is JobKind.IDLE and (kind is JobKind.WORK or task.replaces(other)):
                     other.cancelled.set()
             self._pending.add(task)
-            self._jobs.put(task)
+            self._jobs.put(task, owner, is_last=kind is JobKind.IDLE)
         return Stream(task)
 
     def cancel(self, owner: object) -> None:
@@ -184,7 +189,7 @@ class Worker(Generic[T]):
             self._is_closed = True
             for task in self._pending:
                 task.drop(_closed())
-            self._jobs.put(None)
+            self._jobs.end()
         is_loading = not self._answered.is_set()
         self._answered.set()
         if self._thread is not None and not is_loading:
@@ -203,10 +208,10 @@ class Worker(Generic[T]):
         except BaseException as error:  # handed to whoever asks for the thing
             self._failure = error
         self._answered.set()
-        if self._thing is not None and self._jobs.empty():
+        if self._thing is not None and not self._jobs.is_waiting:
             with suppress(Exception):
                 self._settle(self._thing)
-        while (task := self._jobs.get()) is not None:
+        while (task := self._jobs.next()) is not None:
             self._run_one(task)
         if self._thing is not None:
             self._unload(self._thing)
@@ -232,14 +237,10 @@ class Worker(Generic[T]):
         return "end", None
 
     def _run_looks(self, idle: _Job[T]) -> None:
-        """Run what came during an idle job; whatever more than looks has cancelled it before it was queued."""
+        """Run the looks that came during an idle job; work has cancelled it before it was queued."""
         while not idle.cancelled.is_set():
-            try:
-                task = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if task is None:  # the end: the thread has to find it again
-                self._jobs.put(None)
+            task = self._jobs.first(lambda one: one.kind is JobKind.LOOK)
+            if task is None:
                 return
             self._run_one(task)
 

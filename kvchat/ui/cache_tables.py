@@ -24,7 +24,7 @@ _NUM_SHOWN = 100
 def remembered_text(cached: int, asked: int, saved_s: float) -> str:
     """What the cache did, in a sentence for whoever has never heard of KV."""
     if not asked:
-        return "Nothing was asked yet, so nothing was remembered."
+        return "Nothing has been asked yet, so nothing was remembered."
     saved = f"; that saved {seconds_text(saved_s)}" if saved_s >= 0.005 else ""
     return f"Of the last {asked} tokens {cached} were remembered and not computed again{saved}."
 
@@ -32,9 +32,9 @@ def remembered_text(cached: int, asked: int, saved_s: float) -> str:
 def cache_text(view: CacheView, all_time: CacheTotals | None, look: Look) -> Styled:
     """The conversation as a map, a row a message; then the budgets, and what the cache did."""
     if view.mode == "off":
-        head = "the cache is off; every prompt is computed whole"
+        head = "the cache is off; every prompt is computed in full"
     elif view.mode == "server":
-        head = "the server's cache, by what it was sent and has reported"
+        head = "the server's cache, judging by what it was sent and what it reported"
     else:
         head = f"cache {view.mode}, {view.codec}{' (lossy)' if view.codec == 'int8' else ''}"
     tiers = [use.tier for use in view.tiers]

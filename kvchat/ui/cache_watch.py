@@ -29,7 +29,7 @@ class CacheWatch:
         self._session = session
 
     def look(self) -> None:
-        """Ask anew, and add what happened since. What can't be asked or written is left out."""
+        """Ask again, and add what happened since. What can't be asked or written is left out."""
         with suppress(KvchatError):
             view, before = self._session.backend.cache(()), self.view
             self.view = view

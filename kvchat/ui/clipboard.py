@@ -30,13 +30,18 @@ def selection(answer: str, which: str) -> str:
     blocks = code_blocks(answer)
     wanted = int(number or len(blocks))
     if not 1 <= wanted <= len(blocks):
-        raise UsageError(f"the last answer has {len(blocks)} code blocks", "/copy takes all of it")
+        raise UsageError(_blocks_text(len(blocks)), "/copy without code takes all of it")
     return blocks[wanted - 1]
+
+
+def _blocks_text(count: int) -> str:
+    """How many blocks of code an answer has."""
+    return f"that answer has {count or 'no'} {'block' if count == 1 else 'blocks'} of code"
 
 
 def code_blocks(answer: str) -> list[str]:
     """The code of all blocks of an answer, each with the newline at its end."""
-    from kvchat.ui.elements import markdown_parser
+    from kvchat.chat.markup import markdown_parser
 
     return [
         token.content for token in markdown_parser().parse(answer) if token.type in ("fence", "code_block")
@@ -44,13 +49,15 @@ def code_blocks(answer: str) -> list[str]:
 
 
 def write_new(name: str, text: str) -> Path:
-    """Write a file that is not there yet, for the user alone. Raises KvchatError."""
+    """Write a file that is not there yet, for the user alone, or to a device. Raises UsageError."""
     path = Path(name).expanduser()
+    is_device = path.exists() and not (path.is_file() or path.is_dir())
+    flags = os.O_WRONLY if is_device else os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        with os.fdopen(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as file:
+        with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
             file.write(text if text.endswith("\n") else text + "\n")
+    except FileExistsError:
+        raise UsageError(f"{name} already exists", "name another file; nothing is overwritten") from None
     except OSError as error:
-        raise KvchatError(f"can't write {name}: {error.strerror}", "name another file") from error
+        raise UsageError(f"can't write {name}: {error.strerror}", "name another file") from error
     return path

@@ -8,6 +8,7 @@ import textwrap
 from kvchat.backends.base import Phase
 from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
+from kvchat.ui.cost import typed_text
 from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
 from kvchat.ui.options_command import option_names, run_set
@@ -16,11 +17,15 @@ from kvchat.ui.tables import joined
 
 KEYS = (
     ("Enter", "send; Alt-Enter, Ctrl-J or a trailing \\ make a new line"),
-    ("Ctrl-C, Esc", "stop an answer, what was said stays; Ctrl-C clears the input, twice leaves"),
+    ("Ctrl-C, Esc", "stop an answer, keeping what was said; Ctrl-C clears the input, twice leaves"),
     ("Esc Esc", "go back to an earlier message"),
+    ("Alt-N, Alt-P", "the next or previous answer there is to the last message"),
     ("Up, Ctrl-R", "earlier messages, one by one or searched; Up takes a queued message back"),
-    ("Tab", "complete a command, its argument, or a file behind an @"),
-    ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does so too"),
+    (
+        "Tab",
+        "complete a command, its argument, or a file after an @ (a file, a folder, or *.py); open a paste",
+    ),
+    ("Ctrl-G", "write the message in $VISUAL or $EDITOR; Ctrl-X Ctrl-E does the same"),
     ("Ctrl-O, Ctrl-L", "show what the model thought; redraw the screen"),
     ("!COMMAND", "run a shell command; its output can go along with the next message"),
     ("Ctrl-D", "leave"),
@@ -60,7 +65,8 @@ def find(text: str) -> tuple[SlashCommand, str]:
     for command in COMMANDS:
         if command.name == name:
             return command, rest[0].strip() if rest else ""
-    nearest = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1)
+    near = difflib.get_close_matches(name, [command.name for command in COMMANDS])
+    nearest = sorted(near, key=lambda other: other[:2] != name[:2])  # the first letter is seldom wrong
     remedy = f"did you mean {nearest[0]}?" if nearest else "/help lists them all"
     raise UsageError(f"no command is called {said}", f"{remedy} (// begins a message with a slash)")
 
@@ -101,7 +107,7 @@ def _system(desk: Desk, argument: str) -> str:
     if argument:
         desk.session.set_system(None if argument == "-" else argument)
         done = "removed" if argument == "-" else "replaced"
-        return f"the system prompt is {done}; that counts from the next message on"
+        return f"the system prompt is {done}, from the next message on"
     return desk.session.system or "there is no system prompt; set one with /system TEXT"
 
 
@@ -110,7 +116,7 @@ def _stats(desk: Desk, argument: str) -> str:
 
     totals, last = desk.session.totals, desk.session.last
     if last is None:
-        return "nothing was answered yet"
+        return "nothing has been answered yet"
     asked = totals.cached_tokens + totals.prefilled_tokens
     usage = last.usage
     return joined(
@@ -120,6 +126,7 @@ def _stats(desk: Desk, argument: str) -> str:
             f"prompts {asked} tokens · cached {totals.cached_tokens} ({100 * totals.hit_rate:.0f}%)"
             f" · prefilled {totals.prefilled_tokens}"
             + (f" · prepared {totals.idle_tokens} while idle" if totals.idle_tokens else ""),
+            typed_text(totals),
             "last: " + stats_line(last, desk.session.backend.info().context),
             f"cache: {last.cache.reason}, from token {last.cache.diverged_at}",
             reuse_text(desk.session.backend.info()),
@@ -146,7 +153,7 @@ def _cache(desk: Desk, argument: str) -> str:
         raise UsageError(f"/cache {argument} is not known", "say /cache or /cache why")
     session = desk.session
     if argument:
-        return why_text(session.last, desk.look) if session.last else "nothing was answered yet"
+        return why_text(session.last, desk.look) if session.last else "nothing has been answered yet"
     view = session.backend.cache(session.history, session.chosen)
     return cache_text(view, session.store.totals(), desk.look)
 
@@ -168,16 +175,30 @@ def _tokens(desk: Desk, argument: str) -> str:
 
 
 def _copy(desk: Desk, argument: str) -> str:
-    if desk.session.last is None:
-        raise UsageError("nothing was answered yet", "there is nothing to copy")
     which, arrow, name = argument.partition(">")
-    text = selection(desk.session.last.text, which.strip())
+    first, _, rest = which.strip().partition(" ")
+    is_numbered = first.removeprefix("-").isdecimal()
+    text = selection(
+        _answer(desk, int(first) if is_numbered else -1), rest.strip() if is_numbered else which.strip()
+    )
     num_lines = len(text.splitlines())
     lines = "1 line" if num_lines == 1 else f"{num_lines} lines"
     if arrow:
         return f"{lines} written to {write_new(name.strip(), text)}"
     desk.copy(text)
     return f"{lines} went to the terminal's clipboard; if it has none: /copy > FILE"
+
+
+def _answer(desk: Desk, number: int) -> str:
+    """The text of answer `number`, from 1; -1 is the last. Raises UsageError."""
+    path = desk.session.path
+    if not path or (number == -1 and path[-1].answer is None):
+        raise UsageError("nothing has been answered yet", "there is nothing to copy")
+    at = number - 1 if number > 0 else len(path) + number
+    answer = path[at].answer if 0 <= at < len(path) and number else None
+    if answer is None:
+        raise UsageError(f"there is no answer {number}", f"give a number from 1 to {len(path)}")
+    return answer.text
 
 
 def _exit(desk: Desk, argument: str) -> str:
@@ -205,12 +226,12 @@ COMMANDS: tuple[SlashCommand, ...] = (
         _cache,
         choices=lambda desk: ("why",),
     ),
-    SlashCommand("/context", "", "who takes how many tokens of the context", _context),
+    SlashCommand("/context", "", "what takes how many tokens of the context", _context),
     SlashCommand("/tokens", "[TEXT]", "count the tokens of a text, or of the conversation", _tokens),
     SlashCommand(
         "/copy",
-        "[code [N]] [> FILE]",
-        "copy the last answer, or a block of code",
+        "[N] [code [N]] [> FILE]",
+        "copy the last answer, or answer N, or a block of code in it",
         _copy,
         anytime=True,
         choices=lambda desk: ("code",),

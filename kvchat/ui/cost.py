@@ -1,4 +1,4 @@
-"""What a move through a conversation would cost: what stays cached, what is computed, in tokens and seconds."""
+"""What a move through a conversation would cost, and what typing ahead did: tokens that stay cached or are computed, seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kvchat.backends.base import Backend, Phase, Role, Turn
 from kvchat.backends.inspection import CacheView
 from kvchat.chat.session import Session
+from kvchat.chat.tree import Totals
 from kvchat.errors import ContextOverflowError
 from kvchat.ui.desk import Choice
 from kvchat.ui.figures import percent_text, seconds_text
@@ -50,7 +51,7 @@ def compaction_cost(session: Session, keep: int) -> str:
     asking, after = session.compaction(keep)
     before_text = cost_text(session.backend.cache(asking, session.chosen, has_rows=False))
     after_text = cost_text(session.backend.cache(after, session.chosen, has_rows=False), _SUMMARY_TOKENS)
-    return f"for the summary {before_text}; behind it about {after_text}"
+    return f"for the summary {before_text}; after it about {after_text}"
 
 
 def check_length(backend: Backend, text: str) -> None:
@@ -93,6 +94,12 @@ def ways_to_room(session: Session) -> list[Choice]:
     return choices
 
 
+def room_text(session: Session, context: int) -> str:
+    """How full the context is, and the commands that make room, a line each."""
+    lines = [choice.label for choice in ways_to_room(session)]
+    return "\n".join([f"{fullness(session, context)}{'; to make room:' if lines else ''}", *lines])
+
+
 def _half(session: Session) -> int:
     """How many exchanges from the oldest on hold half of the conversation; one at least stays."""
     lengths = [sum(len(turn.text) for turn in exchange.turns) for exchange in session.path]
@@ -101,3 +108,14 @@ def _half(session: Session) -> int:
         left -= lengths[count]
         count += 1
     return count
+
+
+def typed_text(totals: Totals) -> str:
+    """`computed while you typed 120 tokens in 0.80 s: 97 used, 23 wasted, 1.20 s less to wait`; empty for nothing."""
+    if not totals.ahead_tokens:
+        return ""
+    wasted = max(0, totals.ahead_tokens - totals.ahead_used_tokens)
+    return (
+        f"computed while you typed {totals.ahead_tokens} tokens in {seconds_text(totals.ahead_s)}: "
+        f"{totals.ahead_used_tokens} used, {wasted} wasted, {seconds_text(totals.ahead_saved_s)} less to wait"
+    )

@@ -15,7 +15,7 @@ from kvchat.ui.tables import Look
 
 
 def _no_other(name: str) -> Backend:
-    raise UsageError("the model can't be changed here", "leave, and give -m")
+    raise UsageError("the model can't be changed here", "leave, and start again with -m")
 
 
 def _forget_nothing(gone: Collection[tuple[str, str]], kept: Collection[tuple[str, str]]) -> None:
@@ -27,7 +27,9 @@ def _no_file(values: Mapping[str, object]) -> Path:
 
 
 def _no_code(name: str) -> None:
-    raise UsageError("no model's code can be trusted here", f"leave, and give -m {name} --trust-remote-code")
+    raise UsageError(
+        "no model's code can be trusted here", f"leave, and start again with -m {name} --trust-remote-code"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +143,4 @@ def number(argument: str, default: int) -> int:
     try:
         return int(argument or default)
     except ValueError:
-        raise UsageError(f"{argument!r} is no number", "give a whole number") from None
+        raise UsageError(f"{argument!r} is not a number", "give a whole number") from None

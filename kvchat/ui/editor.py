@@ -24,5 +24,5 @@ def edited(text: str) -> str:
         except (OSError, ValueError) as error:
             raise KvchatError(f"can't run the editor {editor!r}: {error}", "set VISUAL or EDITOR") from error
         if code:
-            raise KvchatError(f"the editor {editor!r} ended with code {code}", "the text is as it was")
+            raise KvchatError(f"the editor {editor!r} exited with code {code}", "your text is unchanged")
         return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n")

@@ -9,7 +9,6 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore, inline, text_join
-from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -24,15 +23,7 @@ INDENT = "\ue000"
 
 _LEAST_COLUMN = 4
 _CODE_INDENT = "    "
-_MATHS = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)", re.DOTALL)
 _LEADING_BLANKS = re.compile(r"(?<=\n) {2,}")
-
-
-def markdown_parser() -> MarkdownIt:
-    """CommonMark with tables; what a reader would lose (HTML, link definitions) stays text."""
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable(["strikethrough", "table"])
-    parser.inline.ruler.before("escape", "maths", _maths)
-    return parser.disable(["reference", "html_block", "html_inline"])
 
 
 def highlighted(code: str, language: str) -> Text:
@@ -41,17 +32,6 @@ def highlighted(code: str, language: str) -> Text:
     text.rstrip()
     text.no_wrap, text.overflow = True, "ignore"
     return text
-
-
-def _maths(state: StateInline, silent: bool) -> bool:
-    """A formula between `\\(…\\)`, `\\[…\\]` or dollars is text as it is: its backslashes and stars are its own."""
-    found = _MATHS.match(state.src, state.pos) if state.src[state.pos] in "\\$" else None
-    if found is None:
-        return False
-    if not silent:
-        state.pending += found[0]
-    state.pos = found.end()
-    return True
 
 
 class _Code(CodeBlock):

@@ -1,4 +1,4 @@
-"""Why an answer stopped before its own end, and what goes on from there. Knows no screen."""
+"""Why an answer stopped before its own end, and how to continue from there. Knows no screen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ending(session: Session, answer: Answer, context: int) -> Ending:
     """Of an answer that has just ended in a session; the model's `context` in tokens, 0 if it is not known."""
     reason = answer.finish_reason
     if is_empty(answer):
-        return Ending("stopped before it began", "the message is yours again")
+        return Ending("stopped before it began", "your message is back in the input")
     if reason is FinishReason.CANCELLED:
         return Ending("stopped by you", _GOES_ON)
     if reason is FinishReason.REPETITION:

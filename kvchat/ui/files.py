@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from kvchat.errors import UsageError
+from kvchat.ui.mentions import mentioned_files
 
 MAX_BYTES = 256 * 1024
 """Largest file that is taken; more than any context here holds."""
@@ -13,20 +14,18 @@ MAX_BYTES = 256 * 1024
 MAX_INPUT_BYTES = 64 * 2**20
 """Most that is read of a pipe, or of what else stands for a message; no context holds so much."""
 
-_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
-_PUNCTUATION = ".,;:!?)]}'\""
 _FENCE = re.compile(r"^`{3,}", re.MULTILINE)
 
 
 def with_files(text: str) -> str:
-    """A message with the content of every file that it mentions behind it; what is no file stays a word.
+    """A message followed by the content of every file that it mentions; what is no file stays a word.
 
-    A file that it has already is not added again. Raises UsageError for a file that can't be a message's part.
+    A file that it has already is not added again. Raises UsageError for a file that can't be a message's part, and for
+    too many.
     """
     parts = [text]
-    for quoted, word in _MENTION.findall(text):
-        name = quoted or _existing(word)
-        if name and _is_file(name) and not any(_heading(name) in part for part in parts):
+    for name in mentioned_files(text):
+        if not any(_heading(name) in part for part in parts):
             parts.append(file_part(name))
     return "\n\n".join(parts)
 
@@ -51,18 +50,6 @@ def _heading(name: str) -> str:
     return f"## {name}"
 
 
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
-def _existing(word: str) -> str:
-    """The file that a word names, with or without the punctuation behind it."""
-    return next((name for name in (word, word.rstrip(_PUNCTUATION)) if name and _is_file(name)), "")
-
-
 def _content(name: str) -> str:
     try:
         with Path(name).expanduser().open("rb") as file:
@@ -71,11 +58,11 @@ def _content(name: str) -> str:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"can't read {name}: {why}", "check the path") from None
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{name} is larger than {MAX_BYTES // 1024} KiB", "take the part that matters")
+        raise UsageError(f"{name} is larger than {MAX_BYTES // 1024} KiB", "send only the part that matters")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise UsageError(f"{name} is no text", "only text files can go into a message")
+        raise UsageError(f"{name} is not a text file", "only text files can go into a message")
     return text.replace("\r\n", "\n")

@@ -12,7 +12,7 @@ PLACEHOLDER = "ask something, or type / for commands"
 """Stands in the empty input before anything was said."""
 
 _KEYS = "Enter sends · Ctrl-C stops an answer · /help lists keys and commands · Ctrl-D leaves"
-_BETTER = "it is small and often wrong; kvchat -m Qwen/Qwen3-0.6B, or another of the hub, knows more"
+_BETTER = "it is small and often wrong; kvchat -m Qwen/Qwen3-0.6B, or another model from the hub, knows more"
 
 
 def greeting() -> str:
@@ -37,4 +37,4 @@ def farewell(session: Session, *, is_saved: bool) -> str:
     if not is_saved:
         return "nothing of this conversation was saved"
     name = session.name or session.id
-    return f"kvchat -c goes on with this conversation, kvchat -r {name} later too"
+    return f"kvchat -c continues this conversation, kvchat -r {name} also later"

@@ -65,8 +65,8 @@ class _MessageHistory(History):
     def _say(self, verb: str, error: OSError) -> None:
         if not self._has_complained:
             self._has_complained = True
-            why = f"can't {verb} the messages' history in {self._path}: {reason_of(error)}"
-            self._complain(KvchatError(why, "the dialogue goes on without"))
+            why = f"can't {verb} the message history in {self._path}: {reason_of(error)}"
+            self._complain(KvchatError(why, "the chat goes on without it"))
 
 
 def _opened(path: Path, flags: int) -> int:
@@ -74,5 +74,5 @@ def _opened(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
     return descriptor

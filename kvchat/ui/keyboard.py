@@ -5,49 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from kvchat.errors import KvchatError
 from kvchat.ui import commands
+from kvchat.ui.chooser import Chooser
 from kvchat.ui.clean import sanitize
 from kvchat.ui.completion import completion
-from kvchat.ui.desk import Attachment, Choice, Desk
+from kvchat.ui.desk import Choice
 from kvchat.ui.editor import edited
+from kvchat.ui.enclosures import Enclosures
 from kvchat.ui.entry import MAX_CHARACTERS
+from kvchat.ui.face import Face
 from kvchat.ui.menu import menu_rows
-from kvchat.ui.picker import Picker
+from kvchat.ui.pastes import Pastes
 from kvchat.ui.screen import Screen
 from kvchat.ui.shell import Output, ShellCommand, is_shell_command
 from kvchat.ui.turns import Turns
+from kvchat.ui.weighing import Weighing
 
 _HINT_S = 2.0
 _PRINTED = 20
-
-
-class Face(Desk, Protocol):
-    """What keys may show, beside what a command may touch."""
-
-    def show(self, text: str) -> None:
-        """Print dim lines above the input."""
-
-    def echo(self, text: str) -> None:
-        """Print what was entered above the input."""
-
-    def show_error(self, error: KvchatError) -> None:
-        """Print an error above the input."""
-
-    def on_result(self, text: str, shown: str, error: KvchatError | None) -> None:
-        """Show what a command gave."""
-
-    def stop_loading(self) -> bool:
-        """Give up another model that is being loaded; whether there is one."""
-
-    def break_off(self) -> None:
-        """End the dialogue, as Ctrl-C does."""
-
-    @property
-    def thought(self) -> str:
-        """What the model thinks now, or thought before its last answer."""
 
 
 class Keyboard:
@@ -58,12 +35,12 @@ class Keyboard:
         self._screen = screen
         self._turns = turns
         self._hint = ("", 0.0)
-        self._picker: Picker | None = None
+        self.chooser = Chooser(face.show_error)
+        self.enclosures = Enclosures()
+        self._pastes = Pastes()
+        self._weighing = Weighing(face.session, turns, face.show_error)
         self._shell: ShellCommand | None = None
-        self._question: Output | None = None
-        self._attached: list[Attachment] = []
         self._put = ""  # what stands in the input since it was put there, and not typed
-        self._shown: dict[str, str] = {}  # what is echoed of messages with attachments
 
     # What stands around the input
 
@@ -73,14 +50,9 @@ class Keyboard:
         return self._turns.running is not None
 
     @property
-    def is_picking(self) -> bool:
-        """Whether a list to choose from is shown."""
-        return self._picker is not None
-
-    @property
     def is_asking(self) -> bool:
         """Whether a question waits for y or n."""
-        return self._question is not None
+        return self.enclosures.is_asking
 
     @property
     def hint(self) -> str:
@@ -88,14 +60,20 @@ class Keyboard:
         text, until = self._hint
         return text if until > time.monotonic() else ""
 
+    def message(self) -> str:
+        """What Enter would send to the model now; empty for a command, and while a list or a question is shown."""
+        shown = self._screen.buffer.text.strip()
+        is_busy = self.chooser.is_open or self.is_asking or self._screen.is_lent
+        if is_busy or not shown or is_shell_command(shown) or commands.is_command(shown):
+            return ""
+        return self.enclosures.beside(_escaped(self._pastes.opened(shown).strip(), shown))
+
     def rows(self, columns: int) -> list[str]:
-        """The list, the question, or what goes along with the next message."""
-        if self._picker is not None:
-            return self._picker.rows(columns)
-        if self._question is not None:
-            return [f"add these {self._question.num_lines} lines to the next message? y/n"[: columns - 1]]
-        attached = [f"with the next message: {each.label}"[: columns - 1] for each in self._attached]
-        return attached + menu_rows(self._screen.buffer.text, columns)
+        """The list, the question, or what goes along with the next message and the menu of commands."""
+        if self.chooser.is_open:
+            return self.chooser.rows(columns)
+        rows = self.enclosures.rows(columns) + self._weighing.rows(self._screen.buffer.text, columns)
+        return rows if self.is_asking else rows + menu_rows(self._screen.buffer.text, columns)
 
     def show_hint(self, text: str) -> None:
         """Say something in the toolbar for a moment."""
@@ -110,7 +88,7 @@ class Keyboard:
     def put_back(self, text: str) -> None:
         """Give back to the input what was not sent, ahead of what was typed since."""
         typed = self._screen.buffer.text
-        self.put("\n".join(part for part in (text, typed) if part))
+        self.put("\n".join(part for part in (self._pastes.folded(text), typed) if part))
 
     # Sending
 
@@ -121,34 +99,30 @@ class Keyboard:
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
             return
-        text = buffer.text.encode("utf-8", "replace").decode().strip()
+        shown = buffer.text.encode("utf-8", "replace").decode().strip()
+        text = self._pastes.opened(shown).strip()
         if not text:
             return
         if len(text) > MAX_CHARACTERS:
             self._face.show_error(
-                KvchatError(f"{len(text)} characters are more than a message takes", "shorten it")
+                KvchatError(f"{len(text)} characters are too many for one message", "shorten it")
             )
+            return
+        is_message = not (is_shell_command(shown) or commands.is_command(shown))
+        if is_message and self._weighing.holds(text):
             return
         buffer.text = text
         buffer.reset(append_to_history=True)
-        if is_shell_command(text):
+        self._enter(text, shown)
+
+    def _enter(self, text: str, shown: str) -> None:
+        """Run or send a text that is `shown` with marks for what was pasted."""
+        if is_shell_command(shown):
             self._run(text)
-        elif commands.is_command(text):
+        elif commands.is_command(shown):
             self._submit_command(text)
         else:
-            self._send(text)
-
-    def _send(self, text: str) -> None:
-        """Put a message into the queue, with what goes along with it."""
-        attached, self._attached = self._attached, []
-        whole = "\n\n".join((text, *(each.message for each in attached)))
-        if attached:
-            self._shown[whole] = "\n".join((text, *(f"[{each.label}, {each.size}]" for each in attached)))
-        self._turns.add(whole)
-
-    def shown(self, text: str) -> str:
-        """A message as it is echoed: what goes along with it is named alone."""
-        return self._shown.pop(text, text)
+            self._turns.add(self.enclosures.with_message(_escaped(text, shown), shown))
 
     def _submit_command(self, text: str) -> None:
         try:
@@ -174,21 +148,14 @@ class Keyboard:
         self._shell = None
         self._face.show(output.text or "no output")
         if output.code:
-            self._face.show(f"exit code {output.code}" if output.code > 0 else "it was stopped")
+            self._face.show(f"exit code {output.code}" if output.code > 0 else "the command was stopped")
         is_typing = bool(self._screen.buffer.text)  # a question would take the next key
-        self._question = output if output.text and not is_typing else None
+        self.enclosures.ask(output if output.text and not is_typing else None)
         self._screen.app.invalidate()
 
     def reply(self, is_yes: bool) -> None:
         """Whether a command's output goes along with the next message."""
-        assert self._question is not None
-        if is_yes:
-            self.attach(Attachment(f"output of {self._question.command}", self._question.message))
-        self._question = None
-
-    def attach(self, attachment: Attachment) -> None:
-        """Send it along with the next message."""
-        self._attached.append(attachment)
+        self.enclosures.reply(is_yes)
 
     # Stopping and leaving
 
@@ -202,11 +169,11 @@ class Keyboard:
         elif self.is_answering:
             self.stop()
         elif self._face.stop_loading():
-            self.show_hint("loading is given up")
+            self.show_hint("loading was cancelled")
         elif self._turns.waiting:
             self.put_back(self._turns.take_back())
-        elif buffer.text or self._attached:
-            self._attached.clear()
+        elif buffer.text or self.enclosures:
+            self.enclosures.clear()
             buffer.reset()
         elif self.hint:
             self._face.break_off()
@@ -233,7 +200,7 @@ class Keyboard:
     def recall(self) -> None:
         """The message that waits last if there is one, else the line above, else an earlier message."""
         if self._turns.waiting and not self._screen.buffer.text:
-            self.put(self._turns.waiting.pop())
+            self.put(self._pastes.folded(self._turns.waiting.pop()))
         else:
             self._screen.buffer.auto_up()
 
@@ -242,9 +209,16 @@ class Keyboard:
         self._screen.search()
 
     def complete(self) -> None:
-        """Complete as far as it is clear, and name what it may become."""
+        """Complete as far as it is clear, and name what it may become; open a paste, or show what is attached."""
         buffer = self._screen.buffer
         before = buffer.document.text_before_cursor
+        if mark := self._pastes.mark_before(before):
+            buffer.delete_before_cursor(len(mark))
+            buffer.insert_text(self._pastes.opened(mark))
+            return
+        if not buffer.text and (attached := self.enclosures.last):
+            self._face.show(attached.message)
+            return
         found = completion(before, self._face)
         if len(found.certain) > len(before) - found.start:
             buffer.delete_before_cursor(len(before) - found.start)
@@ -252,20 +226,37 @@ class Keyboard:
         if len(found.names) > 1:
             self.show_hint("  ".join(found.names))
 
+    def paste(self, text: str) -> None:
+        """Take what was pasted into the input, in one mark if it is long."""
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        taken = self._pastes.taken(text)
+        self._screen.buffer.insert_text(taken)
+        if taken != text:
+            self.show_hint("Tab opens what was pasted, Backspace takes it back")
+
+    def erase(self) -> None:
+        """Erase the character before the cursor, a paste at once, or in an empty input what was attached last."""
+        buffer = self._screen.buffer
+        if not buffer.text and self.enclosures:
+            self.show_hint(f"{self.enclosures.take_back()} stays here")
+        else:
+            mark = self._pastes.mark_before(buffer.document.text_before_cursor)
+            buffer.delete_before_cursor(len(mark) or 1)
+
     def edit(self) -> None:
         """Open the input in an editor."""
         if not self._screen.is_lent:
             self._screen.app.create_background_task(self._edit())
 
     async def _edit(self) -> None:
-        text = self._screen.buffer.text
+        text = self._pastes.opened(self._screen.buffer.text)
         try:
-            self.put(await self._screen.lend(lambda: edited(text)))
+            self.put(self._pastes.folded(await self._screen.lend(lambda: edited(text))))
         except KvchatError as error:
             self._face.show_error(error)
 
     def redraw_all(self) -> None:
-        """Clear the screen and draw anew."""
+        """Clear the screen and draw it again."""
         self._screen.clear()
 
     def show_thought(self) -> None:
@@ -283,7 +274,7 @@ class Keyboard:
         if not path:
             self.show_hint("there is no message to go back to")
             return
-        self._picker = Picker(
+        self.chooser.open(
             "go back to before: (Enter takes it, Esc leaves)",
             [exchange.user.text for exchange in path],
             lambda number: self._go_back(len(path) - number),
@@ -295,25 +286,9 @@ class Keyboard:
         messages = "a message is" if num_exchanges == 1 else f"{num_exchanges} messages are"
         self._face.show(f"{messages} taken back; what was said stays as a branch")
 
-    def move(self, step: int) -> None:
-        """Go up or down in the list."""
-        if self._picker is not None:
-            self._picker.move(step)
-
-    def page(self, step: int) -> None:
-        """Go up or down by a screenful of the list."""
-        if self._picker is not None:
-            self._picker.page(step)
-
-    def narrow(self, char: str) -> None:
-        """Filter the list by what is typed, or go to a row by its number."""
-        if self._picker is not None:
-            self._picker.type(char)
-
-    def widen(self) -> None:
-        """Take back the last character of the filter."""
-        if self._picker is not None:
-            self._picker.erase()
+    def show_variant(self, command: str) -> None:
+        """Go to the next or the previous answer that there is to the last message."""
+        self._turns.add(command)
 
     def offer(self, title: str, choices: Sequence[Choice], at: int) -> None:
         """Show a list whose rows run commands. While something is being typed it takes no keys: it is printed."""
@@ -322,22 +297,14 @@ class Keyboard:
             lines = [f"{choice.command}  {label}" for choice, label in zip(choices, labels, strict=True)]
             self._face.show("\n".join([title.partition("(")[0].strip(), *lines[:_PRINTED]]))
             return
-        self._picker = Picker(title, labels, lambda row: self._run_choice(choices[row]), at=at)
+        self.chooser.open(title, labels, lambda row: self._run_choice(choices[row]), at)
         self._screen.app.invalidate()
 
     def _run_choice(self, choice: Choice) -> None:
         if choice.command:
             self._turns.add(choice.command)
 
-    def choose(self) -> None:
-        """Take what the list stands at."""
-        picker, self._picker = self._picker, None
-        if picker is not None:
-            try:
-                picker.take()
-            except KvchatError as error:
-                self._face.show_error(error)
 
-    def drop(self) -> None:
-        """Leave the list."""
-        self._picker = None
+def _escaped(text: str, shown: str) -> str:
+    """A message that is no command though a pasted path begins it."""
+    return "/" + text if text.startswith("/") > shown.startswith("/") else text

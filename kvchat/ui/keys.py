@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from prompt_toolkit.filters import Condition, Filter, is_searching, vi_insert_mode, vi_mode
@@ -22,10 +23,6 @@ class Dialogue(Protocol):
     @property
     def is_answering(self) -> bool:
         """Whether an answer is being made."""
-
-    @property
-    def is_picking(self) -> bool:
-        """Whether a list to choose from is shown."""
 
     @property
     def is_asking(self) -> bool:
@@ -52,11 +49,40 @@ class Dialogue(Protocol):
     def complete(self) -> None:
         """Complete what is being typed."""
 
+    def paste(self, text: str) -> None:
+        """Take what was pasted into the input."""
+
+    def erase(self) -> None:
+        """Backspace: the character before the cursor, a paste, or in an empty input what was attached last."""
+
     def edit(self) -> None:
         """Open the input in an editor."""
 
+    def show_variant(self, command: str) -> None:
+        """Go to the next or the previous answer that there is to the last message."""
+
     def rewind(self) -> None:
         """List the user's messages, to go back to one."""
+
+    def reply(self, is_yes: bool) -> None:
+        """Answer the question."""
+
+    def show_thought(self) -> None:
+        """Show what the model thought before its last answer."""
+
+    def redraw_all(self) -> None:
+        """Clear the screen and draw it again."""
+
+    def suspend(self) -> None:
+        """Give the terminal back to the shell."""
+
+
+class Choosing(Protocol):
+    """What keys can ask of a list to choose from."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a list is shown."""
 
     def move(self, step: int) -> None:
         """Go up (-1) or down (1) in the list."""
@@ -76,29 +102,17 @@ class Dialogue(Protocol):
     def drop(self) -> None:
         """Leave the list."""
 
-    def reply(self, is_yes: bool) -> None:
-        """Answer the question."""
 
-    def show_thought(self) -> None:
-        """Show what the model thought before its last answer."""
-
-    def redraw_all(self) -> None:
-        """Clear the screen and draw anew."""
-
-    def suspend(self) -> None:
-        """Give the terminal back to the shell."""
-
-
-def key_bindings(dialogue: Dialogue) -> KeyBindings:
+def key_bindings(dialogue: Dialogue, chooser: Choosing) -> KeyBindings:
     """All keys of a dialogue; what is not here is prompt_toolkit's own editing."""
     for sequence in _ENTER_WITH_A_MODIFIER:
         ANSI_SEQUENCES[sequence] = (Keys.Escape, Keys.ControlM)
-    picking = Condition(lambda: dialogue.is_picking)
+    picking = Condition(lambda: chooser.is_open)
     asking = Condition(lambda: dialogue.is_asking) & ~picking
     free = ~picking & ~asking & ~is_searching
     keys = KeyBindings()
     _bind_input(keys, dialogue, free)
-    _bind_list(keys, dialogue, picking)
+    _bind_list(keys, chooser, picking)
     _bind_question(keys, dialogue, asking)
     return keys
 
@@ -124,24 +138,28 @@ def _bind_input(keys: KeyBindings, dialogue: Dialogue, free: Filter) -> None:
     commanding = free & ~(vi_mode & vi_insert_mode)  # in vi's insert mode, Esc belongs to vi
     keys.add("escape", filter=commanding & answering)(_calling(dialogue.stop))
     keys.add("escape", "escape", filter=commanding & ~answering)(_calling(dialogue.rewind))
+    for key, command in (("n", "/next"), ("p", "/previous")):
+        keys.add("escape", key, filter=free & ~vi_mode)(_calling(partial(dialogue.show_variant, command)))
+    keys.add("backspace", filter=free & ~(vi_mode & ~vi_insert_mode))(_calling(dialogue.erase))
+    keys.add(Keys.BracketedPaste, filter=free)(lambda event: dialogue.paste(event.data))
     keys.add("c-j", filter=free)(_new_line)
     keys.add("escape", "enter", filter=free)(_new_line)
 
 
-def _bind_list(keys: KeyBindings, dialogue: Dialogue, picking: Filter) -> None:
+def _bind_list(keys: KeyBindings, chooser: Choosing, picking: Filter) -> None:
     rows: dict[str, Callable[[], None]] = {
-        "up": lambda: dialogue.move(-1),
-        "c-p": lambda: dialogue.move(-1),
-        "down": lambda: dialogue.move(1),
-        "c-n": lambda: dialogue.move(1),
-        "enter": dialogue.choose,
-        "escape": dialogue.drop,
-        "c-c": dialogue.drop,
-        "c-d": dialogue.drop,
-        "<sigint>": dialogue.drop,
-        "pageup": lambda: dialogue.page(-1),
-        "pagedown": lambda: dialogue.page(1),
-        "backspace": dialogue.widen,
+        "up": lambda: chooser.move(-1),
+        "c-p": lambda: chooser.move(-1),
+        "down": lambda: chooser.move(1),
+        "c-n": lambda: chooser.move(1),
+        "enter": chooser.choose,
+        "escape": chooser.drop,
+        "c-c": chooser.drop,
+        "c-d": chooser.drop,
+        "<sigint>": chooser.drop,
+        "pageup": lambda: chooser.page(-1),
+        "pagedown": lambda: chooser.page(1),
+        "backspace": chooser.widen,
     }
     for key, verb in rows.items():
         keys.add(key, filter=picking)(_calling(verb))
@@ -149,7 +167,7 @@ def _bind_list(keys: KeyBindings, dialogue: Dialogue, picking: Filter) -> None:
     @keys.add("<any>", filter=picking)
     def narrow(event: KeyPressEvent) -> None:
         if len(event.data) == 1:  # no other key, and no paste
-            dialogue.narrow(event.data)
+            chooser.narrow(event.data)
 
 
 def _bind_question(keys: KeyBindings, dialogue: Dialogue, asking: Filter) -> None:

@@ -10,15 +10,16 @@ from typing import TextIO
 
 from kvchat.backends.base import Backend, Done, Event, Notice, Phase, Text
 from kvchat.chat.session import Session
-from kvchat.errors import EngineDiedError, KvchatError
+from kvchat.errors import EngineDiedError, KvchatError, UsageError
 from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import check_length, fullness, is_full, ways_to_room
+from kvchat.ui.cost import check_length, is_full, room_text
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
 from kvchat.ui.endings import ending
 from kvchat.ui.files import with_files
+from kvchat.ui.mentions import mentioned_files, mentions_several
 from kvchat.ui.oneshot import interruptible
 from kvchat.ui.recap import recap
 from kvchat.ui.render import error_line, stats_line
@@ -122,6 +123,12 @@ class LineDialogue:
         """A message with what goes along with it."""
         attached, self._attached = self._attached, []
         whole = with_files(text.removeprefix("/") if text.startswith("//") else text)
+        if mentions_several(text):
+            self._write(
+                f"{len(mentioned_files(text))} files go with it, {self.session.backend.count(whole)} tokens in all\n"
+            )
+            if input("send it? y/n ").strip().casefold() not in ("y", "yes"):
+                raise UsageError("the message was not sent", "name less after the @")
         message = "\n\n".join((whole, *(attachment.message for attachment in attached)))
         check_length(self.session.backend, message)
         return message
@@ -155,8 +162,7 @@ class LineDialogue:
     def _offer_room(self, context: int) -> None:
         """Say how to make room when the context has just become nearly full."""
         if is_full(self.session, context) and not is_full(self.session, context, back=2):
-            lines = [fullness(self.session, context), *(way.label for way in ways_to_room(self.session))]
-            self._write("\n".join(lines) + "\n")
+            self._write(room_text(self.session, context) + "\n")
 
     def _write(self, text: str) -> None:
         self._out.write(text)

@@ -37,7 +37,7 @@ class LiveAnswer:
         self._view = self._new_view()
 
     def take(self, event: Prefilling | Text) -> None:
-        """Note what is new and see to it that it is drawn, at most once in FRAME_S."""
+        """Note what is new, and draw it at most once in FRAME_S."""
         if self._view is None:
             return
         self._view.take(event)

@@ -17,7 +17,8 @@ from markdown_it.token import Token
 from rich.console import Console
 from rich.text import Text
 
-from kvchat.ui.elements import INDENT, ChatMarkdown, highlighted, markdown_parser
+from kvchat.chat.markup import markdown_parser
+from kvchat.ui.elements import INDENT, ChatMarkdown, highlighted
 
 CODE_LINES = 4
 """Lines of code that are handed out together."""

@@ -1,11 +1,16 @@
-"""What stands above the input while a command is typed: the commands that it may become. Takes no key."""
+"""What stands above the input: the messages that wait, and the commands that what is typed may become. Takes no key."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from kvchat.ui.clean import sanitize
 from kvchat.ui.commands import COMMANDS, is_command
 
 NUM_ROWS = 8
 """Most commands that are shown at once."""
+
+_QUEUED_ROWS = 3
 
 
 def menu_rows(text: str, columns: int) -> list[str]:
@@ -23,3 +28,12 @@ def menu_rows(text: str, columns: int) -> list[str]:
     if len(rows) > NUM_ROWS:
         rows = [*rows[: NUM_ROWS - 1], f"  … {len(rows) - NUM_ROWS + 1} more; type on, Tab completes"]
     return [row[: columns - 1] for row in rows]
+
+
+def queued_rows(waiting: Collection[str], columns: int) -> list[str]:
+    """The messages that wait, a row each; of many the first, and how many more."""
+    begun = (" ".join(sanitize(text[: 4 * columns]).split()) for text in waiting)
+    shown = [f"queued: {text}"[: columns - 1] for text in begun]
+    if len(shown) > _QUEUED_ROWS:
+        shown = [*shown[: _QUEUED_ROWS - 1], f"… and {len(shown) - _QUEUED_ROWS + 1} more"]
+    return shown

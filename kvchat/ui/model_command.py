@@ -41,7 +41,7 @@ def run_model(desk: Desk, argument: str) -> str:
         backend.close()
         if is_given_up:
             raise KvchatError(
-                f"loading {argument} was given up", f"{session.model} answers as before"
+                f"loading {argument} was cancelled", f"{session.model} answers as before"
             ) from None
         raise
     finally:

@@ -1,10 +1,12 @@
-"""Commands that move through conversations and ask anew: rows of the table of commands. Knows no screen."""
+"""Commands that move through conversations and ask again: rows of the table of commands. Knows no screen."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
 from kvchat.backends.base import Role, Turn
 from kvchat.chat.export import FORMATS
@@ -37,7 +39,7 @@ def _sessions(desk: Desk, argument: str) -> str:
     session = desk.session
     rows = session.store.sessions(number(argument, _LISTED))
     if not rows:
-        return "there is no session yet; the first message begins one"
+        return "there are no sessions yet; your first message starts one"
     warm = warmth(session.store, rows, desk.surroundings.stored_tips())
     now, choices = time.time(), []
     for row in rows:
@@ -47,10 +49,11 @@ def _sessions(desk: Desk, argument: str) -> str:
             "1 turn" if row.num_exchanges == 1 else f"{row.num_exchanges} turns",
             f"{row.num_tokens} tokens",
             str(held),
+            "asked once" if row.is_oneshot else "",
             f"{row.label} (this one)" if row.id == session.id else row.label,
         ]
         choices.append(Choice(" · ".join(part for part in parts if part), f"/resume {row.id}"))
-    desk.offer("sessions: (Enter goes on with it, Esc leaves)", choices, 0)
+    desk.offer("sessions: (Enter continues it, Esc leaves)", choices, 0)
     return ""
 
 
@@ -63,7 +66,7 @@ def _resume(desk: Desk, argument: str) -> str:
     session = desk.session
     session.resume(argument or LATEST)
     row = session.store.session(session.id)
-    other = f"it was held with {row.model}; /model {row.model} goes back to it"
+    other = f"it was held with {row.model}; /model {row.model} switches back"
     differs = bool(row.model and session.model and row.model != session.model)
     notes = _joined(other if differs else "", cost_line(session))
     return joined([shown(recap(session), desk.look), notes], desk.look.columns - 1)
@@ -88,7 +91,7 @@ def _delete(desk: Desk, argument: str) -> str:
 
 def _rename(desk: Desk, argument: str) -> str:
     desk.session.rename(argument)
-    return f"this session is called {argument}"
+    return f"this session is now called {argument}"
 
 
 def _undo(desk: Desk, argument: str) -> str:
@@ -109,8 +112,18 @@ def _retry(desk: Desk, argument: str) -> Asking:
     )
     if tip is None or tip.answer is None or own or (draws and chosen.temperature is None):
         return Asking(session.retry())
-    note = f"drawn at temperature {_RETRY_TEMPERATURE}, for the likeliest answer would be the same again"
+    note = (
+        f"sampled at temperature {_RETRY_TEMPERATURE}, because the likeliest answer would be the same again"
+    )
     return Asking(session.retry(temperature=_RETRY_TEMPERATURE), note)
+
+
+def _variant(step: int, desk: Desk, argument: str) -> str:
+    """Another answer to the last message, of those that there are; the message itself is on the screen already."""
+    session = desk.session
+    at, count = session.show_variant(step)
+    answer = replace(recap(session), before="", message="")
+    return joined([f"answer {at} of {count}", shown(answer, desk.look)], desk.look.columns - 1)
 
 
 def _edit(desk: Desk, argument: str) -> str | Asking:
@@ -126,18 +139,18 @@ def _edit(desk: Desk, argument: str) -> str | Asking:
     if rest:
         return Asking(session.edit(at, text), note)
     desk.put_back(f"/edit {at} {text}")
-    return _joined(f"Enter says message {at} anew, as a branch; all that was said stays", note)
+    return _joined(f"Enter sends message {at} again as a new branch; all that was said stays", note)
 
 
 def _fork(desk: Desk, argument: str) -> str:
     before = desk.session.name or desk.session.id
     key = desk.session.fork(argument or None)
-    return f"this goes on as session {argument or key}; /switch {before} goes back"
+    return f"you are now in session {argument or key}; /switch {before} goes back"
 
 
 def _branches(desk: Desk, argument: str) -> str:
     branches = desk.session.branches
-    return branch_tree(branches, desk.look.columns) if branches else "nothing was said yet"
+    return branch_tree(branches, desk.look.columns) if branches else "nothing has been said yet"
 
 
 def _branch_keys(desk: Desk) -> Iterable[str]:
@@ -153,7 +166,7 @@ def _switch(desk: Desk, argument: str) -> str:
         return joined([shown(recap(session), desk.look), cost_line(session)], desk.look.columns - 1)
     branches = session.branches
     if len(branches) < 2:
-        return "there is one branch only; /edit, /retry and /undo make others"
+        return "there is only one branch; /edit, /retry and /undo make others"
     at = next((i for i, branch in enumerate(branches) if branch.is_current), 0)
     choices = [Choice(branch_label(branch), f"/switch {branch.tip}") for branch in branches]
     desk.offer("branches: (Enter goes there, Esc leaves)", choices, at)
@@ -193,9 +206,9 @@ def _file_name(session: Session, kind: str) -> str:
 
 def _read(desk: Desk, argument: str) -> str:
     if not argument:
-        raise UsageError("/read what?", "say /read FILE")
+        raise UsageError("/read needs a file", "say /read FILE")
     desk.attach(Attachment(argument, file_part(argument)))
-    return f"{argument} goes along with the next message"
+    return f"{argument} will be sent with the next message"
 
 
 def _prompt(desk: Desk, argument: str) -> str:
@@ -216,11 +229,11 @@ def _joined(*lines: str) -> str:
 
 MOVES: tuple[SlashCommand, ...] = (
     SlashCommand("/new", "[NAME]", "begin a new conversation", _new),
-    SlashCommand("/sessions", "", "choose a saved conversation to go on with", _sessions),
+    SlashCommand("/sessions", "", "choose a saved conversation to continue", _sessions),
     SlashCommand(
         "/resume",
         "[SESSION]",
-        "go on with a saved conversation, or the latest",
+        "continue a saved conversation, or the latest",
         _resume,
         choices=lambda desk: [row.name or row.id for row in desk.session.store.sessions(_LISTED)],
     ),
@@ -234,11 +247,13 @@ MOVES: tuple[SlashCommand, ...] = (
     SlashCommand("/rename", "NAME", "name this conversation", _rename),
     SlashCommand("/undo", "[N]", "take the last N messages back", _undo),
     SlashCommand(
-        "/retry", "", "another answer to the last message; the one before stays as a branch", _retry
+        "/retry", "", "another answer to the last message; the earlier one stays as a branch", _retry
     ),
-    SlashCommand("/edit", "[N [TEXT]]", "say message N (or the last) differently", _edit),
-    SlashCommand("/continue", "", "go on with an answer that stopped", _continue),
-    SlashCommand("/fork", "[NAME]", "go on beside this conversation", _fork),
+    SlashCommand("/next", "", "the next answer there is to the last message (Alt-N)", partial(_variant, 1)),
+    SlashCommand("/previous", "", "the answer before it (Alt-P)", partial(_variant, -1)),
+    SlashCommand("/edit", "[N [TEXT]]", "edit message N (or the last) and send it again", _edit),
+    SlashCommand("/continue", "", "continue an answer that stopped", _continue),
+    SlashCommand("/fork", "[NAME]", "continue in a copy of this conversation", _fork),
     SlashCommand("/branches", "", "show the tree of what was said", _branches),
     SlashCommand("/switch", "[BRANCH]", "go to another branch or session", _switch, choices=_branch_keys),
     SlashCommand("/compact", "[N]", "let a summary replace all but the last N messages (2)", _compact),
@@ -253,7 +268,7 @@ MOVES: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/read",
         "FILE",
-        "take a file along with the next message; @FILE in it does so too",
+        "send a file with the next message; @FILE inside it does the same",
         _read,
         takes_file=True,
     ),

@@ -89,7 +89,7 @@ def _saved(desk: Desk, names: list[str]) -> str:
         return "nothing was changed with /set; there is nothing to save"
     values = {f"sampling.{name}": _for_file(getattr(desk.session.options, name)) for name in names}
     path = desk.surroundings.save_settings(values)
-    return f"{', '.join(names)} saved in {path}; new conversations begin with that"
+    return f"{', '.join(names)} saved in {path}; new conversations start with that"
 
 
 def _for_file(value: object) -> object:

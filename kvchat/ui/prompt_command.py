@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from kvchat.chat.prompts import Prompt, Prompts
 from kvchat.chat.tree import Preset
 from kvchat.errors import UsageError
+from kvchat.prompts.prompt import Prompt
+from kvchat.prompts.shelves import Prompts
 from kvchat.trust import Kind, owner_of
 from kvchat.ui.cost import cost_line
 from kvchat.ui.desk import Choice, Desk
@@ -34,7 +35,10 @@ def run_prompt(desk: Desk, argument: str) -> str:
     prompts = _prompts(desk)
     name, values = _parsed(argument)
     if prompts.untrusted and name in prompts.waiting() and name not in prompts.paths():
-        desk.offer(f"the prompt {name} lies where you trust nothing yet:", [_trust_choice(prompts, argument)])
+        desk.offer(
+            f"the prompt {name} is in a folder that you have not trusted yet:",
+            [_trust_choice(prompts, argument)],
+        )
         return ""
     if not name:
         choices = [_choice(prompts, each) for each in prompts.paths()]
@@ -58,7 +62,7 @@ def _prompts(desk: Desk) -> Prompts:
 def _trust_choice(prompts: Prompts, argument: str) -> Choice:
     folder, names = prompts.untrusted, ", ".join(prompts.waiting())
     assert folder is not None
-    label = f"trust the prompts in {folder} (of {owner_of(folder)}) from now on: {names}"
+    label = f"trust the prompts in {folder} (owned by {owner_of(folder)}) from now on: {names}"
     return Choice(label, f"/prompt {_TRUSTING} {argument}".strip())
 
 
@@ -102,8 +106,8 @@ def _advice(desk: Desk, prompt: Prompt) -> list[str]:
     options = ", ".join(f"{name} {value}" for name, value in prompt.options.items())
     other = prompt.model if prompt.model and prompt.model != desk.session.model else ""
     return [
-        f"as long as it is in place: {options}" if options else "",
+        f"while it is in use: {options}" if options else "",
         f"it is meant for another model: /model {other}" if other else "",
         "it is pinned: its KV is evicted last" if prompt.pin else "",
-        f"it counts from the next message on; {cost_line(desk.session)}".rstrip("; "),
+        f"it is used from the next message on; {cost_line(desk.session)}".rstrip("; "),
     ]

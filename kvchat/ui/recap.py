@@ -1,4 +1,4 @@
-"""The last turns of a conversation, for who comes back to it: the earlier ones short, the last answer whole."""
+"""The last turns of a conversation, for whoever comes back to it: the earlier ones short, the last answer whole."""
 
 from __future__ import annotations
 

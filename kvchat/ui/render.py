@@ -58,7 +58,7 @@ def weights_text(info: ModelInfo) -> str:
 def template_text(kind: str) -> str:
     """What a model's chat template does to a conversation's past, with the kind's name."""
     about = {
-        "append-safe": "keeps the past to the token",
+        "append-safe": "keeps the past token for token",
         "reasoning-stripping": "drops the reasoning of past answers",
         "rewriting": "rewrites the past",
         "server": "is the server's",
@@ -69,15 +69,15 @@ def template_text(kind: str) -> str:
 def reuse_text(info: ModelInfo) -> str:
     """How much of what was computed a model lets us take up again, and what the probe found."""
     about = {
-        "blocks": "what was computed is reused to the token (blocks)",
+        "blocks": "what was computed is reused token for token (blocks)",
         "snapshots": "what was computed is reused from the points where it was kept (snapshots)",
         "none": "nothing that was computed can be reused (none)",
         "server": "what was computed is reused as the server sees fit (server)",
     }
     ways = {
         "chunk": "",
-        "one_token": ", gone on one token at a time",
-        "restart": ", computed anew for each token",
+        "one_token": ", continued one token at a time",
+        "restart": ", computed again for each token",
     }
     verdict = f"; {info.verdict}" if info.verdict else ""
     return about[info.reuse] + ways[info.continuation] + verdict

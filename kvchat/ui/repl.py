@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,11 +13,10 @@ from kvchat.chat.session import Session, is_empty
 from kvchat.config import Config
 from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui import commands
-from kvchat.ui.answer import Tail, wrapped
-from kvchat.ui.cache_watch import CacheWatch, cache_part
+from kvchat.ui.answer import Tail
 from kvchat.ui.clean import sanitize
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import fullness, is_full, ways_to_room
+from kvchat.ui.cost import fullness, is_full, room_text, ways_to_room
 from kvchat.ui.desk import Attachment, Choice, Surroundings
 from kvchat.ui.endings import ending
 from kvchat.ui.engine_watch import EngineWatch
@@ -28,15 +26,19 @@ from kvchat.ui.history import message_history
 from kvchat.ui.keyboard import Keyboard
 from kvchat.ui.keys import key_bindings
 from kvchat.ui.live_answer import LiveAnswer
+from kvchat.ui.live_part import Content
+from kvchat.ui.log_lines import log_lines
+from kvchat.ui.menu import queued_rows
+from kvchat.ui.printer import Printer
 from kvchat.ui.recap import recap, shown
-from kvchat.ui.render import dim, error_line, phase_text, stats_line, toolbar
-from kvchat.ui.screen import PROMPT, Content, Screen
+from kvchat.ui.render import dim, stats_line, toolbar
+from kvchat.ui.screen import Screen
+from kvchat.ui.status_bar import StatusBar
 from kvchat.ui.tables import Look, Styled
 from kvchat.ui.turns import Turns
+from kvchat.ui.typeahead import TypeAhead
 
 _LEAVE_S = 2.0
-_QUEUED_ROWS = 3
-_ECHOED = 20_000
 
 
 class Repl:
@@ -48,24 +50,23 @@ class Repl:
         self.session = session
         self.surroundings = surroundings
         self._config = config
-        self._color = color
         self._turns = Turns(session, self, self)
         self._engine = EngineWatch(session, self._turns, self)
-        self._cache = CacheWatch(session)
         self._screen = Screen(
             Content(self._tail, self._queued, self._toolbar, self._placeholder),
             message_history(config.paths.data / "history", save=config.chat.save, complain=self.show_error),
             vi=config.ui.vi,
             on_large_paste=self._refuse_paste,
         )
+        self._printer = Printer(self._screen, color=color)
         self._keyboard = Keyboard(self, self._screen, self._turns)
-        self._screen.listen(key_bindings(self._keyboard))
+        self._screen.listen(key_bindings(self._keyboard, self._keyboard.chooser))
         self._live = LiveAnswer(self._screen, config.ui, color=color)
+        self._bar = StatusBar(session, config, self._engine, self._turns, self._live, self.redraw)
+        self._ahead = TypeAhead(session, config.ui, self._turns, self._keyboard.message, self.redraw)
+        self._screen.buffer.on_text_changed += self._ahead.on_key
         self._hopeless: KvchatError | None = None
-        self._warnings: list[str] = []  # that came amid an answer
         self._introduced = ""  # the model that was last said to answer
-        self._counted: tuple[object, int] = (None, 0)  # a place in the tree, and the tokens up to it
-        self._seen: object = session.place  # the place that was looked at last
 
     # The dialogue's life
 
@@ -90,22 +91,20 @@ class Repl:
         for signum in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, self._end, 128 + signum)
         loop.add_signal_handler(signal.SIGTSTP, self._keyboard.suspend)
-        log = _LogLines(lambda message: self._turns.hand(self._warn, message))
-        logging.getLogger("kvchat").addHandler(log)
-        works = (self._turns.work(), self._greet(), self._engine.work())
+        works = (self._turns.work(), self._greet(), self._engine.work(), self._ahead.work())
         tasks = [asyncio.create_task(work) for work in works]
         try:
-            return await self._screen.app.run_async(set_exception_handler=False)
+            with log_lines(lambda message: self._turns.hand(self._warn, message)):
+                return await self._screen.app.run_async(set_exception_handler=False)
         except (EOFError, OSError):  # the terminal is gone
             return 128 + signal.SIGHUP
         finally:
-            logging.getLogger("kvchat").removeHandler(log)
             for task in tasks:
                 task.cancel()
             self._turns.abandon(_LEAVE_S)
 
     async def _greet(self) -> None:
-        self._screen.print_above(dim(self._wrapped(greeting())))
+        self._screen.print_above(dim(self._printer.wrapped(greeting())))
         if self.session.path:
             self._screen.print_above(shown(recap(self.session), self.look))
 
@@ -116,21 +115,17 @@ class Repl:
         finally:
             self._screen.leave(code)
 
-    def _look_at_cache(self) -> None:
-        """In a thread, for it waits: see what the cache has stored."""
-        self._cache.look()
-        self._turns.hand(self._screen.app.invalidate)
-
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        self._say_error(f"internal error: {type(error).__name__}: {error}" if error else context["message"])
+        problem = f"internal error: {type(error).__name__}: {error}" if error else context["message"]
+        self._printer.error(problem)
 
     # What commands and keys ask for
 
     @property
     def look(self) -> Look:
         """How what a command says is shown."""
-        return Look(self._screen.columns, color=self._color)
+        return self._printer.look
 
     @property
     def thought(self) -> str:
@@ -162,7 +157,7 @@ class Repl:
 
     def attach(self, attachment: Attachment) -> None:
         """Send it along with the next message; may be called from any thread."""
-        self._turns.hand(self._keyboard.attach, attachment)
+        self._turns.hand(self._keyboard.enclosures.attach, attachment)
 
     def show_loading(self, backend: Backend | None) -> None:
         """Show how far the loading of another backend is; may be called from any thread."""
@@ -174,17 +169,15 @@ class Repl:
 
     def show(self, text: str) -> None:
         """Print dim lines above the input."""
-        self._screen.print_above(dim(sanitize(text)))
+        self._printer.show(text)
 
     def echo(self, text: str) -> None:
         """Print what was entered above the input, of much of it the beginning."""
-        more = len(text) - _ECHOED
-        shown = f"{text[:_ECHOED]}… ({more} more characters)" if more > 0 else text
-        self._screen.print_above(f"\x1b[1m{PROMPT}\x1b[22m" + sanitize(shown).replace("\n", "\n  "))
+        self._printer.echo(text)
 
     def show_error(self, error: KvchatError) -> None:
         """Print an error above the input."""
-        self._say_error(error.message, error.remedy)
+        self._printer.show_error(error)
 
     # What becomes of messages
 
@@ -192,7 +185,7 @@ class Repl:
         """A message is sent now."""
         self._live.begin()
         if text:
-            self.echo(self._keyboard.shown(text))
+            self.echo(self._keyboard.enclosures.shown(text))
 
     def on_event(self, event: Event) -> None:
         """Show it."""
@@ -209,7 +202,7 @@ class Repl:
         if isinstance(error, ModelUnavailableError) and self._engine.info is None:
             self._engine.give_up(error)
             return
-        self._say_error(error.message, error.remedy)
+        self._printer.error(error.message, error.remedy)
         if isinstance(error, ContextOverflowError):
             self._turns.start(self._offer_room, not self._screen.buffer.text)
         if not commands.is_command(text):  # a command is in the history; here it would begin the next message
@@ -218,9 +211,9 @@ class Repl:
 
     def on_turn_end(self) -> None:
         """The next message may come."""
-        self._recount(is_answered=not commands.is_command(self._turns.running or ""))
+        self._bar.recount(is_answered=not commands.is_command(self._turns.running or ""))
         self._live.drop()
-        self._say_warnings()
+        self._printer.say_warnings()
         self._screen.app.invalidate()
         self._engine.prepare_again()
 
@@ -229,26 +222,19 @@ class Repl:
         self.echo(text)
         if shown:
             self._screen.print_above(
-                shown if isinstance(shown, Styled) else dim(self._wrapped(sanitize(shown)))
+                shown if isinstance(shown, Styled) else dim(self._printer.wrapped(sanitize(shown)))
             )
         if error:
-            self._say_error(error.message, error.remedy)
-        self._recount()
-
-    def _recount(self, *, is_answered: bool = False) -> None:
-        """Count the conversation anew if it moved; an answer to a message tells its length itself."""
-        if self._seen != (place := self.session.place):
-            self._seen = place
-            if not is_answered:
-                self._turns.start(self._count)
+            self._printer.error(error.message, error.remedy)
+        self._bar.recount()
 
     def _on_done(self, answer: Answer) -> None:
         columns = self._screen.columns
-        why = self._wrapped(str(ending(self.session, answer, self._context())))
-        figures = stats_line(answer, self._context(), columns)
+        why = self._printer.wrapped(str(ending(self.session, answer, self._bar.context)))
+        figures = stats_line(answer, self._bar.context, columns)
         self._live.end(then="\n".join(dim(line) for line in (why, figures) if line) + "\n")
-        self._turns.start(self._look_at_cache)
-        if is_full(self.session, self._context()) and not is_full(self.session, self._context(), back=2):
+        self._bar.look_at_cache()
+        if is_full(self.session, self._bar.context) and not is_full(self.session, self._bar.context, back=2):
             self._turns.start(self._offer_room, False)
         if is_empty(answer) and self._turns.running:
             self._keyboard.put_back(self._turns.running)
@@ -256,12 +242,11 @@ class Repl:
     def _offer_room(self, as_list: bool) -> None:
         """In a thread, for it asks the backend: how to make room in the context."""
         with suppress(KvchatError):
-            choices, title = ways_to_room(self.session), fullness(self.session, self._context())
-            if choices and as_list:
+            if not as_list:
+                self._turns.hand(self.show, room_text(self.session, self._bar.context))
+            elif choices := ways_to_room(self.session):
+                title = fullness(self.session, self._bar.context)
                 self.offer(f"{title}: (Enter makes room, Esc leaves)", choices)
-            elif choices:
-                lines = [f"{title}; to make room:", *(choice.label for choice in choices)]
-                self._turns.hand(self.show, "\n".join(lines))
 
     # What becomes of the engine
 
@@ -279,7 +264,7 @@ class Repl:
         info = self._engine.info
         if info is not None and info.name != self._introduced and not self._turns.running:
             self._introduced = info.name
-            self.show(self._wrapped("\n".join(model_lines(info))))
+            self.show(self._printer.wrapped("\n".join(model_lines(info))))
 
     def on_no_model(self, error: KvchatError) -> None:
         """There is nobody to talk to: end."""
@@ -289,36 +274,14 @@ class Repl:
 
     # What is shown
 
-    def _refuse_paste(self) -> None:
-        self._say_error(f"a paste of more than {MAX_CHARACTERS} characters is not taken", "take what matters")
-
-    def _say_error(self, message: str, remedy: str = "") -> None:
-        line = self._wrapped(error_line(message, remedy))
-        self._screen.print_above(f"\x1b[31m{line}\x1b[39m" if self._color else line)
-
     def _warn(self, message: str) -> None:
         """Say something that is no answer to what was asked: not in the middle of an answer, but behind it."""
-        if self._live.is_begun:
-            self._warnings.append(message)
-        else:
-            self._say_error(message)
+        self._printer.warn(message, is_now=not self._live.is_begun)
 
-    def _say_warnings(self) -> None:
-        warnings, self._warnings = self._warnings, []
-        for message in warnings:
-            self._say_error(message)
-
-    def _wrapped(self, text: str) -> str:
-        """The text broken between words, as the terminal would not."""
-        columns = max(2, self._screen.columns)
-        return "\n".join(row for line in text.split("\n") for row in wrapped(line, columns))
-
-    def _name(self) -> str:
-        return self._engine.name(otherwise=self._config.model.name)
-
-    def _context(self) -> int:
-        info = self._engine.info
-        return info.context if info else self._config.model.context or 0
+    def _refuse_paste(self) -> None:
+        self._printer.error(
+            f"a paste of more than {MAX_CHARACTERS} characters is not taken", "paste the part that matters"
+        )
 
     def _tail(self, columns: int, num_rows: int) -> Tail:
         tail = self._live.tail(columns, num_rows)
@@ -328,56 +291,11 @@ class Repl:
         return Tail([loading] if loading else [], "wait")
 
     def _queued(self, columns: int) -> list[str]:
-        waiting = self._turns.waiting
-        begun = (" ".join(sanitize(text[: 4 * columns]).split()) for text in waiting)
-        shown = [f"queued: {text}"[: columns - 1] for text in begun]
-        if len(shown) > _QUEUED_ROWS:
-            shown = [*shown[: _QUEUED_ROWS - 1], f"… and {len(shown) - _QUEUED_ROWS + 1} more"]
-        return shown + self._keyboard.rows(columns)
+        return queued_rows(self._turns.waiting, columns) + self._keyboard.rows(columns)
 
     def _toolbar(self, columns: int) -> str:
-        if self._keyboard.hint:
-            return toolbar([self._keyboard.hint], columns)
-        status = self._engine.status()
-        parts = [*self._screen.mode, self._name(), phase_text(status)]
-        if status.phase in (Phase.PREFILLING, Phase.DECODING):
-            parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, self._name()]
-        if used := self._used():
-            parts.append(f"ctx {used}/{self._context()}")
-        if self.session.totals.answers:
-            parts.append(f"hit {100 * self.session.totals.hit_rate:.0f}%")
-        if self._cache.view:
-            parts.append(cache_part(self._cache.view))
-        return toolbar(parts, columns)
+        hint, sign = self._keyboard.hint, self._ahead.sign
+        return toolbar([hint], columns) if hint else self._bar.line(columns, self._screen.mode, sign)
 
     def _placeholder(self) -> str:
         return "" if self.session.path or self._turns.running else PLACEHOLDER
-
-    def _used(self) -> int:
-        """Tokens of the conversation: as they were counted after a move, or as the last answer left them."""
-        place, tokens = self._counted
-        if place == self.session.place:
-            return tokens
-        return self.session.last.usage.total_tokens if self.session.last else 0
-
-    def _count(self) -> None:
-        """In a thread, for it waits: how long the conversation is where it moved to."""
-        place, history = self.session.place, self.session.history
-        with suppress(KvchatError):
-            view = (
-                self.session.backend.cache(history, self.session.chosen, has_rows=False) if history else None
-            )
-            self._counted = place, view.prompt_tokens if view else 0
-            self._turns.hand(self._screen.app.invalidate)
-
-
-class _LogLines(logging.Handler):
-    """Warnings of the program as lines above the input."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show one record."""
-        self._say(record.getMessage())

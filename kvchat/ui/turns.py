@@ -156,7 +156,7 @@ class Turns:
             self._session.backend.info()
 
     def _said(self, text: str) -> Iterator[Event]:
-        whole = with_files(text.removeprefix("/") if text.startswith("//") else text)
+        whole = sent_text(text)
         check_length(self._session.backend, whole)
         return self._session.send(whole)
 
@@ -182,6 +182,11 @@ class Turns:
         except Exception as error:  # nor may one in a command
             failure = _as_known(error)
         self.hand(self._listener.on_result, text, shown, failure)
+
+
+def sent_text(text: str) -> str:
+    """What the model gets of a message: one that begins with `//` is no command, and files come along. Raises UsageError."""
+    return with_files(text.removeprefix("/") if text.startswith("//") else text)
 
 
 def _as_known(error: Exception) -> KvchatError:

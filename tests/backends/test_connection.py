@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO, Any
 
 import pytest
 
-from kvchat.backends.base import Phase
+from kvchat.backends.base import Phase, Role, Turn
 from kvchat.backends.connection import MAX_UNSENT, Connection
 
 
@@ -111,3 +112,22 @@ def test_an_end_that_was_understood_is_waited_for(engine: Engine) -> None:
     engine.say({"status": {"phase": "closed"}})
     threading.Thread(target=lambda: (engine.said.read(), engine.die())).start()
     assert engine.connection.close(60.0, 60.0)
+
+
+def test_a_history_is_told_in_parts_only_to_who_remembers_and_anew_after_an_error(engine: Engine) -> None:
+    said = [Turn(Role.USER, "a"), Turn(Role.ASSISTANT, "b"), Turn(Role.USER, "c")]
+    engine.hear()
+    for _ in range(2):
+        engine.connection.call({"history": said[:1]})
+        assert len(engine.hear()["history"]) == 1
+    engine.say({"status": {"phase": "ready"}, "remembers": True})
+    while engine.connection.status.phase is not Phase.READY:
+        time.sleep(0.001)
+    third = engine.connection.call({"history": said[:1]})
+    engine.hear()
+    engine.connection.call({"history": said})
+    assert engine.hear()["history"]["same"] == 1
+    engine.say({"id": third.number, "kind": "error", "value": {}})
+    assert third.replies.get()[0] == "error"
+    engine.connection.call({"history": said})
+    assert len(engine.hear()["history"]) == 3

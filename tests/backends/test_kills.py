@@ -102,8 +102,8 @@ def while_it_loads(engine: Killable, rng: random.Random) -> None:
     timers = [engine.send_later(rng.choice([0.2, 2.0]) * rng.random()) for _ in range(rng.choice([1, 2]))]
     try:
         engine.check(engine.ask())
-    except EngineDiedError as error:  # it had loaded both times: the message is given back
-        assert len(timers) == 2 and "twice over this message" in error.message
+    except EngineDiedError as error:  # it had loaded both times, maybe before this: the message is given back
+        assert "twice over this message" in error.message
     for timer in timers:
         timer.join()
 

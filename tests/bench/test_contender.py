@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 from kvchat.bench.contender import Contender, ContenderError, Entry, Setup, parse_names, running
 from kvchat.config import Config
 from kvchat.errors import UsageError
+from tests.models.gguf.architecture_files import TOKENS, write_from_record
 from tests.tiny import random_tokens
+
+ARCHITECTURES = Path(__file__).parents[1] / "fixtures" / "architectures.json"
 
 LLAMA_CPP = '''
 class Llama:
@@ -83,6 +87,19 @@ def test_llama_cpp_is_asked_for_the_same_ids(llama_python: str) -> None:
     )
     assert contender.answer([1, 2, 3, 4, 5], 3, reuse=False).rest_s >= 0
     assert contender.peak_bytes() > 0
+    contender.close()
+
+
+def test_llama_cpp_is_also_run_by_its_own_server(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    record = json.loads(ARCHITECTURES.read_text(encoding="utf-8"))["llama"]
+    gguf = write_from_record(tmp_path / "tiny.gguf", record)
+    script = Path(sys.modules["kvchat.bench.contender"].__file__ or "").with_name("llama_child.py")
+    hello = {"gguf": str(gguf), "threads": 1, "context": 128}
+    contender = Contender("llama.cpp", [sys.executable, str(script)], hello)
+    assert contender.facts["threads"] == 1
+    first, again = (contender.answer(TOKENS, 3) for _ in range(2))
+    assert first.first_s > 0 and first.rest_s > 0 and again.rest_s > 0
     contender.close()
 
 

@@ -12,6 +12,7 @@ from kvchat.bench.policy import TraceClock
 from kvchat.bench.simulation import Geometry, Pool
 from kvchat.cache.policy import FACTORS, LeastRecentlyUsed, Worth
 from kvchat.cache.rates import NUM_AGES, Rates
+from tests.cache.arena import TINY_BLOCK_BYTES, computed_arena, tiny_cache
 
 DAY_S = 86_400.0
 
@@ -133,3 +134,17 @@ def test_a_pool_keeps_its_budget_and_no_orphan_under_either_policy(
     while policy.victim(lambda run: not run.num_children) is not None:
         pool._evict()
     assert not pool._by_block
+
+
+def test_what_can_go_is_offered_after_its_tip_was_left_behind() -> None:
+    """A queue's head belonged in another queue by now: what is offered in its place is not lost."""
+    tokens = [
+        ([0, 0, 0, 1, 0, 0, 0, 1, 0], 0), ([0, 0, 1, 0, 0, 1, 1, 0, 1], 0), ([1, 0, 1, 1, 0], 0), ([0], 0),
+        ([0, 0, 1, 1, 1], 0), ([0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], 1), ([0], 2), ([1, 0, 0, 1, 1], 2),
+    ]  # fmt: skip
+    cache = tiny_cache(
+        None, ram_bytes=2 * TINY_BLOCK_BYTES, block_size=4, hash_function=lambda data: b"\0" * 16
+    )
+    for said, priority in tokens:
+        cache.commit(said, computed_arena(said), len(said), priority=priority)
+        cache.check_integrity()

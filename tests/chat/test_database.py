@@ -1,8 +1,5 @@
 """The file of conversations: its locks, what is waited for, and what becomes of damage and of passing errors."""
 
-import logging
-import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +13,6 @@ import pytest
 from kvchat.chat import database
 from kvchat.chat.session import Session
 from kvchat.chat.store import Store
-from kvchat.errors import KvchatError
 from tests.scripted import ScriptedBackend
 
 
@@ -45,16 +41,40 @@ def is_sound(path: Path) -> bool:
         return db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def set_aside(path: Path) -> list[str]:
-    names = [file.name for file in path.parent.iterdir() if "damaged" in file.name]
-    return [name for name in names if not name.endswith(("-wal", "-shm"))]
+class Clock:
+    """Time that passes in sleep alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
-def change(path: Path, statement: str, *values: object) -> None:
-    """Change the file behind kvchat's back."""
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("PRAGMA writable_schema = ON")
-        db.execute(statement, values)
+        db.execute("BEGIN IMMEDIATE")
+        yield
+
+
+READING = """
+import os, sys
+from pathlib import Path
+from kvchat.chat.store import Store
+if os.getuid() == 0:
+    os.setuid(65534)
+store = Store(Path(sys.argv[1]))
+print([row.title for row in store.sessions()], [hit.text for _, hit in store.search("one")], store.search("nothing"))
+try:
+    store.rename(store.session().id, "named")
+except Exception as error:
+    print(type(error).__name__)
+print(store.session().name)
+"""
 
 
 # Locks
@@ -87,26 +107,6 @@ def test_threads_that_create_the_file_at_once_share_it(path: Path) -> None:
     assert len(Store(path).sessions()) == 6
     assert {file.name for file in path.parent.iterdir()} <= {"kvchat.db", "kvchat.db-wal", "kvchat.db-shm"}
     assert is_sound(path)
-
-
-class Clock:
-    """Time that passes in sleep alone."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("BEGIN IMMEDIATE")
-        yield
 
 
 def test_a_lock_that_stays_is_waited_for_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,38 +191,6 @@ def test_a_file_that_was_deleted_is_made_anew_with_all_that_was_said(path: Path)
     assert Store(path).session().num_exchanges == 2
 
 
-def test_a_passing_error_sets_nothing_aside(path: Path) -> None:
-    talk(path, "one").close()
-    store = Store(path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        with pytest.raises(KvchatError, match="can't use the conversations"):
-            store.sessions()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert [row.title for row in store.sessions()] == ["one"]
-    assert set_aside(path) == []
-
-
-READING = """
-import os, sys
-from pathlib import Path
-from kvchat.chat.store import Store
-if os.getuid() == 0:
-    os.setuid(65534)
-store = Store(Path(sys.argv[1]))
-print([row.title for row in store.sessions()], [hit.text for _, hit in store.search("one")], store.search("nothing"))
-try:
-    store.rename(store.session().id, "named")
-except Exception as error:
-    print(type(error).__name__)
-print(store.session().name)
-"""
-
-
 @pytest.mark.parametrize("is_open", [False, True])
 def test_what_can_only_be_read_is_listed(path: Path, is_open: bool) -> None:
     session = talk(path, "one")
@@ -237,70 +205,3 @@ def test_what_can_only_be_read_is_listed(path: Path, is_open: bool) -> None:
         assert in_child(READING, path).splitlines() == ["['one'] ['one'] []", "KvchatError", "None"]
     finally:
         path.parent.chmod(0o755)
-
-
-# Damage
-
-
-def test_a_damaged_search_index_is_made_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    talk(path, "the quick fox").close()
-    change(path, "UPDATE exchange_text_data SET block = x'ff00ff' WHERE id > 1")
-    with caplog.at_level(logging.WARNING, "kvchat"):
-        assert [hit.text for _, hit in Store(path).search("fox")] == ["the quick fox"]
-    talk(path, "a fox more").close()
-    assert len(Store(path).search("fox")) == 2
-    assert set_aside(path) == caplog.records == []
-
-
-@pytest.mark.parametrize("table", ["exchange_text_data", "exchange_text_config", "exchange_text_idx"])
-def test_an_index_of_which_a_part_is_gone_is_made_anew(path: Path, table: str) -> None:
-    talk(path, "the quick fox").close()
-    change(path, f"DELETE FROM sqlite_master WHERE name = '{table}'")
-    talk(path, "a fox more").close()
-    assert len(Store(path).search("fox")) == 2
-    assert (set_aside(path), is_sound(path)) == ([], True)
-
-
-@pytest.mark.parametrize("where", ["number INTEGER", "CREATE TABLE session", "ON exchange(tree)"])
-@pytest.mark.parametrize("spoilt", [b"\xff\xfe", b")(", b"xx"])
-def test_a_damaged_schema_is_written_anew(path: Path, where: str, spoilt: bytes) -> None:
-    talk(path, "one").close()
-    content = path.read_bytes()
-    assert where.encode() in content
-    path.write_bytes(content.replace(where.encode(), spoilt + where.encode()[len(spoilt) :], 1))
-    assert [row.title for row in Store(path).sessions()] == ["one"]
-    talk(path, "two").close()
-    assert [hit.text for _, hit in Store(path).search("one")] == ["one"]
-    assert (set_aside(path), is_sound(path)) == ([], True)
-
-
-def test_a_damaged_lookup_is_made_anew_from_its_table(path: Path) -> None:
-    session = talk(path, "one", "two")
-    session.close()
-    with closing(sqlite3.connect(path)) as db:
-        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'exchange_tree'").fetchone()
-    content = bytearray(path.read_bytes())
-    content[4096 * (page - 1) : 4096 * page] = b"\xff" * 4096
-    path.write_bytes(content)
-    assert [len(Store(path).exchanges(row.tree)) for row in Store(path).sessions()] == [2]
-    assert (set_aside(path), is_sound(path)) == ([], True)
-
-
-def test_what_can_still_be_read_of_a_damaged_file_stands_in_the_new_one(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    talk(path, *(f"message {n} " + "x" * 1500 for n in range(12))).close()
-    content = bytearray(path.read_bytes())
-    at = content.index(b"message 6")
-    page = at // 4096 * 4096
-    content[page : page + 4096] = bytes(4096)
-    path.write_bytes(content)
-    with caplog.at_level(logging.WARNING, "kvchat"):
-        (row,) = Store(path).sessions()
-        found = len(Store(path).exchanges(row.tree))
-    assert row.title.startswith("message 0")
-    assert 4 <= found < 12
-    assert len(set_aside(path)) == len(caplog.records) == 1
-    with pytest.raises(KvchatError, match="is damaged"):
-        Store(path).tree(row)
-    assert is_sound(path)

@@ -44,9 +44,9 @@ def test_a_model_that_is_here_answers_twice_and_reuses(run: Run, tiny_path: Path
         "model", "loading", "template", "policy", "promise", "weights", "speed", "reuse",
     }  # fmt: skip
     policy, _, check = rows["policy"].value.partition("; ")
-    assert policy == "what was computed is reused to the token (blocks)"
+    assert policy == "what was computed is reused token for token (blocks)"
     assert check.startswith(("checked: ", "not checked, for that would take too long"))
-    assert rows["template"].value == "keeps the past to the token (append-safe)"
+    assert rows["template"].value == "keeps the past token for token (append-safe)"
     assert "tokens/s" in rows["speed"].value
     assert "torch 2." in rows["versions"].value
     assert not (tmp_path / "CACHE_DIR").exists()

@@ -80,9 +80,9 @@ def test_a_resumed_session_keeps_its_model_and_system_prompt_unless_told_otherwi
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("-c",), "there is no session yet"),
+        (("-c",), "there are no sessions yet"),
         (("-r", "none"), "no session is called 'none'"),
-        (("--fork",), "--fork of what?"),
+        (("--fork",), "--fork needs a session to branch from"),
     ],
 )
 def test_what_can_not_be_resumed_is_one_line(run: Run, argv: tuple[str, ...], said: str) -> None:
@@ -135,12 +135,14 @@ def test_an_export_is_private_and_its_html_is_escaped(run: Run, tmp_path: Path) 
     assert run("sessions", "export", "--output", str(tmp_path / "no" / "file"))[0] == 2
 
 
-def test_an_export_into_a_file_that_others_could_read_is_private_too(run: Run, tmp_path: Path) -> None:
+def test_an_export_overwrites_no_file_and_goes_to_a_device(run: Run, tmp_path: Path) -> None:
     run("-p", "hello")
     page = tmp_path / "page.md"
-    page.touch(0o644)
-    assert run("sessions", "export", "--output", str(page))[0] == 0
-    assert page.stat().st_mode & 0o777 == 0o600
+    page.write_text("precious")
+    code, _, err = run("sessions", "export", "--output", str(page))
+    assert code == 2
+    assert "already exists: name another file; nothing is overwritten" in err
+    assert page.read_text() == "precious"
     assert run("sessions", "export", "--output", "/dev/null")[0] == 0
 
 
@@ -189,7 +191,7 @@ def test_a_broken_prompt_is_listed_with_what_is_wrong(run: Run, tmp_path: Path) 
     (tmp_path / "work" / "prompts" / "bare.md").write_text("You are brief.")
     run("prompts", "trust")
     (row,) = [row for row in rows(run, "prompts", "ls") if row["name"] == "broken"]
-    assert "line 1: the head has no end" in row["error"]
+    assert "line 1: the head is never closed" in row["error"]
     lines = {line.split()[0]: line for line in run("prompts", "ls")[1].splitlines()}
     assert "! " in lines["broken"]
     assert lines["bare"].split() == ["bare", "here"]

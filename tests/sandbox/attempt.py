@@ -11,10 +11,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from kvchat.chat.prompts import Shelf, read_prompt
 from kvchat.errors import KvchatError
 from kvchat.models.text.template import ChatTemplate, Message
 from kvchat.models.text.tokenizer import ChatTokenizer
+from kvchat.prompts.prompt import Shelf, read_prompt
 from tests.models.chat_templates import byte_tokenizer
 
 NOW = datetime(2026, 11, 22, 12)

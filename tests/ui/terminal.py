@@ -36,7 +36,7 @@ class Terminal:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("KVCHAT_") and name not in ("NO_COLOR", "TMUX")
+            if name == "KVCHAT_SHARE" or (not name.startswith("KVCHAT_") and name not in ("NO_COLOR", "TMUX"))
         }
         names = ("CACHE_DIR", "DATA", "CONFIG", *(("MODELS",) if own_models else ()))
         folders = {f"KVCHAT_{name}": str(folder / name) for name in names}

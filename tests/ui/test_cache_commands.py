@@ -45,7 +45,7 @@ def test_commands_tell_of_a_real_conversation(make_config: Callable[..., Config]
     config = make_config()
     with Session.from_config(LocalBackend(config), config) as session:
         desk = Desk(session, Look(80))
-        assert done(desk, "/cache why") == "nothing was answered yet"
+        assert done(desk, "/cache why") == "nothing has been answered yet"
         assert "asked" in done(desk, "/cache")
         session.set_system("You are a helpful assistant, and so on and so on.")
         session.options = Options(max_tokens=8, temperature=0.0)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kvchat.backends.base import ModelInfo
-from kvchat.chat.prompts import Prompts
 from kvchat.chat.session import Session
 from kvchat.config import load_config
 from kvchat.errors import UntrustedCodeError, UsageError
+from kvchat.prompts.shelves import Prompts
 from kvchat.trust import trust_for_now
 from kvchat.ui.commands import ALIASES, COMMANDS, common_start, completions, find, is_command
 from kvchat.ui.desk import Choice, Surroundings
@@ -172,5 +172,5 @@ def test_code_that_comes_with_a_model_is_asked_about_and_the_model_stays_until_t
 
 
 def test_before_the_first_message_there_is_none_to_say_differently() -> None:
-    with pytest.raises(UsageError, match="no message to say differently: say something"):
+    with pytest.raises(UsageError, match="no message to edit: say something"):
         done(Desk(), "/edit")

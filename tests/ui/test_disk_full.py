@@ -14,7 +14,7 @@ import pytest
 
 from tests.ui.terminal import Terminal
 
-SAID = "the dialogue goes on without"
+SAID = "the chat goes on without it"
 
 
 def as_folder(path: Path) -> None:

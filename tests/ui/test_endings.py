@@ -42,7 +42,7 @@ def test_a_loop_a_stop_string_and_the_user_are_named(session: Session) -> None:
     assert said(session, FinishReason.STOP, stop_text="END") == "stopped at the stop string 'END'"
     assert said(session, FinishReason.CANCELLED) == "stopped by you; /continue goes on"
     empty = said(session, FinishReason.CANCELLED, text="", completion=())
-    assert empty == "stopped before it began; the message is yours again"
+    assert empty == "stopped before it began; your message is back in the input"
 
 
 def test_each_limit_is_told_from_the_others(session: Session) -> None:

@@ -108,12 +108,3 @@ def test_a_paste_of_ten_megabytes_is_refused_and_the_dialogue_goes_on(tmp_path: 
     terminal.wait_for("[1] you said: kept and sent")
     terminal.settle()
     terminal.leave()
-
-
-def test_a_large_paste_is_sent_and_echoed_by_its_beginning(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path).ready()
-    terminal.paste("count " + "x" * 50_000)
-    terminal.type("\r")
-    terminal.wait_for("… (30006 more characters)")
-    terminal.settle()
-    terminal.leave()

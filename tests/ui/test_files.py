@@ -44,7 +44,11 @@ def test_no_text_and_too_much_are_refused() -> None:
     Path("picture").write_bytes(b"\x00\x01")
     Path("latin").write_bytes("naïve".encode("latin-1"))
     Path("huge").write_text("x" * (MAX_BYTES + 1))
-    for name, words in (("picture", "is no text"), ("latin", "is no text"), ("huge", "larger than 256 KiB")):
+    for name, words in (
+        ("picture", "is not a text file"),
+        ("latin", "is not a text file"),
+        ("huge", "larger than 256 KiB"),
+    ):
         with pytest.raises(UsageError, match=words):
             with_files(f"@{name}")
     with pytest.raises(UsageError, match="No such file"):

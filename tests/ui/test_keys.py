@@ -48,7 +48,7 @@ def test_a_message_can_be_written_in_the_editor(tmp_path: Path, key: str, variab
 
 
 @pytest.mark.parametrize(
-    ("editor", "line"), [("/nowhere/ed", "can't run the editor"), ("false", "ended with code 1")]
+    ("editor", "line"), [("/nowhere/ed", "can't run the editor"), ("false", "exited with code 1")]
 )
 def test_an_editor_that_fails_leaves_the_text(tmp_path: Path, editor: str, line: str) -> None:
     terminal = Terminal(tmp_path, environ={"VISUAL": editor}).ready()
@@ -211,7 +211,7 @@ def test_a_shell_command_can_be_stopped_and_its_output_is_harmless(terminal: Ter
     terminal.enter("!printf 'a\\033]0;owned\\007'; sleep 60")
     terminal.wait_for("> !printf")
     terminal.type("\x03")
-    terminal.wait_for("it was stopped")
+    terminal.wait_for("the command was stopped")
     terminal.wait_for("a␛]0;owned␇")
     assert terminal.screen.title == ""
     terminal.type("n")
@@ -274,7 +274,7 @@ def test_copy_puts_an_answer_or_its_code_on_the_clipboard_or_in_a_file(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     terminal.enter("/copy")
-    terminal.wait_for("nothing was answered yet")
+    terminal.wait_for("nothing has been answered yet")
     terminal.enter("say Look:\\n\\n```python\\nx = 1\\n```\\n\\n- a\\n\\n```\\ny\\n```")
     terminal.settle()
     terminal.enter("/copy code 1")
@@ -284,7 +284,7 @@ def test_copy_puts_an_answer_or_its_code_on_the_clipboard_or_in_a_file(
     whole = b"Look:\n\n```python\nx = 1\n```\n\n- a\n\n```\ny\n```"
     terminal.until(lambda: base64.b64encode(whole) in terminal.raw, "the whole answer")
     terminal.enter("/copy code 3")
-    terminal.wait_for("the last answer has 2 code blocks")
+    terminal.wait_for("that answer has 2 blocks of code")
     path = tmp_path / "copied"
     terminal.enter(f"/copy code > {path}")
     terminal.wait_for("written to")

@@ -21,7 +21,11 @@ ANSWER = "say # Title\\n\\n```python\\ndef f(): pass\\n```"
 
 def one_shot(folder: Path, *argv: str, **environ: str) -> "subprocess.CompletedProcess[bytes]":
     """The program in pipes."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KVCHAT_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "KVCHAT_SHARE" or not name.startswith("KVCHAT_")
+    }
     kept.pop("NO_COLOR", None)
     folders = {f"KVCHAT_{name}": str(folder / name) for name in ("MODELS", "CACHE_DIR", "DATA", "CONFIG")}
     command = [sys.executable, "-m", "tests.scripted_cli", *argv]

@@ -87,7 +87,7 @@ def test_retry_edit_fork_and_switch_compute_nothing_twice_and_destroy_nothing(
     assert cached > end_of(first[0]), "the common prefix reaches into the second message's frame"
 
     terminal.enter("/fork beside")
-    terminal.wait_for("this goes on as session beside")
+    terminal.wait_for("you are now in session beside")
     say(terminal, "and on")
     cached, asked = cached_and_asked(path_of(tmp_path, "beside")[-1])
     assert cached >= end_of(edited[-1]) - 1

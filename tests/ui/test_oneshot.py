@@ -12,7 +12,8 @@ import pytest
 from kvchat.backends.base import Phase
 from kvchat.chat.session import Session
 from kvchat.errors import ContextOverflowError, UsageError
-from kvchat.ui.oneshot import Manner, OneShot, messages_of, one_message
+from kvchat.ui.oneshot import Form, OneShot
+from kvchat.ui.questions import messages_of, one_message
 from tests.scripted import ScriptedBackend
 
 
@@ -23,12 +24,12 @@ class Terminal(io.StringIO):
 
 def asked(
     *messages: str,
-    manner: Manner | None = None,
+    form: Form | None = None,
     stdout: io.StringIO | None = None,
     stderr: io.StringIO | None = None,
 ) -> tuple[int, str, str]:
     stdout, stderr = stdout or io.StringIO(), stderr or io.StringIO()
-    shot = OneShot(Session(ScriptedBackend()), manner or Manner(), stdout=stdout, stderr=stderr)
+    shot = OneShot(Session(ScriptedBackend()), form or Form(), stdout=stdout, stderr=stderr)
     return shot.run(messages), stdout.getvalue(), stderr.getvalue()
 
 
@@ -64,14 +65,14 @@ def test_turns_are_answered_in_one_conversation() -> None:
 
 def test_what_every_next_prompt_begins_with_is_prepared_between_turns_and_not_behind_the_last() -> None:
     backend = ScriptedBackend()
-    shot = OneShot(Session(backend), Manner(), stdout=io.StringIO(), stderr=io.StringIO())
+    shot = OneShot(Session(backend), Form(), stdout=io.StringIO(), stderr=io.StringIO())
     shot.run(["one", "two", "three"])
     assert [len(history) for history in backend.prepared] == [2, 4]
     assert [len(history) for history in backend.histories] == [1, 3, 5]
 
 
 def test_json_has_the_documented_shape() -> None:
-    code, out, _ = asked("hello there", "again", manner=Manner(json=True, tokens=True))
+    code, out, _ = asked("hello there", "again", form=Form(json=True, tokens=True))
     first, second = (json.loads(line) for line in out.splitlines())
     assert code == 0
     assert list(first) == [
@@ -115,7 +116,7 @@ def test_json_has_the_documented_shape() -> None:
 
 
 def test_json_without_tokens_has_no_ids() -> None:
-    assert "tokens" not in json.loads(asked("hello", manner=Manner(json=True))[1])
+    assert "tokens" not in json.loads(asked("hello", form=Form(json=True))[1])
 
 
 def test_json_lines_come_one_by_one() -> None:
@@ -126,37 +127,37 @@ def test_json_lines_come_one_by_one() -> None:
         seen.append(out.getvalue())
         yield "two"
 
-    OneShot(Session(ScriptedBackend()), Manner(json=True), stdout=out, stderr=io.StringIO()).run(messages())
+    OneShot(Session(ScriptedBackend()), Form(json=True), stdout=out, stderr=io.StringIO()).run(messages())
     assert json.loads(seen[0])["response"] == "[1] you said: one"
 
 
 def test_reasoning_goes_to_stderr_and_not_at_all_when_quiet() -> None:
     assert asked("think") == (0, "[1] you said: think\n", "hm 0 hm 1 hm 2 \n")
-    assert asked("think", manner=Manner(quiet=True)) == (0, "[1] you said: think\n", "")
+    assert asked("think", form=Form(quiet=True)) == (0, "[1] you said: think\n", "")
 
 
 def test_reasoning_can_be_hidden() -> None:
-    assert asked("think", manner=Manner(reasoning=False)) == (0, "[1] you said: think\n", "")
-    report = json.loads(asked("think", manner=Manner(json=True, reasoning=False))[1])
+    assert asked("think", form=Form(reasoning=False)) == (0, "[1] you said: think\n", "")
+    report = json.loads(asked("think", form=Form(json=True, reasoning=False))[1])
     assert report["reasoning"] == "hm 0 hm 1 hm 2 "
 
 
 def test_markdown_is_rendered_when_asked_for_and_without_styles_in_a_pipe() -> None:
     message = "say # Title\\n\\n- **bold**\\n\\n\\n"
     assert asked(message)[1] == "# Title\n\n- **bold**\n"
-    assert asked(message, manner=Manner(markdown=True))[1] == "Title\n\n • bold\n"
-    assert "\x1b[1mbold" in asked(message, manner=Manner(markdown=True, styled=True))[1]
-    assert "\x1b[1mbold" in asked(message, manner=Manner(markdown=True), stdout=Terminal())[1]
-    report = json.loads(asked(message, manner=Manner(markdown=True, json=True))[1])
+    assert asked(message, form=Form(markdown=True))[1] == "Title\n\n • bold\n"
+    assert "\x1b[1mbold" in asked(message, form=Form(markdown=True, styled=True))[1]
+    assert "\x1b[1mbold" in asked(message, form=Form(markdown=True), stdout=Terminal())[1]
+    report = json.loads(asked(message, form=Form(markdown=True, json=True))[1])
     assert report["response"] == "# Title\n\n- **bold**\n\n\n"
 
 
 def test_statistics_go_to_a_terminal_dim_and_to_a_pipe_only_when_asked() -> None:
     _, _, seen = asked("hello", stderr=Terminal())
     assert seen.startswith("\x1b[2mcached 0/1 (0%) · prefill 1 in")
-    assert asked("hello", stderr=Terminal(), manner=Manner(color=False))[2].startswith("cached 0/1")
-    assert asked("hello", stderr=Terminal(), manner=Manner(quiet=True))[2] == ""
-    assert asked("hello", manner=Manner(verbose=True))[2].startswith("cached 0/1")
+    assert asked("hello", stderr=Terminal(), form=Form(color=False))[2].startswith("cached 0/1")
+    assert asked("hello", stderr=Terminal(), form=Form(quiet=True))[2] == ""
+    assert asked("hello", form=Form(verbose=True))[2].startswith("cached 0/1")
 
 
 def test_notices_go_to_stderr() -> None:
@@ -170,7 +171,7 @@ def test_control_sequences_are_shown_in_a_terminal_and_passed_to_a_pipe() -> Non
 
 def test_an_error_before_the_first_text_leaves_stdout_empty() -> None:
     out = io.StringIO()
-    shot = OneShot(Session(ScriptedBackend()), Manner(), stdout=out, stderr=io.StringIO())
+    shot = OneShot(Session(ScriptedBackend()), Form(), stdout=out, stderr=io.StringIO())
     with pytest.raises(ContextOverflowError):
         shot.run(["overflow"])
     assert out.getvalue() == ""
@@ -188,7 +189,7 @@ def test_an_interrupt_keeps_what_was_said_and_ends_with_130(as_json: bool) -> No
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    code = OneShot(session, Manner(json=as_json), stdout=out, stderr=io.StringIO()).run(["slow 500", "never"])
+    code = OneShot(session, Form(json=as_json), stdout=out, stderr=io.StringIO()).run(["slow 500", "never"])
     thread.join()
     assert code == 130
     said = (

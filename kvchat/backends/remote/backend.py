@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from kvchat.backends import base
-from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Role, Status, Turn
+from kvchat.backends.base import DEFAULTS, Event, ModelInfo, Options, Phase, Reach, Role, Status, Turn
 from kvchat.backends.inspection import CacheView
 from kvchat.backends.remote.connecting import Connected, Connecting, connected
 from kvchat.backends.remote.link import Link
@@ -91,6 +91,9 @@ class RemoteBackend:
 
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
         return iter(())  # others wait for a server, and some are paid: nothing is asked that nobody asked for
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[base.Ahead]:
+        return iter(())  # and what is not sent yet is nobody's business there
 
     def cache(
         self, history: Sequence[Turn], options: Options = DEFAULTS, *, has_rows: bool = True

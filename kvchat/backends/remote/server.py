@@ -19,6 +19,7 @@ PROBE_TIMEOUT_S = 20.0
 class Kind(StrEnum):
     """Servers that take more than the protocol says, and those that don't."""
 
+    KVCHAT = "kvchat"
     VLLM = "vllm"
     SGLANG = "sglang"
     LLAMA = "llama.cpp"
@@ -60,6 +61,14 @@ FEATURES: Mapping[Kind, Features] = {
         gives_ids=True,
         remedy="start vLLM with --enable-prompt-tokens-details",
     ),
+    Kind.KVCHAT: Features(
+        _OPEN,
+        {},
+        _WHILE_STREAMING | {"return_token_ids": True},
+        thoughts=("reasoning_content",),
+        takes_template_options=True,
+        gives_ids=True,
+    ),
     Kind.SGLANG: Features(
         _OPEN,
         {"continue_final_message": True},
@@ -78,7 +87,7 @@ FEATURES: Mapping[Kind, Features] = {
     Kind.OPENAI: Features(_COMMON),
     Kind.ANTHROPIC: Features({"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}, {}),
 }
-_OWNERS = {"vllm": Kind.VLLM, "sglang": Kind.SGLANG, "llamacpp": Kind.LLAMA}
+_OWNERS = {"kvchat": Kind.KVCHAT, "vllm": Kind.VLLM, "sglang": Kind.SGLANG, "llamacpp": Kind.LLAMA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ def connect(link: Link) -> Server:
     if not wanted:
         raise ModelUnavailableError(f"{target.where} does not say which models it has", "name one with -m")
     model = next((one for one in models if one.id == wanted), None)
-    if model is None and models and kind in (Kind.VLLM, Kind.SGLANG):
+    if model is None and models and kind in (Kind.KVCHAT, Kind.VLLM, Kind.SGLANG):
         raise _no_model(target, wanted, models)
     model = model or Served(wanted, models[0].context if kind is Kind.LLAMA and models else 0)
     template = ""

@@ -123,7 +123,7 @@ def server_ids(text: str, server: Server, link: Link) -> tuple[int, ...] | None:
     """The ids that the server makes of a text, control tokens counting; None where it can't be asked."""
     if server.kind is Kind.LLAMA:
         body: dict[str, object] = {"content": text, "add_special": False, "parse_special": True}
-    elif server.kind in (Kind.VLLM, Kind.SGLANG):
+    elif server.kind in (Kind.KVCHAT, Kind.VLLM, Kind.SGLANG):
         body = {"model": server.model.id, "prompt": text, "add_special_tokens": False}
     else:
         return None

@@ -21,11 +21,14 @@ from kvchat.models.gguf.families import (
     family_of,
     matched_tensors,
 )
-from kvchat.models.gguf.file import GgufTensor, read_gguf, tensor_values
+from kvchat.models.gguf.file import GgufTensor, read_gguf
 from kvchat.models.gguf.integers import tensor_integers
 from kvchat.models.gguf.keys import ELSEWHERE
+from kvchat.models.gguf.values import tensor_values
 from kvchat.models.weights.quantize import Integers
 
+_FEW_ROWS = 64
+"""So many come from the mapped file though they lie apart in it."""
 _PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
 _Bytes = NDArray[np.uint8]
 
@@ -34,7 +37,7 @@ class GgufCheckpoint:
     """A `Checkpoint` of the tensors of one file, each made what its target says.
 
     Whole tensors are read into memory of their own, so that pages of the file are not held beside what is made of them;
-    only `rows` come from the mapped file.
+    only `rows`, and a few rows that lie apart, come from the mapped file.
     """
 
     def __init__(self, path: Path, matched: Sequence[tuple[GgufTensor, Target]]) -> None:
@@ -46,7 +49,7 @@ class GgufCheckpoint:
     def open(cls, path: Path) -> GgufCheckpoint:
         """The tensors of a file. Raises ModelUnavailableError for one that can't be read, whose family is unknown, or
         whose tensors are not those of its family."""
-        gguf = read_gguf(path)
+        gguf = read_gguf(path, has_texts=False)
         family = family_of(gguf)
         if family is None:
             what = f"is of the unknown architecture {shown(gguf.architecture)}"
@@ -80,7 +83,9 @@ class GgufCheckpoint:
         wanted = _row_order(target)[indices] if target.interleaved_heads else indices
         end = tensor.start + tensor.num_bytes
         raw = self._data[tensor.start : end].reshape(tensor.shape[0], -1)[wanted.numpy()]
-        return _values(raw.reshape(-1), _some_rows(tensor, len(wanted)))
+        stored = raw.reshape(-1), _some_rows(tensor, len(wanted))
+        integers = tensor_integers(*stored)
+        return _values(*stored) if integers is None else integers.values()
 
     def is_quantised(self, name: str) -> bool:
         """See Checkpoint."""
@@ -102,7 +107,10 @@ class GgufCheckpoint:
         """Some rows as they are stored, and how to read them."""
         tensor, target = self._tensors[name]
         row_bytes = tensor.num_bytes // tensor.shape[0]
-        if target.interleaved_heads:
+        if target.interleaved_heads and end - start <= _FEW_ROWS:
+            kept = self._data[tensor.start : tensor.start + tensor.num_bytes].reshape(-1, row_bytes)
+            raw = kept[_row_order(target)[start:end].numpy()].reshape(-1)
+        elif target.interleaved_heads:
             raw = np.fromfile(self._path, np.uint8, tensor.num_bytes, offset=tensor.start)
             raw = raw.reshape(-1, row_bytes)[_row_order(target)[start:end].numpy()].reshape(-1)
         else:

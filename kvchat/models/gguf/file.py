@@ -12,14 +12,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import POINTER_BYTES, boundary, is_pointer, shown
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _FETCH_AGAIN = "fetch the file again"
 _MAGIC = b"GGUF"
@@ -27,7 +23,6 @@ _VERSIONS = (2, 3)
 _MAX_DIMS = 4
 _MAX_ELEMENTS = 1 << 23  # of an array in the metadata: the largest are vocabularies and their merges
 _MAX_ALIGNMENT = 1 << 16
-_LONG_ROW = 1 << 13  # values; measured: 16 of them fit a core's cache together with what is made of them
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -83,6 +78,16 @@ class GgufTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """An array of the metadata that was passed over: nothing is known but its length."""
+
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@dataclass(frozen=True, slots=True)
 class GgufFile:
     """A GGUF file's header: metadata by key (arrays as lists), tensors by name in file order."""
 
@@ -113,9 +118,10 @@ class GgufFile:
         )
 
 
-def read_gguf(path: Path) -> GgufFile:
+def read_gguf(path: Path, *, has_texts: bool = True) -> GgufFile:
     """The header of a GGUF file, every tensor known to lie inside the file and to have a type we read.
 
+    Without `has_texts` arrays of strings are passed over, and are `Unread`: a vocabulary takes longer than all the rest.
     Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or of another tensor type.
     """
     if not path.exists():
@@ -128,7 +134,7 @@ def read_gguf(path: Path) -> GgufFile:
                 raise ModelUnavailableError(
                     f"{path} is a pointer of Git LFS and not the file itself", "fetch it with git lfs pull"
                 )
-            return _read_header(path, _Cursor(data))
+            return _read_header(path, _Cursor(data, has_texts=has_texts))
 
 
 def is_gguf(path: Path) -> bool:
@@ -149,34 +155,12 @@ def _spelling(path: Path) -> str:
     return f"did you mean {path.with_name(close[0])}?" if close else "check the path"
 
 
-def tensor_values(data: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[Any]:
-    """A tensor's values from the mapped file: float32, or F16 and BF16 as they are stored (BF16 as uint16)."""
-    import numpy as np
-    from gguf import GGMLQuantizationType, dequantize
-
-    raw = data[tensor.start : tensor.start + tensor.num_bytes]
-    plain = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}.get(tensor.type.name)
-    if plain is not None:
-        return raw.view(plain).reshape(tensor.shape)
-    num_rows = math.prod(tensor.shape) // tensor.shape[-1]
-    rows = raw.reshape(num_rows // _rows_at_once(num_rows, tensor.shape[-1]), -1)
-    values: NDArray[Any] = dequantize(rows, GGMLQuantizationType[tensor.type.name])
-    return values.reshape(tensor.shape)
-
-
-def _rows_at_once(num_rows: int, num_columns: int) -> int:
-    """How many rows to hand over as one: the package takes 16 at a time, and short ones cost it four times more."""
-    merged = 1
-    while num_rows % (2 * merged) == 0 and 2 * merged * num_columns <= _LONG_ROW:
-        merged *= 2
-    return merged
-
-
 class _Cursor:
     """Reads little-endian values one after another, and never past the end."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, *, has_texts: bool = True) -> None:
         self._data = data
+        self._has_texts = has_texts
         self.size = len(data)
         self.position = 0
 
@@ -208,7 +192,20 @@ class _Cursor:
             return list(self.numbers(_SCALARS[element], count))
         if element != _STRING:
             raise ValueError(f"an array of the unknown type {element}")
-        return self._strings(count)
+        return self._strings(count) if self._has_texts else self._pass_over(count)
+
+    def _pass_over(self, count: int) -> Unread:
+        """Go on behind so many strings."""
+        data, position, unpack = self._data, self.position, struct.Struct("<Q").unpack_from
+        last = self.size - 8
+        for _ in range(count):
+            if position > last:
+                raise ValueError("it ends too early")
+            position += 8 + unpack(data, position)[0]
+        if position > self.size:
+            raise ValueError("it ends too early")
+        self.position = position
+        return Unread(count)
 
     def _strings(self, count: int) -> list[str]:
         """What `string` reads, `count` times, in a loop without calls: a vocabulary has 100,000 of them."""

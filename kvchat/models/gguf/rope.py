@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import shown
-from kvchat.models.gguf.file import tensor_values
 from kvchat.models.gguf.keys import ELSEWHERE, Keys
+from kvchat.models.gguf.values import tensor_values
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import boundary, shown
 from kvchat.models.gguf.cuts import CUTS, Cut
-from kvchat.models.gguf.file import GgufFile
+from kvchat.models.gguf.file import GgufFile, Unread
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -72,7 +72,8 @@ def special_id(gguf: GgufFile, role: str) -> int | None:
 
 def vocabulary_size(gguf: GgufFile) -> int:
     """How many tokens the vocabulary has."""
-    return len(_tokens(gguf))
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, Unread) else len(_tokens(gguf))
 
 
 def end_ids(gguf: GgufFile) -> list[int]:

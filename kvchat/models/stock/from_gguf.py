@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import boundary
-from kvchat.models.gguf.file import GgufFile, GgufTensor, tensor_values
+from kvchat.models.gguf.file import GgufFile, GgufTensor
 from kvchat.models.gguf.keys import ELSEWHERE
 from kvchat.models.gguf.rules import same
 from kvchat.models.gguf.understanding import Understood, understand
+from kvchat.models.gguf.values import tensor_values
 
 _AGAIN = "fetch the file again"
 

@@ -7,11 +7,13 @@ answer changes nothing, one that drops its reasoning keeps the rest, and nobody 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
+from typing import Any
 
 from kvchat.errors import TemplateRefusedError
 from kvchat.models.kinds import as_generated, ids_of
@@ -68,6 +70,7 @@ class ChatTemplate:
         self._said_before: list[Message] = []
         self._input_before = TemplateInput({})
         self._parted = lru_cache(maxsize=1024)(partial(parted, tokenizer))
+        self._tools: Any = None
         self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
         self.closing_ids = self._find_closing()
 
@@ -87,6 +90,17 @@ class ChatTemplate:
             return self
         other = copy(self)
         other._now = datetime.fromtimestamp(time_s)
+        return other
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it tells the model which tools there are."""
+        return self._program.reads_tools
+
+    def with_tools(self, tools: str) -> ChatTemplate:
+        """The same template in a conversation whose model may call `tools`, a list as JSON."""
+        other = copy(self)
+        other._tools = json.loads(tools)
         return other
 
     def prompt(
@@ -146,6 +160,14 @@ class ChatTemplate:
             return []
         return probes[0][: common_prefix(*probes)]
 
+    def typed_prefix(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
+        """The tokens that the prompt begins with however the last message, which is being typed, goes on; now and then
+        one of them turns out otherwise, for what a tokenizer may still join it alone knows."""
+        last = messages[-1]
+        settled = self.tokenizer.settled(last.text)
+        known = last.text[: settled + 1] if settled else ""  # with what the last word begins with
+        return self.next_prefix([*messages[:-1], replace(last, text=known)], think=think)
+
     def shared_tokens(self, messages: Sequence[Message], *, think: bool | None = None) -> int:
         """How many tokens of the prompt come before anything that the user says: the system prompt and its frame."""
         system = [message for message in messages[:1] if message.role == "system"]
@@ -195,10 +217,11 @@ class ChatTemplate:
         for message in said[same:]:
             if message.tokens is None:
                 parts = {"content": self._protected(message, given)}
+                parts |= json.loads(message.extra) if message.extra else {}
             else:
                 parts = self._generated(message, tuple(message.tokens), given)
             parts["content"] = content_as(self._traits.forms.get(message.role, Form.TEXT), parts["content"])
-            given.messages.append({"role": message.role} | parts)
+            given.messages.append({"role": message.role, **parts})
             given.sizes.append(len(given.known))
         if len(said) > MANY_PARTS:
             self._said_before, self._input_before = list(said), given.beginning(len(said), options)
@@ -236,7 +259,12 @@ class ChatTemplate:
 
     def _render(self, given: TemplateInput, *, answering: bool = True) -> str:
         """The text of the messages, with the generation prompt if `answering`."""
-        names = {**self.tokenizer.names, **given.options, "add_generation_prompt": answering}
+        names = {
+            **self.tokenizer.names,
+            **given.options,
+            "add_generation_prompt": answering,
+            "tools": self._tools,
+        }
         rendered = self._program.render(given.messages, self._now, **names)
         return rendered + self._traits.header if answering else rendered
 

@@ -18,12 +18,16 @@ _BRACKETS = re.compile(f"[{_OPEN}{_CLOSE}]")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `tokens` are an answer's exact ids (marks and reasoning included) if this tokenizer made them."""
+    """One message: `tokens` are an answer's exact ids (marks and reasoning included) if this tokenizer made them.
+
+    `extra` are further keys that a template may know of it, as JSON.
+    """
 
     role: str
     text: str
     reasoning: str = ""
     tokens: Sequence[int] | None = None
+    extra: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from threading import Lock
@@ -23,6 +24,7 @@ class TemplateProgram:
 
     def __init__(self, source: str) -> None:
         self.tells_time = "strftime_now" in source
+        self.reads_tools = re.search(r"(?<![\w.'\"])tools\b", source) is not None
         self._environment = _environment()
         self._turn = Lock()  # the environment counts one rendering at a time
         try:
@@ -40,7 +42,7 @@ class TemplateProgram:
         more time or memory than any template needs.
         """
         given = {"strftime_now": now.strftime, "tools": None, "documents": None} | names
-        size = sum(len(text) for message in messages for text in message.values())
+        size = sum(len(text) for message in messages for text in message.values()) + len(str(given["tools"]))
         try:
             with self._turn:
                 self._environment.meter.start(size, len(messages))

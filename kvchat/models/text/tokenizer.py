@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from kvchat.models.text.tokenizer_file import read_tokenizer
 _ANCHOR = "\uf8fa\uf8fb\uf8fa"  # private use: stands for "there is text before this"
 _REPLACEMENT = "\ufffd"
 _STRETCH = 1 << 14  # characters that are encoded at a time to see whether a text is too long
+_LOOK_BACK = 512  # characters in which the last word is looked for
 _SEAM_TOKENS = 64  # more than a cut in the text adds
 
 
@@ -68,6 +68,13 @@ class ChatTokenizer:
         first = self._encode_part(parts[0], is_start=is_start)
         return tuple(chain(first, *map(self._encode_part, parts[1:])))
 
+    def encode_whole(self, text: str) -> tuple[int, ...]:
+        """Ids of a whole prompt that no template made, with what the tokenizer itself puts in front; once, if it stands there."""
+        with boundary("the model's tokenizer fails on this text", "say it in other words"):
+            ids = tuple(self._full.encode(text, add_special_tokens=True).ids)
+        is_doubled = len(ids) > 1 and ids[0] == ids[1] == self.control.get(self.names.get("bos_token", ""))
+        return ids[1:] if is_doubled else ids
+
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
         ids = _encode(self._plain, text)
@@ -82,11 +89,22 @@ class ChatTokenizer:
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        return _anchored(_without_control(self._full, set(self.control)))
+        with boundary("the model's tokenizer can't tell text from control tokens", "take another model"):
+            return _anchored(_without_control(self._full, set(self.control)))
 
     def count(self, text: str) -> int:
         """Number of tokens that `text` is, control tokens taken as text."""
         return len(self.encode_as_text(text))
+
+    def settled(self, text: str) -> int:
+        """How many of the first characters of a text that is being typed have tokens that more typing hardly changes:
+        those before its last word, as the tokenizer itself cuts it, or before the last space where it cuts none."""
+        start = max(0, len(text) - _LOOK_BACK)
+        cutter = self._full.pre_tokenizer
+        words = cutter.pre_tokenize_str(text[start:]) if cutter and text else []
+        if len(words) > 1:
+            return start + int(words[-1][1][0])
+        return max((found.start() for found in re.finditer(r"\s+", text[start:])), default=-start) + start
 
     def least_tokens(self, text: str) -> Iterator[int]:
         """How many tokens `text` has at least, from its beginning on; whoever asks stops when that is enough."""
@@ -207,18 +225,20 @@ def _anchored(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _without_control(tokenizer: Tokenizer, control: set[str]) -> Tokenizer:
-    """The tokenizer for which `control` is only text. All other tokens keep their ids: a control token that the
-    vocabulary has anyway is not matched any more, one that exists only as an added token gets an unwritable name."""
-    parsed = json.loads(tokenizer.to_str())
-    vocabulary = parsed["model"].get("vocab") or {}
-    names = set(vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary))
-    added = [token for token in parsed["added_tokens"] if token["content"] not in control & names]
-    for token in added:
-        if token["content"] in control or token["content"] == _ANCHOR:
-            token["content"] = f"{_ANCHOR}{token['id']}{_ANCHOR}"
-    parsed["added_tokens"] = added
-    parsed["post_processor"] = None
-    return Tokenizer.from_str(json.dumps(parsed))
+    """The tokenizer for which `control` is only text, with the same vocabulary in memory. All other tokens keep their
+    ids: a control token that the vocabulary has anyway is not matched any more, one that exists only as an added token
+    gets an unwritable name."""
+    plain = Tokenizer(tokenizer.model)
+    plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
+        if token.content in control and tokenizer.model.token_to_id(token.content) is not None:
+            continue
+        if token.content in control or token.content == _ANCHOR:
+            token = AddedToken(f"{_ANCHOR}{number}{_ANCHOR}", normalized=False, special=True)
+        (plain.add_special_tokens if token.special else plain.add_tokens)([token])
+        if plain.token_to_id(token.content) != number:
+            raise ValueError(f"the tokenizer has no place {number} for an added token")
+    return plain
 
 
 def read_template(folder: Path, named: Path | None = None) -> str | None:

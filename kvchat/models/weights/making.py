@@ -26,12 +26,12 @@ def has_integers(checkpoint: Checkpoint) -> bool:
 
 def matrix_bits(checkpoint: Checkpoint, name: str, mode: WeightsMode) -> int:
     """Bits of a code, 4 or 8, of a matrix that is to have integers of `mode`."""
-    return 4 if _integers(checkpoint, name, mode, 0, _ROWS_MULTIPLE).bits == 4 else 8
+    return 4 if _integers(checkpoint, name, mode, 0, 1).bits == 4 else 8
 
 
 def matrix_bytes(checkpoint: Checkpoint, name: str, mode: WeightsMode) -> int:
     """Bytes of a matrix's planes."""
-    some = _integers(checkpoint, name, mode, 0, _ROWS_MULTIPLE)
+    some = _integers(checkpoint, name, mode, 0, 1)
     return num_plane_bytes(*checkpoint.shape(name), bits=some.bits, groups=some.scale.shape[1])
 
 

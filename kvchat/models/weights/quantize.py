@@ -37,6 +37,12 @@ class Integers:
     shift: int
     bits: int
 
+    def values(self) -> torch.Tensor:
+        """What they stand for, float32 [rows, columns]."""
+        rows, groups = self.scale.shape
+        codes = (self.codes.float() - self.shift).view(rows, groups, -1)
+        return (codes * self.scale[..., None] + self.minimum[..., None]).flatten(1)
+
 
 @dataclass(frozen=True, slots=True)
 class Plane:

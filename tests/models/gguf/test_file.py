@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kvchat.config import load_config
 from kvchat.errors import KvchatError, ModelUnavailableError
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
-from kvchat.models.gguf.file import TENSOR_TYPES, read_gguf, tensor_values
+from kvchat.models.gguf.file import TENSOR_TYPES, Unread, read_gguf
 from kvchat.models.gguf.importing import write_model
-from kvchat.models.gguf.tokenizer import build_tokenizer
+from kvchat.models.gguf.tokenizer import build_tokenizer, vocabulary_size
+from kvchat.models.gguf.values import tensor_values
 from kvchat.models.sources.catalog import Catalog, ModelFiles, silent
 from tests.models.tiny_gguf import gguf_tensors, tiny_hf_model, write_gguf
 
@@ -288,6 +289,21 @@ def test_no_truncated_file_gets_past_the_header(tmp_path: Path) -> None:
         with pytest.raises(ModelUnavailableError) as caught:
             read_gguf(cut)
         assert "\n" not in str(caught.value)
+
+
+def test_a_header_without_texts_is_the_same_but_for_them(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    whole, short = read_gguf(tmp_path / "tiny.gguf"), read_gguf(tmp_path / "tiny.gguf", has_texts=False)
+    assert short.tensors == whole.tensors
+    assert short.metadata.keys() == whole.metadata.keys()
+    assert vocabulary_size(short) == vocabulary_size(whole)
+    passed_over = [key for key, value in short.metadata.items() if isinstance(value, Unread)]
+    assert "tokenizer.ggml.tokens" in passed_over
+    for key, value in whole.metadata.items():
+        assert len(short.metadata[key]) == len(value) if key in passed_over else short.metadata[key] == value
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "tiny.gguf").read_bytes()[:400])
+    with pytest.raises(ModelUnavailableError, match="too early"):
+        read_gguf(tmp_path / "cut.gguf", has_texts=False)
 
 
 def test_flipped_header_bytes_never_raise_anything_else_and_leave_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kvchat.models.fingerprint import fingerprint
 from kvchat.models.loader import load_model
 from kvchat.models.sources.contents import Contents
 from kvchat.models.stock.adapter import check_adapter
-from kvchat.ui.oneshot import Manner, OneShot
+from kvchat.ui.oneshot import Form, OneShot
 from tests.tiny import random_tokens, tiny_folder, transformers_model
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
@@ -173,7 +173,7 @@ def test_an_adapter_is_named_where_the_model_is(make_config: Callable[..., Confi
     with closing(LocalBackend(make_config(model__adapter=str(adapter)))) as backend:
         found = {finding.name: finding.value for finding in self_test(backend)}
         shot = OneShot(
-            Session(backend, Options(max_tokens=2)), Manner(json=True), stdout=out, stderr=io.StringIO()
+            Session(backend, Options(max_tokens=2)), Form(json=True), stdout=out, stderr=io.StringIO()
         )
         assert shot.run(["hello"]) == 0
     assert found["adapter"] == json.loads(out.getvalue())["adapter"] == str(adapter)

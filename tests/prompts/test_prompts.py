@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.chat.lint import Measure, lint
-from kvchat.chat.prompts import Prompt, Prompts, Shelf, check_name, read_prompt, shipped_folder
 from kvchat.errors import UsageError
+from kvchat.prompts.lint import Measure, lint
+from kvchat.prompts.prompt import Prompt, Shelf, read_prompt
+from kvchat.prompts.shelves import Prompts, check_name, shipped_folder
 
 NOW = datetime(2031, 5, 7, 8, 9)
 
@@ -56,16 +57,16 @@ def test_a_plain_file_is_a_prompt(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("---\ndescription: x\nBe brief.", "line 1: the head has no end"),
+        ("---\ndescription: x\nBe brief.", "line 1: the head is never closed"),
         ("---\ndescription: x\nvars: [a\n---\n", "line 3: "),
         ("---\ndescription: x\ndescripton: y\n---\n", "line 3: no key is called 'descripton'"),
-        ("---\n- a\n---\n", "line 2: the head is no mapping"),
+        ("---\n- a\n---\n", "line 2: the head is not a mapping"),
         ("---\npin: maybe\n---\n", "line 2: pin is neither"),
-        ("---\nmodel: 5\n---\n", "line 2: model is no text"),
+        ("---\nmodel: 5\n---\n", "line 2: model is not text"),
         ("---\noptions:\n  temperature: -1\n---\n", "line 3: "),
         ("---\noptions:\n  temprature: 1\n---\n", "line 3: no setting is called 'temprature'"),
         ("---\noptions:\n  offline: true\n---\n", "line 3: "),
-        ("---\nvars: {a-b: 1}\n---\n", "line 2: vars is no mapping"),
+        ("---\nvars: {a-b: 1}\n---\n", "line 2: vars is not a mapping"),
         ("---\nvars: {a: 1}\n---\n\n\nx {{ a }} {% if %}", "line 6: "),
         ("---\npin: true\n---\none\ntwo {{ b }}", "line 5: 'b' is undefined"),
         ("one\n{{ 1 / 0 }}", "line 2: division by zero"),
@@ -139,7 +140,7 @@ def test_a_working_folder_that_is_not_trusted_is_named_and_not_read(folder: Path
     assert prompts.untrusted == folder and set(prompts.waiting()) == {"mine", "proofread", "secret"}
     assert prompts.prompt("proofread").shelf is Shelf.SHIPPED
     assert "mine" not in prompts.paths()
-    with pytest.raises(UsageError, match=r"which you have not said you trust.*--trust-prompts"):
+    with pytest.raises(UsageError, match=r"which you have not trusted yet.*--trust-prompts"):
         prompts.prompt("mine")
     assert prompts.prompt(str(folder / "mine.md")).body == "here", "who names the file means it"
 
@@ -183,19 +184,19 @@ def found(folder: Path, text: str) -> list[tuple[int, str]]:
     [
         (
             "one two\n{{ today() }}\nthree",
-            "the clock today() is read ahead of fixed text: 2 of 3 words survive",
+            "the clock today() is read before fixed text: 2 of 3 words survive",
         ),
         (
             "one\n{{ now('%H') }} two {{ today() }}",
-            "the clock now() is read ahead of fixed text: 1 of 2 words",
+            "the clock now() is read before fixed text: 1 of 2 words",
         ),
         (
             "one\n{{ ['a', 'b'] | random }} two",
-            "a random value (random) stands ahead of fixed text: 1 of 2 words",
+            "a random value (random) stands before fixed text: 1 of 2 words",
         ),
         (
             "one\n{% include 'notes.md' %}\nlast",
-            "a file that may change is included ahead of fixed text: 1 of 2 words",
+            "a file that may change is included before fixed text: 1 of 2 words",
         ),
         ("one\n{{ strftime_now('%Y') }}", "'strftime_now' is not defined; write today() or now()"),
         ("one\n{{ other }}", "'other' is not defined; declare it under vars"),

@@ -9,7 +9,7 @@ SAVE_EVERY_S = 1.0
 """At most so much of an answer is lost when the program is killed."""
 
 
-class Draft:
+class Incoming:
     """The answer of `exchange`, or the rest of it where the exchange has the beginning.
 
     `back_to` is the tip to return to if nothing comes of it, `is_new` whether the exchange is then forgotten;

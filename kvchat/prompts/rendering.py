@@ -84,17 +84,17 @@ def rendered(
     except TemplateSyntaxError as error:
         where = error.filename or error.name
         line = error.lineno if where else error.lineno + first_line - 1
-        raise UsageError(f"{where or path}, line {line}: {_plain(error)}", "mend the template") from None
+        raise UsageError(f"{where or path}, line {line}: {_plain(error)}", "fix the template") from None
     except TemplateError as error:
         raise UsageError(
-            f"{_place(error, path, first_line)}: {_plain(error)}", "declare it under vars, or mend it"
+            f"{_place(error, path, first_line)}: {_plain(error)}", "declare it under vars, or fix it"
         ) from None
     except OverLimit as error:
         raise UsageError(
-            f"{_place(error, path, first_line)}: the template is stopped: {error}", "mend it"
+            f"{_place(error, path, first_line)}: the template is stopped: {error}", "fix it"
         ) from None
     except Exception as error:  # whatever its expressions, its nesting or Python's compiler run into
-        raise UsageError(f"{_place(error, path, first_line)}: {_plain(error)}", "mend the template") from None
+        raise UsageError(f"{_place(error, path, first_line)}: {_plain(error)}", "fix the template") from None
 
 
 def _place(error: Exception, path: Path, first_line: int) -> str:

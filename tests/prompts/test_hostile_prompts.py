@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.chat.lint import Measure, lint
-from kvchat.chat.prompts import Prompts, Shelf, read_prompt
 from kvchat.errors import UsageError
+from kvchat.prompts.lint import Measure, lint
+from kvchat.prompts.prompt import Shelf, read_prompt
+from kvchat.prompts.shelves import Prompts
 
 NOW = datetime(2031, 5, 7, 8, 9)
 LAUGHS = "\n".join(

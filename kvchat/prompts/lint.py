@@ -8,9 +8,9 @@ from datetime import datetime
 
 from jinja2 import TemplateSyntaxError, meta, nodes
 
-from kvchat.chat.prompts import Prompt
-from kvchat.chat.rendering import environment, rendered
 from kvchat.errors import UsageError, one_line
+from kvchat.prompts.prompt import Prompt
+from kvchat.prompts.rendering import environment, rendered
 from kvchat.sandbox.meter import OverLimit
 
 _CLOCKS = ("now", "today")
@@ -105,9 +105,9 @@ def _sources(tree: nodes.Template) -> Iterator[tuple[int, str]]:
     """Line and kind of everything that changes by itself."""
     for name in tree.find_all(nodes.Name):
         if name.name in _CLOCKS and name.ctx == "load":
-            yield name.lineno, f"the clock {name.name}() is read ahead of fixed text"
+            yield name.lineno, f"the clock {name.name}() is read before fixed text"
     for filtered in tree.find_all(nodes.Filter):
         if filtered.name in _CHANCE:
-            yield filtered.lineno, f"a random value ({filtered.name}) stands ahead of fixed text"
+            yield filtered.lineno, f"a random value ({filtered.name}) stands before fixed text"
     for included in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
-        yield included.lineno, "a file that may change is included ahead of fixed text"
+        yield included.lineno, "a file that may change is included before fixed text"

@@ -1,0 +1,154 @@
+"""kvchat over kvchat: the terminal's own remote asks this server, as text and as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvchat.backends.base import Answer, Done, FinishReason, Options, Role, Text, Turn
+from kvchat.backends.remote.backend import RemoteBackend
+from kvchat.chat.session import Session
+from kvchat.cli import main
+from kvchat.config import Config
+from kvchat.errors import ContextOverflowError
+from kvchat.remotes import RemoteConfig, Target
+from tests.server.client import Client
+
+SYSTEM = "You are the clerk of a small railway station. " + " ".join(
+    f"Train {n} leaves at {n}:{n * 7 % 60:02} from platform {n % 5}." for n in range(1, 23)
+)
+GREEDY = Options(temperature=0.0, max_tokens=6)
+WAYS: dict[str, dict[str, str]] = {
+    "text": {},
+    "ids": {"tokenizer": "MODEL", "send": "ids"},
+    "anthropic": {"server": "anthropic"},
+}
+
+
+def held(answer: Answer) -> float:
+    """Of the prompt's full blocks of 16 tokens, the part that the server says it had."""
+    return answer.usage.cached_tokens / (answer.usage.prompt_tokens // 16 * 16)
+
+
+def last_of(events: Iterator[object]) -> Answer:
+    *_, done = events
+    assert isinstance(done, Done)
+    return done.answer
+
+
+@pytest.fixture
+def config(make_config: Callable[..., Config]) -> Config:
+    return make_config()
+
+
+@pytest.fixture
+def connect(client: Client, config: Config, long_path: Path) -> Iterator[Callable[[str], RemoteBackend]]:
+    opened: list[RemoteBackend] = []
+
+    def make(way: str) -> RemoteBackend:
+        settings = {name: value.replace("MODEL", str(long_path)) for name, value in WAYS[way].items()}
+        opened.append(RemoteBackend(config, Target("here", RemoteConfig(client.url, **settings))))
+        return opened[-1]
+
+    yield make
+    for backend in opened:
+        backend.close()
+
+
+@contextmanager
+def session_over(backend: RemoteBackend, config: Config) -> Iterator[Session]:
+    with Session.from_config(backend, replace(config, chat=replace(config.chat, system=SYSTEM))) as session:
+        session.options = GREEDY
+        session.model = "here"
+        yield session
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ten_turns_and_every_move_find_what_was_said_before(
+    way: str, connect: Callable[[str], RemoteBackend], config: Config
+) -> None:
+    with session_over(connect(way), config) as session:
+        for number in range(1, 11):
+            answer = last_of(session.send(f"Where is train {number}?"))
+            assert answer.text and answer.cache.is_reported
+            assert number == 1 or held(answer) >= 0.95
+        assert held(last_of(session.retry())) >= 0.95
+        assert last_of(session.edit(9, "And train 12?")).usage.cached_tokens > 300
+        first = session.id
+        session.fork("beside")
+        assert held(last_of(session.send("Thank you."))) >= 0.95
+        session.switch(first)
+        assert last_of(session.send("Good bye.")).text
+        kept = [turn.text for turn in session.history]
+    with session_over(connect(way), config) as again:  # as -c after a restart
+        again.resume()
+        assert [turn.text for turn in again.history] == kept
+        assert held(last_of(again.send("One more?"))) >= 0.95
+
+
+@pytest.mark.parametrize("way", ["text", "ids"])
+def test_a_stopped_answer_goes_on_where_it_stopped(
+    way: str, connect: Callable[[str], RemoteBackend], config: Config
+) -> None:
+    with session_over(connect(way), config) as session:
+        session.options = replace(GREEDY, max_tokens=2000)
+        events, seen = session.send("Name all the trains, one by one."), 0
+        for event in events:
+            seen += isinstance(event, Text)
+            if seen == 3:
+                session.backend.cancel()
+                break
+        stopped = last_of(events)
+        assert stopped.finish_reason is FinishReason.CANCELLED and stopped.text
+        session.options = replace(GREEDY, max_tokens=12)
+        joined = last_of(session.continue_answer())
+        assert joined.text.startswith(stopped.text) and len(joined.text) > len(stopped.text)
+        assert held(joined) >= 0.95
+
+
+def test_with_ids_every_id_stays_what_it_was(connect: Callable[[str], RemoteBackend], config: Config) -> None:
+    with session_over(connect("ids"), config) as session:
+        session.options = replace(GREEDY, temperature=3.0, max_tokens=9, seed=1)
+        said: list[int] = []
+        for number in range(1, 5):
+            answer = last_of(session.send(f"  What of train {number}?\n"))
+            assert list(answer.prompt)[: len(said)] == said
+            assert answer.usage.cached_tokens >= len(said)
+            said = [*answer.prompt, *answer.completion]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_answer_comes_piece_by_piece(way: str, connect: Callable[[str], RemoteBackend]) -> None:
+    events = list(connect(way).answer([Turn(Role.USER, "piece by piece")], replace(GREEDY, max_tokens=20)))
+    assert sum(isinstance(event, Text) for event in events) > 3
+
+
+def test_the_server_is_known_as_what_it_is(connect: Callable[[str], RemoteBackend]) -> None:
+    info = connect("text").info()
+    assert info.device.startswith("kvchat at") and info.context == 30_000
+
+
+def test_a_message_too_long_for_the_server_is_said_in_one_line(
+    connect: Callable[[str], RemoteBackend],
+) -> None:
+    with pytest.raises(ContextOverflowError):
+        list(connect("text").answer([Turn(Role.USER, "word " * 40_000)], GREEDY))
+
+
+def test_the_command_line_talks_to_it_with_a_saved_prompt_and_goes_on_there(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DATA", "CACHE_DIR", "MODELS", "CONFIG"):
+        monkeypatch.setenv(f"KVCHAT_{name}", str(tmp_path / name))
+    asking = ["--max-tokens", "4", "--json", "--no-stdin"]
+    assert main(["--url", client.url, "-t", "proofread", "-p", "I has a cat.", *asking]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["-c", "-p", "He go home.", *asking]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert first["session_id"] == second["session_id"]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"] - 1
