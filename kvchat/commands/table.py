@@ -5,30 +5,24 @@ from __future__ import annotations
 from functools import partial
 
 from kvchat.commands.arguments import (
-    AGAINST,
     ANY_PROMPT,
     DRY_RUN,
     EXPORT,
-    LENGTHS,
     LIMIT,
     NAME,
-    NUM_MESSAGES,
-    NUM_PROMPTS,
     PID,
-    PLOT,
     PROMPT,
     PRUNE,
     REMOTE,
-    RUNS,
     SERVE,
     SESSION,
     SEVERAL,
     SOME_PROMPTS,
-    TRACE,
     VAR,
     VERIFY,
     WORDS,
 )
+from kvchat.commands.benches import BENCHES, HOW
 from kvchat.commands.command import Command, verb
 
 _models = partial(verb, "models")
@@ -42,14 +36,10 @@ _CACHE = "stored KV"
 _CONFIG = "settings"
 _COMPLETION = "completion for your shell"
 _AT = ("--cache-dir",)
-_HOW = ("-m", "--dtype", "--device", "--weights")
 
 _MODELS = "models on this disk"
 
 
-_bench = partial(verb, "bench")
-
-_BENCH = "measurements on this machine"
 _ENGINE = "engines that terminals share"
 _SESSIONS = "conversations that were saved"
 _REMOVAL = (
@@ -97,7 +87,7 @@ COMMANDS: tuple[Command, ...] = (
         "check all checksums, and recompute a sample",
         _cache("cache_verify"),
         VERIFY | DRY_RUN,
-        (*_AT, *_HOW, "--cache-codec"),
+        (*_AT, *HOW, "--cache-codec"),
     ),
     Command(
         "cache prune",
@@ -121,96 +111,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("cache clear", _CACHE, "remove all stored KV", _cache("cache_clear"), DRY_RUN, _AT),
     Command("cache path", _CACHE, "print the folder that KV is stored in", _cache("cache_path"), flags=_AT),
-    Command(
-        "bench start",
-        _BENCH,
-        "time from start until the prompt takes keys, and until -p prints a word",
-        _bench("started"),
-        RUNS | AGAINST,
-        _HOW,
-    ),
-    Command(
-        "bench ttft",
-        _BENCH,
-        "time to the first token, by where the history is held",
-        _bench("first_tokens"),
-        LENGTHS | RUNS | AGAINST | PLOT,
-        _HOW,
-    ),
-    Command(
-        "bench typing",
-        _BENCH,
-        "time from Enter to the first word, while a message is typed as people do",
-        _bench("typed"),
-        LENGTHS | NUM_MESSAGES | {"--threads": RUNS["--threads"]},
-        _HOW,
-    ),
-    Command(
-        "bench prefill",
-        _BENCH,
-        "speed of computing a prompt, in tokens per second",
-        _bench("prefilled"),
-        LENGTHS | RUNS | AGAINST | PLOT,
-        _HOW,
-    ),
-    Command(
-        "bench decode",
-        _BENCH,
-        "speed of answering, in tokens per second, by length of the history",
-        _bench("decoded"),
-        LENGTHS | RUNS | AGAINST | PLOT,
-        _HOW,
-    ),
-    Command(
-        "bench restore",
-        _BENCH,
-        "time to restore KV from RAM and disk, against computing it",
-        _bench("restored"),
-        LENGTHS | RUNS,
-        _HOW,
-    ),
-    Command(
-        "bench lookup",
-        _BENCH,
-        "gain and cost of guessing ahead",
-        _bench("looked_up"),
-        RUNS,
-        (*_HOW, "--draft"),
-    ),
-    Command(
-        "bench memory",
-        _BENCH,
-        "peak memory of a chat",
-        _bench("remembered"),
-        LENGTHS | AGAINST | {"--threads": RUNS["--threads"]},
-        _HOW,
-    ),
-    Command(
-        "bench weights",
-        _BENCH,
-        "loss of quality through integer weights",
-        _bench("weighed"),
-        LENGTHS | {"--threads": RUNS["--threads"]},
-        _HOW,
-    ),
-    Command(
-        "bench exact",
-        _BENCH,
-        "whether the cache changes an answer, to the bit",
-        _bench("compared"),
-        NUM_PROMPTS | {"--threads": RUNS["--threads"]},
-        (*_HOW, "--draft"),
-    ),
-    Command(
-        "bench policy",
-        _BENCH,
-        "what is forgotten, replayed from a trace against LRU and the optimum",
-        _bench("forgotten"),
-        TRACE,
-    ),
-    Command(
-        "bench codec", _BENCH, "loss of quality through KV stored as int8", _bench("encoded"), RUNS, _HOW
-    ),
+    *BENCHES,
     Command("engine ls", _ENGINE, "list the engines that run, their clients and memory", _engine("listed")),
     Command(
         "engine stop",
@@ -317,7 +218,7 @@ COMMANDS: tuple[Command, ...] = (
         "serve the model to other programs, over HTTP",
         verb("serve", "served"),
         SERVE,
-        (*_HOW, *_SERVED_WITH),
+        (*HOW, *_SERVED_WITH),
     ),
     Command(
         "help",
@@ -332,7 +233,7 @@ COMMANDS: tuple[Command, ...] = (
         "",
         "check this machine, its folders and the model",
         verb("doctor", "report"),
-        flags=_HOW,
+        flags=HOW,
         reads_settings=False,
     ),
 )

@@ -27,6 +27,7 @@ from kvchat.models.text.template_input import (
     Thought,
     Trace,
     placeholder,
+    with_folded_system,
     without_placeholders,
 )
 from kvchat.models.text.template_language import APART_KEYS, TemplateProgram
@@ -209,7 +210,7 @@ class ChatTemplate:
             self._notify(notice)
 
     def _input(self, messages: Sequence[Message], think: bool | None = None) -> TemplateInput:
-        said = messages if self._traits.takes_system else _with_folded_system(messages)
+        said = messages if self._traits.takes_system else with_folded_system(messages)
         options = {} if think is None else dict.fromkeys(THINK_NAMES, think)
         same = num_same(said, self._said_before) if options == self._input_before.options else 0
         given = self._input_before.beginning(same, options)
@@ -293,11 +294,3 @@ class ChatTemplate:
             return ()
         ids = self.tokenizer.encode(behind.lstrip())[:1]
         return tuple(i for i in ids if i in self.tokenizer.control.values())
-
-
-def _with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:
-    """The system text in front of the first message, for templates that know no system role."""
-    if len(messages) < 2 or messages[0].role != "system":
-        return messages
-    system, first, *rest = messages
-    return [replace(first, text=f"{system.text}\n\n{first.text}"), *rest]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -184,3 +184,11 @@ class Rendering:
     def neighbours(self) -> dict[tuple[int, int], int]:
         """The place of the first of each two placeholders that follow one another."""
         return {pair: place for place, pair in enumerate(pairwise(self.numbers))}
+
+
+def with_folded_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system text in front of the first message, for templates that know no system role."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    system, first, *rest = messages
+    return [replace(first, text=f"{system.text}\n\n{first.text}"), *rest]
