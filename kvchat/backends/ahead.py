@@ -49,6 +49,12 @@ class Unsent:
     begun: Begun | None = None
 
 
+def _taken(talk: Talk) -> Unsent | None:
+    """What was there for a message that is not sent, and is from now on in the caller's hands."""
+    unsent, talk.unsent = talk.unsent, None
+    return unsent if isinstance(unsent, Unsent) else None
+
+
 def answering(
     talk: Talk,
     question: Question,
@@ -61,7 +67,7 @@ def answering(
 
     What was computed for other messages is forgotten before.
     """
-    unsent, talk.unsent = talk.unsent, None
+    unsent = _taken(talk)
     begun = unsent.begun if unsent else None
     if begun is not None and begun.is_for(question, keeping):
         talk.typed = talk.typed.plus(used=begun.num_tokens, saved_s=begun.seconds)
@@ -79,7 +85,7 @@ def answering(
 
 def forget(talk: Talk) -> None:
     """Let go of all that was computed for a message that is not sent."""
-    unsent, talk.unsent = talk.unsent, None
+    unsent = _taken(talk)
     if unsent is None:
         return
     if unsent.begun is not None:
@@ -163,12 +169,14 @@ class _Approach:
     def _unsent(self) -> Unsent:
         """What is live for the message; anew where it is typed somewhere else."""
         talk, said, think = self._talk, self._turns[:-1], self._options.think
-        if talk.unsent is None or (talk.unsent.said, talk.unsent.think) != (said, think):
-            forget(talk)
-            template, messages = conversation(talk.model, self._turns)
-            nothing = [*messages[:-1], replace(messages[-1], text="")]
-            talk.unsent = Unsent(said, think, len(template.next_prefix(nothing, think=think)))
-        return talk.unsent
+        unsent = talk.unsent
+        if isinstance(unsent, Unsent) and (unsent.said, unsent.think) == (said, think):
+            return unsent
+        forget(talk)
+        template, messages = conversation(talk.model, self._turns)
+        nothing = [*messages[:-1], replace(messages[-1], text="")]
+        unsent = talk.unsent = Unsent(said, think, len(template.next_prefix(nothing, think=think)))
+        return unsent
 
     def _prefill(self, tokens: Sequence[int], unsent: Unsent) -> Iterator[base.Ahead]:
         floor = min(unsent.floor, len(tokens))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kvchat.backends.base import Keeping, ModelInfo, Options, Phase, Status
 from kvchat.backends.report import Asked
@@ -35,9 +34,6 @@ from kvchat.models.text.template import ChatTemplate
 from kvchat.models.text.template_kind import kind_of
 from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
 from kvchat.trust import Kind, Trust
-
-if TYPE_CHECKING:
-    from kvchat.backends.ahead import Unsent
 
 Show = Callable[[Status], None]
 """Is told what is going on."""
@@ -91,14 +87,14 @@ class ReadyModel:
 @dataclass(slots=True)
 class Talk:
     """What is live of one conversation with a model; `last` is what was computed last in it, `unsent` what is there for
-    a message that is not sent yet."""
+    a message that is not sent yet (`ahead.Unsent`, or None)."""
 
     model: ReadyModel
     sequence: LiveSequence
     last: Asked | None = None
     idle: Idle = Idle()
     typed: Typed = Typed()
-    unsent: Unsent | None = None
+    unsent: object = None
     pulse: Pulse = field(default_factory=Pulse)
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import shown
 from kvchat.models.gguf.keys import ELSEWHERE, Keys
-from kvchat.models.gguf.values import tensor_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +113,8 @@ def _originals(factors: NDArray[Any], wavelengths: NDArray[Any], factor: float) 
 
 def _values(keys: Keys, name: str) -> NDArray[np.float64]:
     import numpy as np
+
+    from kvchat.models.gguf.values import tensor_values
 
     data = np.memmap(keys.gguf.path, dtype=np.uint8, mode="r")
     return np.asarray(tensor_values(data, keys.gguf.tensors[name]), dtype=np.float64).ravel()
