@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
-from kvchat.backends.base import Event, Options, Phase, Status, Turn
+from kvchat.backends.base import Event, Options, Phase, Reach, Status, Turn
 from kvchat.backends.engine_process import EngineProcess
 from kvchat.config import Config
 from kvchat.engine.worker import Stream, Worker
@@ -23,10 +23,15 @@ class Scripted:
     def status(self) -> Status:
         return Status(Phase.READY)
 
-    def answer(self, history: Sequence[Turn], options: Options, _: object) -> Stream[Event]:
+    def answer(self, history: Sequence[Turn], options: Options, keeping: object) -> Stream[Event]:
         return self._worker.run(lambda backend, _: backend.answer(history, options))
 
     warm = prepare = answer
+
+    def ahead(
+        self, history: Sequence[Turn], options: Options, reach: Reach, keeping: object
+    ) -> Stream[Event]:
+        return Stream.of_nothing()
 
     def close(self) -> None:
         self._worker.close()

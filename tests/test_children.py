@@ -87,7 +87,7 @@ def test_contenders_run_nothing_of_the_working_folder(
     contender = Entry.of("kvchat", Setup(make_config(), threads=1)).start()
     assert contender.answer([5, 6, 7], 2).rest_s >= 0
     contender.close()
-    with pytest.raises(Exception, match="llama_cpp"):
+    with pytest.raises(Exception, match=r"llama\.cpp"):
         Contender("llama.cpp", [sys.executable, "-S", str(LLAMA)], {"gguf": "x.gguf"})
     assert ran(hostile) == ""
 

@@ -27,7 +27,7 @@ def run_behind(tree: Tree[RamRun], chain: Chain, pick: int) -> RamRun:
     pieces = tree.match(chain)
     start = min(pick % (1 + (pieces[-1].end if pieces else 0)), len(chain) - 1)
     above = next((piece.run for piece in pieces if piece.start < start <= piece.end), None)
-    return RamRun(above, chain, start, Data(), 0)
+    return RamRun.of(above, chain, start, Data(), 0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -291,5 +291,5 @@ def test_copy_puts_an_answer_or_its_code_on_the_clipboard_or_in_a_file(
     assert path.read_text() == "y\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     terminal.enter(f"/copy > {path}")
-    terminal.until(lambda: "File exists" in " ".join(map(str.strip, terminal.rows)), "the refusal")
+    terminal.until(lambda: "already exists" in " ".join(map(str.strip, terminal.rows)), "the refusal")
     terminal.leave()

@@ -169,7 +169,7 @@ def test_export_writes_a_file_that_only_its_owner_reads_and_never_over_another(
         "[1] you said: hello there",
     ]
     terminal.enter(f"/export {tmp_path}/talk.json")
-    terminal.wait_for("File exists")
+    terminal.wait_for("already exists")
     terminal.enter("/export pdf")
     terminal.wait_for("no format is called 'pdf'")
     leave(terminal)

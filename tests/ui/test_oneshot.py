@@ -108,6 +108,10 @@ def test_json_has_the_documented_shape() -> None:
         "draft_n_accepted",
         "idle_n",
         "idle_ms",
+        "ahead_n",
+        "ahead_used_n",
+        "ahead_ms",
+        "ahead_saved_ms",
     }
     assert list(cache)[:4] == ["live", "tiers", "diverged_at", "reason"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": timings["cache_n"]}

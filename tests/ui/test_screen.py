@@ -159,7 +159,7 @@ def test_in_a_narrow_terminal_what_is_said_is_broken_between_words(tmp_path: Pat
     terminal.wait_for("! no command is called /hlep:")
     terminal.wait_for("did you mean /help? (// begins")
     terminal.enter("/copy")
-    terminal.wait_for("! nothing has been answered yet:")
+    terminal.wait_for("! nothing has been answered\n")
     terminal.wait_for("there is nothing to copy")
     terminal.leave()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvchat.backends.resident.line import Line, is_running, reach
-from kvchat.backends.resident.place import Place, is_held, places, runtime_folder
+from kvchat.backends.resident.place import Place, is_held, places, runtime_folder, socket_folder
 from kvchat.backends.wire import from_wire
 
 ASK_TIMEOUT_S = 5.0
@@ -84,7 +84,7 @@ def stop(engine: Resident, *, timeout_s: float = END_TIMEOUT_S) -> bool:
 def forget(folder: Path) -> None:
     """Have all engines let go of the KV that they hold in RAM, where what it was computed from is deleted."""
     with suppress(OSError):
-        for place in places(runtime_folder(folder)) if folder.is_dir() else ():
+        for place in places(runtime_folder(folder)) if socket_folder(folder).is_dir() else ():
             line = reach(place.socket)
             if line is not None:
                 _asked(line, "forget")

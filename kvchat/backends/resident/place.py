@@ -50,15 +50,18 @@ class Place:
         return self.folder / f"{self.key}.log"
 
 
-def runtime_folder(wanted: Path) -> Path:
-    """The folder for sockets, made private: `wanted`, or a short one in its place where a socket's path would be too long.
-
-    Raises OSError, above all UnsafeFolderError.
-    """
+def socket_folder(wanted: Path) -> Path:
+    """The folder for sockets: `wanted`, or a short one in its place where a socket's path would be too long."""
     folder = wanted.absolute()
-    if len(os.fsencode(folder)) + _KEY_LENGTH + len("/.start") > MAX_SOCKET_BYTES:
-        mark = blake2b(os.fsencode(folder), digest_size=6).hexdigest()
-        folder = Path("/tmp") / f"kvchat-{os.getuid()}-{mark}"
+    if len(os.fsencode(folder)) + _KEY_LENGTH + len("/.start") <= MAX_SOCKET_BYTES:
+        return folder
+    mark = blake2b(os.fsencode(folder), digest_size=6).hexdigest()
+    return Path("/tmp") / f"kvchat-{os.getuid()}-{mark}"
+
+
+def runtime_folder(wanted: Path) -> Path:
+    """The folder for sockets, made private. Raises OSError, above all UnsafeFolderError."""
+    folder = socket_folder(wanted)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():

@@ -20,7 +20,7 @@ from kvchat.backends.process import ProcessBackend
 from kvchat.backends.resident.asking import Resident, residents, stop
 from kvchat.backends.resident.attaching import Attaching
 from kvchat.backends.resident.identity import key_of, place_of
-from kvchat.backends.resident.place import last_line
+from kvchat.backends.resident.place import last_line, socket_folder
 from kvchat.config import Config
 from tests.backends.resident.sharing import answered, clients, is_alive, kept, kill_all, user, wait_until
 from tests.tiny import tiny_config
@@ -362,9 +362,12 @@ def test_three_hundred_clients_that_come_and_go_leave_nothing(config: Config) ->
 
 def test_a_terminal_that_can_not_attach_has_an_engine_of_its_own(make_config: Callable[..., Config]) -> None:
     config = make_config()
-    config.paths.runtime.parent.mkdir(exist_ok=True, parents=True)
-    config.paths.runtime.write_text("a file where the folder should be")
+    folder = socket_folder(config.paths.runtime)
+    folder.parent.mkdir(exist_ok=True, parents=True)
+    folder.write_text("a file where the folder should be")
     with closing(ProcessBackend(config, Attaching())) as backend:
         events = list(backend.answer([user("hello")], Options(max_tokens=2)))
         assert isinstance(events[-1], Done)
-        assert any(isinstance(event, Notice) and "could not be started" in event.message for event in events)
+        notices = [event.message for event in events if isinstance(event, Notice)]
+        assert any("could not be started" in notice for notice in notices), notices
+    folder.unlink()
