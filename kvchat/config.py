@@ -125,7 +125,7 @@ class UiConfig:
     vi: bool = False
     plain: bool = False
     reasoning: bool = True
-    type_ahead: str = field(default="auto", metadata={"env": "KVCHAT_TYPE_AHEAD", "choices": TYPE_AHEAD})
+    type_ahead: str = field(default="prefill", metadata={"env": "KVCHAT_TYPE_AHEAD", "choices": TYPE_AHEAD})
     type_ahead_battery: int = field(default=50, metadata={"min": 0, "max": 101})
 
 

@@ -65,7 +65,7 @@ def on_mains(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_typed_is_computed_and_behind_a_pause_its_answer_begun() -> None:
-    dialogue = Dialogue()
+    dialogue = Dialogue(type_ahead="auto")
 
     async def script() -> None:
         await dialogue.type("hello there", lambda: ("hello there", Reach.BEGUN) in dialogue.backend.typed)
