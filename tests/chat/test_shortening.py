@@ -1,45 +1,11 @@
 """A conversation made shorter: a summary of its beginning, or without its oldest messages."""
 
-from pathlib import Path
-
 import pytest
 
-from kvchat.backends.base import Event
-from kvchat.chat.conversation import Conversation
 from kvchat.chat.session import SUMMARY_REQUEST, Session
-from kvchat.chat.store import Store
 from kvchat.errors import UsageError
+from tests.chat.exchanges import finish, reopened, said
 from tests.scripted import ScriptedBackend
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "kvchat.db")
-
-
-@pytest.fixture
-def session(store: Store) -> Session:
-    """Three exchanges, saved."""
-    session = Session(ScriptedBackend(), system="be brief", store=store, model="scripted")
-    for text in ("one", "two", "three"):
-        session.ask(text)
-    return session
-
-
-def said(session: Conversation) -> list[str]:
-    return [exchange.user.text for exchange in session.path]
-
-
-def reopened(session: Session, key: str = "latest") -> Session:
-    """The same session as another program finds it."""
-    assert session.store.database.path
-    other = Session(ScriptedBackend(), store=Store(session.store.database.path))
-    other.resume(key)
-    return other
-
-
-def finish(events: object) -> list[Event]:
-    return list(events)  # type: ignore[call-overload, no-any-return]
 
 
 def test_the_model_compacts_older_messages_and_the_rest_stays(session: Session) -> None:

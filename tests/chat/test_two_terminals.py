@@ -2,43 +2,11 @@
 
 from pathlib import Path
 
-import pytest
-
-from kvchat.backends.base import Event, Notice, time_of
-from kvchat.chat.conversation import Conversation
+from kvchat.backends.base import Notice, time_of
 from kvchat.chat.session import Session
 from kvchat.chat.store import Store
+from tests.chat.exchanges import finish, reopened, said
 from tests.scripted import ScriptedBackend
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "kvchat.db")
-
-
-@pytest.fixture
-def session(store: Store) -> Session:
-    """Three exchanges, saved."""
-    session = Session(ScriptedBackend(), system="be brief", store=store, model="scripted")
-    for text in ("one", "two", "three"):
-        session.ask(text)
-    return session
-
-
-def said(session: Conversation) -> list[str]:
-    return [exchange.user.text for exchange in session.path]
-
-
-def reopened(session: Session, key: str = "latest") -> Session:
-    """The same session as another program finds it."""
-    assert session.store.database.path
-    other = Session(ScriptedBackend(), store=Store(session.store.database.path))
-    other.resume(key)
-    return other
-
-
-def finish(events: object) -> list[Event]:
-    return list(events)  # type: ignore[call-overload, no-any-return]
 
 
 def test_the_second_of_two_terminals_branches_and_says_so(session: Session) -> None:

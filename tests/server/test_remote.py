@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import Answer, Done, FinishReason, Options, Role, Text, Turn
+from kvchat.backends.base import Options, Role, Text, Turn
 from kvchat.backends.remote.backend import RemoteBackend
-from kvchat.chat.session import Session
 from kvchat.cli import main
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError
 from kvchat.remotes import RemoteConfig, Target
+from tests.backends.remote.station import go_on, last_of, make_every_move, session_over, stop
 from tests.server.client import Client
 
-SYSTEM = "You are the clerk of a small railway station. " + " ".join(
-    f"Train {n} leaves at {n}:{n * 7 % 60:02} from platform {n % 5}." for n in range(1, 23)
-)
 GREEDY = Options(temperature=0.0, max_tokens=6)
 WAYS: dict[str, dict[str, str]] = {
     "text": {},
     "ids": {"tokenizer": "MODEL", "send": "ids"},
     "anthropic": {"server": "anthropic"},
 }
-
-
-def held(answer: Answer) -> float:
-    """Of the prompt's full blocks of 16 tokens, the part that the server says it had."""
-    return answer.usage.cached_tokens / (answer.usage.prompt_tokens // 16 * 16)
-
-
-def last_of(events: Iterator[object]) -> Answer:
-    *_, done = events
-    assert isinstance(done, Done)
-    return done.answer
 
 
 @pytest.fixture
@@ -60,59 +45,26 @@ def connect(client: Client, config: Config, long_path: Path) -> Iterator[Callabl
         backend.close()
 
 
-@contextmanager
-def session_over(backend: RemoteBackend, config: Config) -> Iterator[Session]:
-    with Session.from_config(backend, replace(config, chat=replace(config.chat, system=SYSTEM))) as session:
-        session.options = GREEDY
-        session.model = "here"
-        yield session
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_ten_turns_and_every_move_find_what_was_said_before(
     way: str, connect: Callable[[str], RemoteBackend], config: Config
 ) -> None:
-    with session_over(connect(way), config) as session:
-        for number in range(1, 11):
-            answer = last_of(session.send(f"Where is train {number}?"))
-            assert answer.text and answer.cache.is_reported
-            assert number == 1 or held(answer) >= 0.95
-        assert held(last_of(session.retry())) >= 0.95
-        assert last_of(session.edit(9, "And train 12?")).usage.cached_tokens > 300
-        first = session.id
-        session.fork("beside")
-        assert held(last_of(session.send("Thank you."))) >= 0.95
-        session.switch(first)
-        assert last_of(session.send("Good bye.")).text
-        kept = [turn.text for turn in session.history]
-    with session_over(connect(way), config) as again:  # as -c after a restart
-        again.resume()
-        assert [turn.text for turn in again.history] == kept
-        assert held(last_of(again.send("One more?"))) >= 0.95
+    make_every_move(lambda: connect(way), config, GREEDY)
 
 
 @pytest.mark.parametrize("way", ["text", "ids"])
 def test_a_stopped_answer_goes_on_where_it_stopped(
     way: str, connect: Callable[[str], RemoteBackend], config: Config
 ) -> None:
-    with session_over(connect(way), config) as session:
+    with session_over(connect(way), config, GREEDY) as session:
         session.options = replace(GREEDY, max_tokens=2000)
-        events, seen = session.send("Name all the trains, one by one."), 0
-        for event in events:
-            seen += isinstance(event, Text)
-            if seen == 3:
-                session.backend.cancel()
-                break
-        stopped = last_of(events)
-        assert stopped.finish_reason is FinishReason.CANCELLED and stopped.text
+        stopped = stop(session)
         session.options = replace(GREEDY, max_tokens=12)
-        joined = last_of(session.continue_answer())
-        assert joined.text.startswith(stopped.text) and len(joined.text) > len(stopped.text)
-        assert held(joined) >= 0.95
+        go_on(session, stopped)
 
 
 def test_with_ids_every_id_stays_what_it_was(connect: Callable[[str], RemoteBackend], config: Config) -> None:
-    with session_over(connect("ids"), config) as session:
+    with session_over(connect("ids"), config, GREEDY) as session:
         session.options = replace(GREEDY, temperature=3.0, max_tokens=9, seed=1)
         said: list[int] = []
         for number in range(1, 5):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
-from kvchat.backends.base import Answer, Done, FinishReason, Options, Text, Turn
+from kvchat.backends.base import Options, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.remote.backend import RemoteBackend
 from kvchat.chat.session import Session
@@ -21,28 +20,15 @@ from kvchat.config import Config, PathsConfig, load_config
 from kvchat.models.text.template import ChatTemplate, Message
 from kvchat.models.text.tokenizer import load_tokenizer, read_template
 from kvchat.remotes import RemoteConfig, Target
+from tests.backends.remote.station import go_on, held, last_of, make_every_move, session_over, stop
 from tests.test_embedded_model import MODELS
 
-SYSTEM = "You are the clerk of a small railway station. " + " ".join(
-    f"Train {n} leaves at {n}:{n * 7 % 60:02} from platform {n % 5}." for n in range(1, 23)
-)
 GREEDY = Options(temperature=0.0, max_tokens=3)
 WAYS: dict[str, dict[str, str]] = {
     "text": {},
     "ids": {"tokenizer": "server", "send": "ids"},
     "anthropic": {"server": "anthropic", "model": "m"},
 }
-
-
-def held(answer: Answer) -> float:
-    """Of the prompt's full blocks of 16 tokens, the part that the server says it had."""
-    return answer.usage.cached_tokens / (answer.usage.prompt_tokens // 16 * 16)
-
-
-def last_of(events: Iterator[object]) -> Answer:
-    *_, done = events
-    assert isinstance(done, Done)
-    return done.answer
 
 
 @pytest.fixture
@@ -66,55 +52,22 @@ def connect(llama_url: str, config: Config) -> Iterator[Callable[..., RemoteBack
         backend.close()
 
 
-@contextmanager
-def session_over(backend: RemoteBackend, config: Config) -> Iterator[Session]:
-    with Session.from_config(backend, replace(config, chat=replace(config.chat, system=SYSTEM))) as session:
-        session.options = GREEDY
-        session.model = "here"
-        yield session
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_ten_turns_and_every_move_find_what_was_said_before(
     way: str, connect: Callable[..., RemoteBackend], config: Config
 ) -> None:
-    with session_over(connect(**WAYS[way]), config) as session:
-        for number in range(1, 11):
-            answer = last_of(session.send(f"Where is train {number}?"))
-            assert answer.text and answer.cache.is_reported
-            assert number == 1 or held(answer) >= 0.95
-        assert held(last_of(session.retry())) >= 0.95
-        assert last_of(session.edit(9, "And train 12?")).usage.cached_tokens > 300
-        first = session.id
-        session.fork("beside")
-        assert held(last_of(session.send("Thank you."))) >= 0.95
-        session.switch(first)
-        assert last_of(session.send("Good bye.")).text
-        kept = [turn.text for turn in session.history]
-    with session_over(connect(**WAYS[way]), config) as again:  # as -c after a restart
-        again.resume()
-        assert [turn.text for turn in again.history] == kept
-        assert held(last_of(again.send("One more?"))) >= 0.95
+    make_every_move(lambda: connect(**WAYS[way]), config, GREEDY)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_stopped_answer_goes_on_where_it_stopped(
     way: str, connect: Callable[..., RemoteBackend], config: Config
 ) -> None:
-    with session_over(connect(**WAYS[way]), config) as session:
+    with session_over(connect(**WAYS[way]), config, GREEDY) as session:
         session.options = replace(GREEDY, max_tokens=12)
-        events, seen = session.send("Name all the trains, one by one."), 0
-        for event in events:
-            seen += isinstance(event, Text)
-            if seen == 3:
-                session.backend.cancel()
-                break
-        stopped = last_of(events)
-        assert stopped.finish_reason is FinishReason.CANCELLED and stopped.text
+        stopped = stop(session)
         if way != "anthropic":
-            joined = last_of(session.continue_answer())
-            assert joined.text.startswith(stopped.text) and len(joined.text) > len(stopped.text)
-            assert held(joined) >= 0.95
+            go_on(session, stopped)
 
 
 def test_what_the_server_computes_are_our_ids_in_all_turns(
@@ -124,7 +77,7 @@ def test_what_the_server_computes_are_our_ids_in_all_turns(
     source = read_template(folder) or ""
     tokenizer = load_tokenizer(folder, control_text=source)
     template = ChatTemplate(source, tokenizer)
-    with session_over(connect(**WAYS["ids"]), config) as session:
+    with session_over(connect(**WAYS["ids"]), config, GREEDY) as session:
         said: list[int] = []
         for number in range(1, 5):
             answer = last_of(session.send(f"  What of train {number}?\n"))
@@ -150,7 +103,7 @@ def test_with_text_what_encoding_anew_changes_is_counted_and_shown(
     connect: Callable[..., RemoteBackend], config: Config
 ) -> None:
     by_text = {"tokenizer": "server", "send": "text"}
-    with session_over(connect(**by_text), config) as session:
+    with session_over(connect(**by_text), config, GREEDY) as session:
         for seed in range(3, 11):  # a tokenizer may by chance cut a text as it was drawn
             session.new(f"drawn {seed}")
             session.options = replace(WILD, seed=seed)
@@ -189,7 +142,7 @@ def test_a_session_goes_on_with_the_very_ids_in_a_local_model_of_the_same_tokeni
     connect: Callable[..., RemoteBackend], config: Config
 ) -> None:
     local = replace(config, model=replace(config.model, weights="native"))
-    with session_over(connect(**WAYS["ids"]), config) as session:
+    with session_over(connect(**WAYS["ids"]), config, GREEDY) as session:
         there = last_of(session.send("Where is train 2?"))
         session.change_model("smollm2-135m", LocalBackend(local))
         here = last_of(session.send("And train 3?"))
