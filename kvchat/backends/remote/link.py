@@ -52,6 +52,7 @@ class Link:
         self._client: httpx2.AsyncClient | None = None
         self._has_key = False
         self._key = ""
+        self._is_kept = False  # whether a connection of an earlier request may be open
         self._thread = threading.Thread(target=self._run, name="kvchat-remote", daemon=True)
         self._lock = threading.Lock()
         self._is_closed = False
@@ -108,7 +109,7 @@ class Link:
         try:
             client = await self._ready()
             request = client.build_request(method, url, content=content, timeout=timeout)
-            response = await client.send(request, stream=True)
+            response = await self._sent(client, request)
             try:
                 if response.status_code != 200:
                     raise await self._refused(response)
@@ -136,7 +137,7 @@ class Link:
         try:
             client = await self._ready()
             request = client.build_request("POST", url, content=encoded(body), headers=dict(headers))
-            response = await client.send(request, stream=True)
+            response = await self._sent(client, request)
             if response.status_code != 200:
                 raise await self._refused(response)
             await self._hand_on(streaming, response)
@@ -154,6 +155,23 @@ class Link:
         finally:
             if response is not None:
                 await response.aclose()
+
+    async def _sent(self, client: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
+        """The response to a request; one more is sent where a connection that was kept open turns out to be closed.
+
+        A server may close it in the very moment in which it is used again, and that is no answer to what was asked.
+        """
+        import httpx2
+
+        was_kept, self._is_kept = self._is_kept, False
+        try:
+            response = await client.send(request, stream=True)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            if not was_kept:
+                raise
+            response = await client.send(request, stream=True)
+        self._is_kept = True
+        return response
 
     async def _hand_on(self, streaming: Streaming, response: httpx2.Response) -> None:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
