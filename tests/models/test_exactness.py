@@ -14,6 +14,7 @@ from kvchat.models.kinds import as_generated
 from kvchat.models.lean.attention import ROWS_MULTIPLE, Attention
 from kvchat.models.lean.flash import kernel
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.weights.floats import has_apart, laid_out, linear
 from kvchat.models.weights.mode import WeightsMode
 from tests.models.lean.test_network import KINDS, WIDE, folder_of, loaded_from
 from tests.tiny import random_tokens
@@ -124,16 +125,32 @@ def test_given_rows_attend_the_same_in_any_company(
         assert torch.equal(attended(start, end), together[start - first : end - first])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("out", "columns"), [(960, 576), (576, 1536), (1536, 1536), (256, 4096)])
-def test_a_products_rows_do_not_depend_on_how_many_eights_there_are(
-    dtype: torch.dtype, out: int, columns: int
-) -> None:
+SHAPES = pytest.mark.parametrize(("out", "columns"), [(960, 576), (576, 1536), (33, 17), (256, 4096)])
+
+
+@SHAPES
+@pytest.mark.skipif(not has_apart(torch.float32), reason="this torch has no such product")
+def test_a_products_rows_do_not_depend_on_how_many_there_are(out: int, columns: int) -> None:
     torch.manual_seed(out)
-    weight, x = torch.randn(out, columns, dtype=dtype), torch.randn(512, columns, dtype=dtype)
-    whole = torch.nn.functional.linear(x, weight)
+    weight, x = torch.randn(out, columns), torch.randn(512, columns)
+    forms = {1: laid_out(weight), 2: weight, 3: weight.t().contiguous().t()}
+    whole = linear(x, weight)
+    for rows in (*range(1, 20), 31, 64, 104, 250, 504):
+        for start in (0, 1, 37):
+            some = slice(start, min(start + rows, 512))
+            for least, form in forms.items():
+                if some.stop - some.start >= least:
+                    assert torch.equal(linear(x[some].clone(), form), whole[some])
+
+
+@SHAPES
+def test_a_products_rows_do_not_depend_on_how_many_eights_there_are(out: int, columns: int) -> None:
+    torch.manual_seed(out)
+    weight = torch.randn(out, columns, dtype=torch.bfloat16)
+    x = torch.randn(512, columns, dtype=torch.bfloat16)
+    whole = linear(x, weight)
     for rows in (8, 16, 24, 40, 64, 104, 128, 256, 504):
         for start in (0, 8, 37):
             some = slice(start, min(start + rows, 512 - start))
             if (some.stop - some.start) % ROWS_MULTIPLE == 0:
-                assert torch.equal(torch.nn.functional.linear(x[some].clone(), weight), whole[some])
+                assert torch.equal(linear(x[some].clone(), weight), whole[some])

@@ -14,6 +14,7 @@ from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.lean.shape import LeanShape
 from kvchat.models.lean.weights import Embedding, LeanLayer, LeanWeights, Norm
 from kvchat.models.progress import Progress
+from kvchat.models.weights.floats import laid_out
 from kvchat.models.weights.making import matrix_bits, matrix_bytes, matrix_planes
 from kvchat.models.weights.matrix import Buffer, IntegerMatrix
 from kvchat.models.weights.mode import WeightsMode
@@ -201,6 +202,10 @@ def _assembled(
         numbers = [f"{key}/{number}" for number in range(len(parts))]
         matrices = [IntegerMatrix(planes[number]) for number in numbers if number in planes]
         weight = None if matrices else _joined(checkpoint, parts, "weight", dtype)
+        if (
+            weight is not None and key != "head"
+        ):  # which is read a row at a time, and may be the embedding too
+            weight = laid_out(weight)
         projections[key] = Projection(weight, bias, matrices, buffer=buffer, keeps=form.keeps)
     layers = [_layer(shape, checkpoint, dtype, projections, index) for index in range(shape.layers)]
     norm = Norm(checkpoint.get("model.norm.weight").to(dtype), shape.norm_epsilon)

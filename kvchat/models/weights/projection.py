@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch.nn import functional
 
+from kvchat.models.weights.floats import has_apart, laid_out, linear
 from kvchat.models.weights.matrix import Buffer, IntegerMatrix
 from kvchat.models.weights.quantize import GROUP
 
@@ -17,6 +17,7 @@ LIKELIEST = 64
 """So many of a vocabulary's scores are computed with float32 sums."""
 _TILE_BYTES = 16 << 20
 """Of floating numbers made of integers for one product. Measured: larger ones leave the caches, smaller ones multiply slower."""
+_TILE_ROWS = 2048
 _TILE_MULTIPLE = 64
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -26,8 +27,8 @@ class Projection:
     """One linear map: y = x W^T + b, of a matrix `weight` [out, in], or of integer ones below one another.
 
     `generated` and `given` take [rows, in] to [rows, out] in x's dtype: contiguous rows, no more than MAX_ROWS, each as
-    if it came alone; and any number of them. Given ones are multiplied by what integers stand for, which is made in
-    `buffer` a tile at a time, or once for all where it `keeps` that: the bits are the same.
+    if it came alone; and at least two of them. Given ones are multiplied by what integers stand for, which is made in
+    `buffer` a tile at a time, or once for all where it `keeps` that: the bits are the same. `weight` may be `laid_out`.
     """
 
     __slots__ = ("_buffer", "_keeps", "_kept", "_tiles", "bias", "generated", "given", "matrices", "weight")
@@ -48,10 +49,10 @@ class Projection:
         self._keeps = keeps
         self._kept: list[torch.Tensor] = []
         self._tiles = [tile for matrix in self.matrices for tile in _tiles(matrix)]
-        self.given: Product = (
-            self._by_tiles if weight is None else partial(functional.linear, weight=weight, bias=bias)
-        )
+        self.given: Product = self._of_values if weight is None else partial(linear, weight=weight, bias=bias)
         self.generated: Product = self._of_integers() if matrices else self._row_by_row
+        if not matrices and weight is not None and weight.is_mkldnn:
+            self.generated = self.given
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [rows, in] -> [rows, out], in x's dtype."""
@@ -140,24 +141,31 @@ class Projection:
             out += self.bias
         return out
 
-    def _by_tiles(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(x.shape[0], self.shape[0], dtype=x.dtype)
+    def _of_values(self, x: torch.Tensor) -> torch.Tensor:
+        """By what the integers stand for."""
         if self._keeps and not self._kept:
-            with torch.inference_mode(False):
-                self._kept = [self._values(tile, x.dtype, Buffer()) for tile in self._tiles]
+            self._keep(x.dtype)
+        if len(self._kept) == 1:
+            return linear(x, self._kept[0], self.bias)
+        out = torch.empty(x.shape[0], self.shape[0], dtype=x.dtype)
         first = 0
-        for number, tile in enumerate(self._tiles):
-            values = self._kept[number] if self._keeps else self._values(tile, x.dtype, self._buffer)
-            last = first + values.shape[1]
-            torch.mm(x, values, out=out[:, first:last])
+        for values in self._kept or (self._values(tile, x.dtype, self._buffer) for tile in self._tiles):
+            last = first + values.shape[0]
+            out[:, first:last] = linear(x, values)
             first = last
         if self.bias is not None:
             out += self.bias
         return out
 
+    def _keep(self, dtype: torch.dtype) -> None:
+        with torch.inference_mode(False):
+            tiles = [self._values(tile, dtype, Buffer()) for tile in self._tiles]
+            self._kept = [laid_out(torch.cat(tiles))] if has_apart(dtype) else tiles
+
     def _values(self, tile: _Tile, dtype: torch.dtype, buffer: Buffer) -> torch.Tensor:
+        """[out, in], turned: it lies there as [in, out]."""
         matrix, start, end = tile
-        return matrix.values(start, end, buffer.take((matrix.columns, end - start), dtype))
+        return matrix.values(start, end, buffer.take((matrix.columns, end - start), dtype)).t()
 
 
 _Tile = tuple[IntegerMatrix, int, int]
@@ -165,5 +173,5 @@ _Tile = tuple[IntegerMatrix, int, int]
 
 def _tiles(matrix: IntegerMatrix) -> list[_Tile]:
     """A matrix as parts of as many rows as make a tile."""
-    rows = max(1, _TILE_BYTES // (4 * matrix.columns) // _TILE_MULTIPLE) * _TILE_MULTIPLE
+    rows = max(1, min(_TILE_BYTES // (4 * matrix.columns), _TILE_ROWS) // _TILE_MULTIPLE) * _TILE_MULTIPLE
     return [(matrix, start, min(start + rows, matrix.rows)) for start in range(0, matrix.rows, rows)]
