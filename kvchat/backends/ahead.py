@@ -15,7 +15,7 @@ from kvchat.backends import base
 from kvchat.backends.answering import Answering
 from kvchat.backends.asking import Question, check_room, conversation
 from kvchat.backends.base import Event, Keeping, Options, Reach, Role, Turn
-from kvchat.backends.begun import Begun
+from kvchat.backends.begun import BEGUN_TOKENS, Begun
 from kvchat.backends.loading import Show, Talk
 from kvchat.engine.ahead import (
     LEAST_STEP,
@@ -152,7 +152,10 @@ class _Approach:
         yield from self._prefill(self._engine.told(tokens), unsent)
 
     def whole(self, reach: Reach, is_useless: Callable[[], bool]) -> Iterator[base.Ahead]:
-        """Compute all of the prompt but its last token, which an answer computes in any case; then begin that."""
+        """Compute all of the prompt, and with its last token the first of the answer; go on with that, or not.
+
+        What fits into one step is left to the answer: one forward over a few tokens takes as long as over one.
+        """
         question = Question.of(self._talk.model, self._turns, self._options)
         known = self._engine.told(question.tokens)[:-1]
         unsent = self._unsent()
@@ -160,11 +163,16 @@ class _Approach:
         if begun is not None and not begun.is_for(question, self._keeping):
             begun.drop()
             unsent.begun = begun = None
-        if begun is None:
+        if begun is None and not self._is_one_step(known):
             yield from self._prefill(known, unsent)
-        if reach is Reach.BEGUN and common_prefix(self._state.tokens, known) == len(known):
+        if begun is not None or self._is_one_step(known):
             unsent.begun = begun or Begun(self._talk, question, self._keeping, is_useless)
-            yield from self._decode(unsent, max(0, len(known) - unsent.floor))
+            yield from self._decode(unsent, known, BEGUN_TOKENS if reach is Reach.BEGUN else 1)
+
+    def _is_one_step(self, known: Sequence[int]) -> bool:
+        """Whether all but the last token of a prompt is live, or nearly all where that may be left to its answer."""
+        rest = len(known) - common_prefix(self._state.tokens, known)
+        return rest == 0 or (self._state.is_divisible and rest < step_tokens(self._engine))
 
     def _unsent(self) -> Unsent:
         """What is live for the message; anew where it is typed somewhere else."""
@@ -202,12 +210,15 @@ class _Approach:
                 return
             started = time.perf_counter()
 
-    def _decode(self, unsent: Unsent, total: int) -> Iterator[base.Ahead]:
-        """Make the answer's first tokens, until they are enough."""
+    def _decode(self, unsent: Unsent, known: Sequence[int], num_tokens: int) -> Iterator[base.Ahead]:
+        """Make the answer's first tokens, so many of them, behind a prompt of which `known` is all but the last token."""
         begun = unsent.begun
         assert begun is not None
-        while not (begun.is_enough or begun.is_useless() or self._is_cancelled()):
-            if self._talk.pulse.is_resting or not has_room(self._state, LEAST_STEP):
+        total, live = max(0, len(known) - unsent.floor), common_prefix(self._state.tokens, known)
+        if unsent.held is None:
+            unsent.held = live
+        while not (begun.has(num_tokens) or begun.is_useless() or self._is_cancelled()):
+            if self._talk.pulse.is_resting or not has_room(self._state, len(known) - live + LEAST_STEP):
                 return
             before = begun.num_tokens
             try:
@@ -216,9 +227,11 @@ class _Approach:
                 begun.drop()
                 unsent.begun = None
                 raise
-            new = begun.num_tokens - before
-            self._count(new, seconds, size=new)
-            yield base.Ahead(total, total, begun.num_tokens)
+            new, rest = begun.num_tokens - before, len(known) - live
+            live = common_prefix(self._state.tokens, known)
+            rest -= len(known) - live
+            self._count(new + rest, seconds, size=0 if rest else new)
+            yield base.Ahead(max(0, live - unsent.floor), total, begun.num_tokens)
 
     def _count(self, tokens: int, seconds: float, *, size: int) -> None:
         """Note what a step computed; those of `size` tokens are compared with one another."""

@@ -32,6 +32,7 @@ class Answering:
         tokenizer, stops = talk.model.tokenizer, question.options.stop
         repetition = RepetitionWatch() if question.options.repeat_stop else None
         splitter = question.splitter(talk.model)
+        self._is_ahead = False
         self._finished: Finished | None = None
         self._wording = Wording(tokenizer, splitter, stops, question.unfinished, repetition)
 
@@ -47,7 +48,7 @@ class Answering:
 
     def restart(self, started: float) -> None:
         """Let the clock of the first text begin at `started`, though some of it may be made: nobody has seen it yet."""
-        self._started = started
+        self._started, self._is_ahead = started, True
         if self._wording.first_text_at is not None:
             self._wording.first_text_at = time.perf_counter()
 
@@ -71,7 +72,7 @@ class Answering:
                 for event in engine_events:
                     yield self._told(event, show)
             assert self._finished is not None
-            yield [*wording.rest(), base.Done(self._answer(self._finished))]
+            yield [*wording.rest(), base.Done(self._answer(self._seen(self._finished)))]
         finally:
             talk.sequence.on_progress = unheard
             talk.last = Asked(question.turns, (*question.ids, *wording.ids))
@@ -98,6 +99,14 @@ class Answering:
             yield from engine.generate(talk.sequence, request, is_cancelled, lambda: wording.is_over)
         except NoNumbersError as error:
             raise no_numbers(engine.loaded) from error
+
+    def _seen(self, finished: Finished) -> Finished:
+        """The end as it is to whoever sent the message: what was computed before, all but the last token, was live then."""
+        if not self._is_ahead:
+            return finished
+        reuse = finished.reuse
+        computed = max(0, len(self._question.ids) - 1 - reuse.num_tokens)
+        return replace(finished, reuse=replace(reuse, live=reuse.live + computed), prefill_s=0.0)
 
     def _answer(self, finished: Finished) -> Answer:
         wording, question, model = self._wording, self._question, self._talk.model

@@ -16,8 +16,9 @@ from kvchat.backends.asking import Question
 from kvchat.backends.base import Event, Keeping, Status
 from kvchat.backends.loading import Show, Talk
 
-BEGUN_TOKENS = 32
-"""So many tokens of an answer are made before its message is sent, at most: the next ones are made while they are read."""
+BEGUN_TOKENS = 8
+"""So many tokens of an answer are made before its message is sent, at most: the next ones are made while they are read,
+and nothing runs any more when it is sent."""
 
 
 def _unseen(status: Status) -> None:
@@ -52,10 +53,9 @@ class Begun:
         """Tokens of the answer that are there."""
         return self._answering.num_tokens
 
-    @property
-    def is_enough(self) -> bool:
-        """Whether no more of it should be made ahead."""
-        return self._answering.is_finished or self.num_tokens >= BEGUN_TOKENS
+    def has(self, num_tokens: int) -> bool:
+        """Whether so many tokens of it are there, or all."""
+        return self._answering.is_finished or self.num_tokens >= num_tokens
 
     def step(self) -> float:
         """Make one token more, or what comes before the first; the seconds it took. Raises as an answer does."""

@@ -10,8 +10,8 @@ PAUSE_S = 0.3
 """Behind a pause of this length the rest of the message is computed, and what closes its prompt."""
 LONG_PAUSE_S = 0.7
 """Behind one of this length its answer is begun."""
-SENTENCE_PAUSE_S = 0.35
-"""The same behind the end of a sentence."""
+SENTENCE_PAUSE_S = 0.1
+"""Behind the end of a sentence, where most messages end, both are done after this."""
 
 _ENDS = (".", "?", "!", "…", ":", "。", "？", "！")
 _ORDER = (Reach.TYPED, Reach.WHOLE, Reach.BEGUN)
@@ -66,7 +66,7 @@ class Anticipation:
 
     def wait_s(self, now: float) -> float | None:
         """After how long there may be more to ask for though no key is pressed; None for never."""
-        waits = (PAUSE_S, self._long_pause_s())
+        waits = sorted((PAUSE_S, self._long_pause_s()))
         return next((self._changed_at + wait - now for wait in waits if self._changed_at + wait > now), None)
 
     def _due(self, now: float) -> Reach:
