@@ -45,7 +45,7 @@ ALTERED_SHARE = 0.6
 """Rounding is less than this share of what one other token in the past changes."""
 ForwardTime = Callable[[int], float]
 """Number of tokens -> about how many seconds one forward over them takes."""
-_VERSION = 4
+_VERSION = 5
 _MEMORY_NAME = "verdicts.json"
 
 
@@ -151,17 +151,26 @@ class Probe:
             return torch.inf, 0.0
 
     def has_same_bits(self) -> bool:
-        """Whether the last logits and all KV are the same however the tokens, given and generated ones, are split."""
+        """Whether the last logits and all KV are the same however the tokens, given and generated ones, are split, and
+        the KV of the first of them whatever follows."""
         half = len(self.tokens) // 2
         tokens = [*self.tokens[:half], *as_generated(self.tokens[half : half + 9]), *self.tokens[half + 9 :]]
-        found: list[list[torch.Tensor]] = []
-        for chunk_tokens in (len(tokens), 11, 5):
-            state, schedule, logits = self.loaded.new_state(), Schedule(tokens, self.loaded, chunk_tokens), []
-            while (start := len(state.tokens)) < len(tokens):
-                logits = [self.loaded.forward(tokens[start : schedule.end(start)], state)]
-            found.append(logits + [plane[:, : len(tokens)].clone() for plane in state.planes])
-        first, *others = found
-        return all(torch.equal(one, other) for each in others for one, other in zip(first, each, strict=True))
+        first, *others = (self._computed(tokens, chunk_tokens) for chunk_tokens in (len(tokens), 11, 5))
+        shared = half // 2
+        company = self._computed([*tokens[:shared], *tokens[:half]], len(tokens))
+        return all(
+            torch.equal(one, other) for each in others for one, other in zip(first, each, strict=True)
+        ) and all(
+            torch.equal(one[:, :shared], other[:, :shared])
+            for one, other in zip(first[1:], company[1:], strict=True)
+        )
+
+    def _computed(self, tokens: list[int], chunk_tokens: int) -> list[torch.Tensor]:
+        """The last logits, and all KV."""
+        state, schedule, logits = self.loaded.new_state(), Schedule(tokens, self.loaded, chunk_tokens), []
+        while (start := len(state.tokens)) < len(tokens):
+            logits = [self.loaded.forward(tokens[start : schedule.end(start)], state)]
+        return logits + [plane[:, : len(tokens)].clone() for plane in state.planes]
 
     def _plain(self, tokens: list[int]) -> torch.Tensor:
         """The logits behind each of some tokens, [tokens, vocab], computed in one go and with nothing kept."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kvchat.bench.exact import ExactRow, compare
 from kvchat.config import ModelConfig
 from kvchat.models.gguf.file import read_gguf
@@ -15,6 +17,7 @@ from kvchat.models.kinds import as_generated
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.progress import silent
+from kvchat.models.reuse import layer_types_of
 from tests.families.shrink import CONTEXT_KEYS, WINDOW_KEYS, random_tokens, tiny_random_model
 from tests.families.zoo import VARIANTS
 from tests.models.tiny_gguf import Type, tiny_hf_model, write_gguf
@@ -40,7 +43,7 @@ LEAN: Mapping[str, tuple[str, dict[str, Any]]] = {
     }.items()
 }
 """Those whose matrices are all of sizes that the integer kernel takes."""
-GGUFS = {f"llama, a GGUF of {kind.name}": kind for kind in (Type.Q4_0, Type.Q4_K, Type.Q6_K, Type.Q8_0)}
+GGUFS = {f"llama, a GGUF of {kind.name}": kind for kind in (Type.Q4_0, Type.Q4_1, Type.Q5_1, Type.Q8_0)}
 
 
 def loaded_model(family: str, folder: Path, dtype: str) -> LoadedModel:
@@ -60,6 +63,12 @@ def exact_rows(model: LoadedModel, num_prompts: int) -> list[ExactRow]:
     return list(compare(model, all_of_them[::step]))
 
 
+def sees_all(model: LoadedModel) -> bool:
+    """Whether all layers look at all tokens that are near: else a flipped bit of one may change nothing."""
+    config = getattr(getattr(model.network, "model", None), "config", None)
+    return config is None or "indexed_attention" not in layer_types_of(config.get_text_config(decoder=True))
+
+
 def _prompts(model: LoadedModel) -> Iterator[list[int]]:
     for number, length in enumerate(LENGTHS):
         yield random_tokens(length, seed=number)
@@ -74,7 +83,11 @@ def _prompts(model: LoadedModel) -> Iterator[list[int]]:
 
 def _of_gguf(family: str, folder: Path, dtype: str) -> LoadedModel:
     gguf = folder / "tiny.gguf"
-    write_gguf(gguf, tiny_hf_model(hidden=256, max_position_embeddings=CONTEXT), tensor_type=GGUFS[family])
+    model = tiny_hf_model(max_position_embeddings=CONTEXT)
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:  # so that attention sees more than one token
+            torch.nn.init.normal_(parameter, std=1.2 / parameter.shape[1] ** 0.5)
+    write_gguf(gguf, model, tensor_type=GGUFS[family])
     write_model(read_gguf(gguf), folder, silent)
     return load_model(folder, ModelConfig(dtype=dtype, device="cpu"), name=family, origin=Origins(gguf))
 
