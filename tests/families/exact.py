@@ -11,8 +11,8 @@ import torch
 
 from kvchat.bench.exact import ExactRow, compare
 from kvchat.config import ModelConfig
-from kvchat.models.gguf.file import read_gguf
 from kvchat.models.gguf.importing import write_model
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.kinds import as_generated
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model

@@ -29,7 +29,7 @@ from kvchat.models.documents import FETCH_AGAIN, first_line
 from kvchat.models.generation import checked_generation, read_generation
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
 from kvchat.models.gguf.families import family_of
-from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.sources.folder import tensor_shapes, weight_files
