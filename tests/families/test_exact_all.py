@@ -27,7 +27,7 @@ _HEAD = f"""\
 # To the bit: every family whose KV is reused in blocks
 
 Written by `pytest -m sweep_all tests/families/test_exact_all.py`: what `kvchat bench exact` measures, on a tiny random model of each
-family as it is loaded by default on the processor that is named here. Six prompts, of 23 to 1,100 tokens, two of them chats with
+family as it is loaded by default on the processor that is named here. Three prompts, of 65 to 1,100 tokens, one of them a chat with
 generated turns: in how many of them an answer that takes up KV in this way has the ids and, at its first and tenth token,
 the bits of an answer computed from scratch; and in how many a flipped bit of KV was found. The chunks are of 16 to 1,024 tokens.
 
@@ -65,7 +65,7 @@ def test_every_family_gives_the_same_bits(family: str, tmp_path: Path) -> None:
         _record(family, model, [], "not promised")
         return
     try:
-        rows = exact_rows(model, 6)
+        rows = exact_rows(model, 3)
         check(rows if sees_all(model) else [row for row in rows if row.way != CONTROL])
     except InexactError as error:
         _record(family, model, rows, f"WRONG: {error.message.partition(': ')[2]}")
