@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.models.kinds import as_generated
 from kvchat.models.kv_state import KVState, kv_layout
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.remembered import recall, remember
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
 from kvchat.models.schedule import Schedule
 from kvchat.models.weights.mode import WeightsMode
@@ -96,12 +96,12 @@ def checked(loaded: LoadedModel, mark: bytes, memory: Path, measured: Callable[[
     Where it was not, what `measured` finds decides whether there is time for a probe.
     """
     key = xxhash.xxh3_128_hexdigest(mark + json.dumps([_VERSION, asdict(loaded.rule)]).encode())
-    known = _read(memory / _MEMORY_NAME)
+    known = recall(memory / _MEMORY_NAME)
     with suppress(KeyError, TypeError, ValueError):
         return _from_json(known[key], loaded.rule)
     verdict = probe(loaded, measured())
     if verdict.is_checked:  # a machine that was merely busy is asked again the next time
-        _write(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
+        remember(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
     return verdict
 
 
@@ -261,20 +261,3 @@ def _from_json(value: Any, declared: ReuseRule) -> Verdict:
     rule = replace(declared, policy=policy, continuation=continuation)
     checked, exact = bool(value["is_checked"]), None if value["is_exact"] is None else bool(value["is_exact"])
     return Verdict(rule, declared, value["difference"], value["bound"], checked, exact)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Only a memory: what can't be written is found out again the next time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(path)
