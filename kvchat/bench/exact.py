@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kvchat.bench.measure import english, isolated
 from kvchat.bench.ways import WAYS, Talker, control
 from kvchat.config import Config
 from kvchat.errors import KvchatError
+from kvchat.models.loaded import LoadedModel
 from kvchat.models.text.template import Message
 
 NUM_PROMPTS = 200
@@ -75,16 +76,24 @@ CONTROL = "control: one bit of KV"
 
 
 def measure(config: Config, *, num_prompts: int = NUM_PROMPTS) -> Iterator[ExactRow]:
-    """One row per way. Every other prompt is answered greedily, the others sampled with a seed."""
+    """One row per way, of the model that `config` says."""
     loaded = load(isolated(config, ram=0), lambda status: None, lambda notice: None).model
+    yield from compare(loaded.engine.loaded, prompts(loaded, num_prompts), draft=config.model.draft)
+
+
+def compare(
+    model: LoadedModel, prompts: Iterable[list[int]], *, draft: int | None = None
+) -> Iterator[ExactRow]:
+    """One row per way, of a model that promises bits. Every other prompt is answered greedily, the others sampled with a
+    seed. The control is left out of a prompt whose tokens are all computed anew."""
     found: dict[str, list[tuple[bool, bool]]] = {
         **{name: [] for name in WAYS},
         **{f"chunks of {size}": [] for size in CHUNKS},
         CONTROL: [],
     }
     with tempfile.TemporaryDirectory(prefix="kvchat-exact-") as folder:
-        talker = Talker(loaded, Path(folder), config.model.draft)
-        for number, prompt in enumerate(prompts(loaded, num_prompts)):
+        talker = Talker(model, Path(folder), draft)
+        for number, prompt in enumerate(prompts):
             seed = number if number % 2 else None
             talker.forget()
             expected = talker.say(prompt, seed)
@@ -93,7 +102,8 @@ def measure(config: Config, *, num_prompts: int = NUM_PROMPTS) -> Iterator[Exact
                 talker.engine.chunk_tokens = size
                 found[f"chunks of {size}"].append(talker.say(prompt, seed).is_as(expected))
             talker.engine.chunk_tokens = 256
-            for name, way in {**WAYS, CONTROL: control}.items():
+            ways = {**WAYS, CONTROL: control} if talker.num_reused(prompt) else WAYS
+            for name, way in ways.items():
                 found[name].append(way(talker, prompt, seed).is_as(expected))
     for name, results in found.items():
         if results:

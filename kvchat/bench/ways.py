@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from kvchat.backends.loading import ReadyModel
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
@@ -18,9 +17,11 @@ from kvchat.engine.request import Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
+from kvchat.models.schedule import Schedule
 
 NUM_TOKENS = 10
 BLOCK_TOKENS = 16
+_NEAR = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,7 @@ class Said:
 class Talker:
     """An engine whose cache is changed from way to way; `disk` is a folder of its own."""
 
-    def __init__(self, loaded: ReadyModel, disk: Path, draft: int | None) -> None:
-        model = loaded.engine.loaded
+    def __init__(self, model: LoadedModel, disk: Path, draft: int | None) -> None:
         self.model = _Heard(**{item.name: getattr(model, item.name) for item in fields(LoadedModel)})
         self.engine = Engine(self.model, draft=draft)
         self.live = self.engine.new_sequence()
@@ -100,6 +100,10 @@ class Talker:
             self.engine.cache.clear_ram()
         assert self.live.state.tokens[: len(tokens)] == list(tokens)
         self.live.state.keep(0)
+
+    def num_reused(self, prompt: Sequence[int]) -> int:
+        """How many tokens' KV the answer to `prompt` takes up where that of all but the last is held."""
+        return Schedule(prompt, self.model, 1).start(len(prompt) - 1)
 
     def flip(self, place: int) -> None:
         """Flip one bit of the KV of token `place`."""
@@ -160,9 +164,11 @@ def _evicted(talker: Talker, prompt: list[int], seed: int | None) -> Said:
 
 
 def control(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    """With one bit of the KV of a token that is taken up: of a late one, so that layers with a window see it too."""
     talker.say(prompt)
     talker.live.state.keep(len(prompt) - 1)
-    talker.flip(talker.draw.randrange(len(prompt) - 1))
+    end = talker.num_reused(prompt)
+    talker.flip(talker.draw.randrange(max(0, end - _NEAR), end))
     return talker.say(prompt, seed)
 
 

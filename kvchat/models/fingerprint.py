@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from kvchat.models.documents import read_object
+from kvchat.models.gguf.parts import named_parts
 from kvchat.models.sources.contents import Contents
 
 _IGNORED_CONFIG = frozenset(
@@ -33,7 +34,7 @@ def fingerprint(
     Raises ModelUnavailableError for a weights file that is damaged, as far as that can be told.
     """
     parts = {
-        "weights": _weights(folder, contents) or {"gguf": contents.identity(gguf) if gguf else ""},
+        "weights": _weights(folder, contents) or _gguf_weights(gguf, contents),
         "config": _stated(folder / "config.json"),  # the RoPE regime stands here
         "regime": dict(regime),
         "transformers": version("transformers"),
@@ -41,6 +42,13 @@ def fingerprint(
     if adapter is not None:
         parts["adapter"] = _stated(adapter / "adapter_config.json") | _weights(adapter, contents)
     return xxhash.xxh3_128_digest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _gguf_weights(gguf: Path | None, contents: Contents) -> dict[str, str]:
+    """The same of a GGUF, or of its parts."""
+    first, *others = named_parts(gguf) if gguf else (None,)
+    weights = {"gguf": contents.identity(first) if first else ""}
+    return weights | {f"gguf {number}": contents.identity(path) for number, path in enumerate(others, 2)}
 
 
 def _stated(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.models.kinds import as_generated
 from kvchat.models.kv_state import KVState, kv_layout
 from kvchat.models.loaded import LoadedModel
+from kvchat.models.remembered import recall, remember
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
 from kvchat.models.schedule import Schedule
 from kvchat.models.weights.mode import WeightsMode
@@ -45,7 +45,7 @@ ALTERED_SHARE = 0.6
 """Rounding is less than this share of what one other token in the past changes."""
 ForwardTime = Callable[[int], float]
 """Number of tokens -> about how many seconds one forward over them takes."""
-_VERSION = 4
+_VERSION = 5
 _MEMORY_NAME = "verdicts.json"
 
 
@@ -96,12 +96,12 @@ def checked(loaded: LoadedModel, mark: bytes, memory: Path, measured: Callable[[
     Where it was not, what `measured` finds decides whether there is time for a probe.
     """
     key = xxhash.xxh3_128_hexdigest(mark + json.dumps([_VERSION, asdict(loaded.rule)]).encode())
-    known = _read(memory / _MEMORY_NAME)
+    known = recall(memory / _MEMORY_NAME)
     with suppress(KeyError, TypeError, ValueError):
         return _from_json(known[key], loaded.rule)
     verdict = probe(loaded, measured())
     if verdict.is_checked:  # a machine that was merely busy is asked again the next time
-        _write(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
+        remember(memory / _MEMORY_NAME, known | {key: _to_json(verdict)})
     return verdict
 
 
@@ -151,17 +151,26 @@ class Probe:
             return torch.inf, 0.0
 
     def has_same_bits(self) -> bool:
-        """Whether the last logits and all KV are the same however the tokens, given and generated ones, are split."""
+        """Whether the last logits and all KV are the same however the tokens, given and generated ones, are split, and
+        the KV of the first of them whatever follows."""
         half = len(self.tokens) // 2
         tokens = [*self.tokens[:half], *as_generated(self.tokens[half : half + 9]), *self.tokens[half + 9 :]]
-        found: list[list[torch.Tensor]] = []
-        for chunk_tokens in (len(tokens), 11, 5):
-            state, schedule, logits = self.loaded.new_state(), Schedule(tokens, self.loaded, chunk_tokens), []
-            while (start := len(state.tokens)) < len(tokens):
-                logits = [self.loaded.forward(tokens[start : schedule.end(start)], state)]
-            found.append(logits + [plane[:, : len(tokens)].clone() for plane in state.planes])
-        first, *others = found
-        return all(torch.equal(one, other) for each in others for one, other in zip(first, each, strict=True))
+        first, *others = (self._computed(tokens, chunk_tokens) for chunk_tokens in (len(tokens), 11, 5))
+        shared = half // 2
+        company = self._computed([*tokens[:shared], *tokens[:half]], len(tokens))
+        return all(
+            torch.equal(one, other) for each in others for one, other in zip(first, each, strict=True)
+        ) and all(
+            torch.equal(one[:, :shared], other[:, :shared])
+            for one, other in zip(first[1:], company[1:], strict=True)
+        )
+
+    def _computed(self, tokens: list[int], chunk_tokens: int) -> list[torch.Tensor]:
+        """The last logits, and all KV."""
+        state, schedule, logits = self.loaded.new_state(), Schedule(tokens, self.loaded, chunk_tokens), []
+        while (start := len(state.tokens)) < len(tokens):
+            logits = [self.loaded.forward(tokens[start : schedule.end(start)], state)]
+        return logits + [plane[:, : len(tokens)].clone() for plane in state.planes]
 
     def _plain(self, tokens: list[int]) -> torch.Tensor:
         """The logits behind each of some tokens, [tokens, vocab], computed in one go and with nothing kept."""
@@ -252,20 +261,3 @@ def _from_json(value: Any, declared: ReuseRule) -> Verdict:
     rule = replace(declared, policy=policy, continuation=continuation)
     checked, exact = bool(value["is_checked"]), None if value["is_exact"] is None else bool(value["is_exact"])
     return Verdict(rule, declared, value["difference"], value["bound"], checked, exact)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Only a memory: what can't be written is found out again the next time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The table of all families in RESULTS.md: rows are replaced one by one, so that a part can be run alone."""
+"""The tables of all families in RESULTS*.md: rows are replaced one by one, so that a part can be run alone."""
 
 from __future__ import annotations
 
@@ -44,10 +44,15 @@ class Row:
 
 def record(row: Row, device: str) -> None:
     """Put `row` in its place in the table of that device; several test processes may do so at once."""
-    path = Path(__file__).with_name("RESULTS.md" if device == "cpu" else f"RESULTS-{device}.md")
+    replace_row("RESULTS.md" if device == "cpu" else f"RESULTS-{device}.md", _HEAD, row.family, str(row))
+
+
+def replace_row(file: str, head: str, family: str, line: str) -> None:
+    """Put a family's line in its place in the table of a file that begins with `head`."""
+    path = Path(__file__).with_name(file)
     with FileLock(path.with_suffix(".lock")):
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
         rows.pop("family", None)
-        rows[row.family] = str(row)
-        path.write_text(_HEAD + "\n".join(rows[name] for name in sorted(rows)) + "\n", encoding="utf-8")
+        rows[family] = line
+        path.write_text(head + "\n".join(rows[name] for name in sorted(rows)) + "\n", encoding="utf-8")

@@ -11,6 +11,18 @@ VOCABULARY = 96
 WINDOW = 12
 """Tokens that a sliding or chunked layer sees: few, so that conversations pass them."""
 CONTEXT = 256
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "n_ctx",
+    "model_max_length",
+    "context_length",
+)
+WINDOW_KEYS = (
+    "sliding_window", "sliding_window_size", "attention_chunk_size", "window_size", "attention_window_size",
+    "local_attention", "local_attention_window_len", "floor_scale",
+)  # fmt: skip
 
 _SIZES = {
     64: "hidden_size d_model n_embd emb_dim embedding_dim embedding_size word_embed_proj_dim lru_width mamba_d_ssm"
@@ -32,9 +44,8 @@ _SIZES = {
     " router_hidden_size laurel_rank hc_lowrank adapter_rank",
     8: "mamba_d_state ssm_state_size state_size chunk_size mamba_chunk_size index_block_size",
     1: "n_group topk_group num_expert_group",
-    WINDOW: "sliding_window sliding_window_size attention_chunk_size window_size attention_window_size local_attention"
-    " local_attention_window_len floor_scale",
-    CONTEXT: "max_position_embeddings n_positions max_seq_len n_ctx model_max_length context_length",
+    WINDOW: " ".join(WINDOW_KEYS),
+    CONTEXT: " ".join(CONTEXT_KEYS),
 }
 _SMALL = {name: size for size, names in _SIZES.items() for name in names.split()}
 _DEPTHS = (

@@ -142,17 +142,21 @@ class Journey:
 
 
 def plain_logits(model: Any) -> Plain:
-    """All positions' logits, [tokens, vocab], by transformers alone: its own attention, no cache, everything in one go."""
+    """All positions' logits, [tokens, vocab], by transformers alone: its own attention and experts, no cache, all in one go."""
 
     def compute(tokens: list[int]) -> torch.Tensor:
-        used = model.config._attn_implementation
+        used, experts = model.config._attn_implementation, model.get_experts_implementation()
         model.set_attn_implementation("eager")
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("eager")
         try:
             with torch.inference_mode():
                 ids = torch.tensor([tokens], device=model.device)
                 logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
         finally:
             model.set_attn_implementation(used)
+            if model._can_set_experts_implementation():
+                model.set_experts_implementation(experts)
         return logits
 
     return compute

@@ -9,7 +9,7 @@ from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import load_model
 from kvchat.models.reuse import BLOCKS, SNAPSHOTS, Continuation, ReusePolicy
-from kvchat.models.stock import attention
+from kvchat.models.stock import attention, experts
 from kvchat.models.stock.network import describe
 from tests.families.shrink import WINDOW, random_tokens, tiny_random_model
 from tests.families.sweep import MESSAGE, TOLERANCE, Journey, plain_logits
@@ -19,6 +19,7 @@ from tests.families.zoo import ZOO
 def loaded_model(family: str, device: str) -> LoadedModel:
     model = tiny_random_model(family).to(device)
     attention.enable(model)
+    experts.enable(model)
     return describe(model, name=family)
 
 

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from kvchat.errors import KvchatError
 from kvchat.models.loaded import LoadedModel
-from kvchat.models.stock import attention
+from kvchat.models.stock import attention, experts
 from kvchat.models.stock.network import describe
 from tests.families.results import Row, record
 from tests.families.shrink import tiny_random_model
@@ -33,6 +33,7 @@ def test_a_family_is_right_or_refused(family: str, device: str, tmp_path: Path) 
         pytest.skip(f"not built: {_in_short(error)}")
     try:
         attention.enable(model)
+        experts.enable(model)
         loaded = describe(model, name=family)
     except KvchatError as error:
         record(Row(family, verdict=f"refused: {error.message.removeprefix(f'{family}: ')}"), device)

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import save_file
 
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
-from kvchat.models.gguf.file import read_gguf
 from kvchat.models.gguf.importing import write_model
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.sources.catalog import silent
 from tests.models.hub_server import HubServer, serving
 from tests.models.tiny_gguf import write_gguf

@@ -71,12 +71,20 @@ def tiny_hf_model(
 
 
 def write_gguf(
-    path: Path, model: PreTrainedModel | None = None, *, tensor_type: Type = Type.F32, **metadata: Any
+    path: Path,
+    model: PreTrainedModel | None = None,
+    *,
+    tensor_type: Type = Type.F32,
+    part_tensors: int = 0,
+    **metadata: Any,
 ) -> PreTrainedModel:
-    """Write `model` (by default a tiny llama) as a GGUF file; `metadata` None removes a key, `__` stands for a dot."""
+    """Write `model` (by default a tiny llama) as a GGUF file; `metadata` None removes a key, `__` stands for a dot.
+
+    With `part_tensors` it becomes several files of so many tensors each, `path` with what llama.cpp adds to its name.
+    """
     model = model or tiny_hf_model()
     family = model.config.model_type
-    writer = gguf.GGUFWriter(str(path), family)
+    writer = gguf.GGUFWriter(str(path), family, split_max_tensors=part_tensors)
     for key, value in (_metadata(model, family) | _dotted(metadata)).items():
         if value is not None:
             _add(writer, key, value)

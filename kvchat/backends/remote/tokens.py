@@ -160,7 +160,7 @@ def _folder(server: Server, name: str, config: Config, scratch: Path) -> Path:
 
 def _unpacked(path: Path, scratch: Path) -> Path:
     """The tokenizer of a GGUF file, as a model's folder has it."""
-    from kvchat.models.gguf.file import read_gguf
+    from kvchat.models.gguf.parts import read_gguf
     from kvchat.models.gguf.tokenizer import build_tokenizer, tokenizer_settings
 
     gguf = read_gguf(path)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvchat.config import Config
+from kvchat.models.gguf.parts import named_parts
 from kvchat.models.sources.catalog import Catalog
 
 Mark = frozenset[tuple[str, int, int, int]]
@@ -18,7 +19,8 @@ def weights_mark(config: Config) -> Mark:
     files = Catalog(config.paths.models, offline=True).find(config.model.name)
     if files is None:
         return frozenset()
-    wanted = (config.model.adapter, config.model.chat_template, files.gguf)
+    parts = named_parts(files.gguf) if files.gguf else []
+    wanted = (config.model.adapter, config.model.chat_template, *parts)
     named = [files.folder, *(Path(path) for path in wanted if path)]
     return frozenset(state for path in named for state in _states(path))
 

@@ -21,9 +21,10 @@ from kvchat.models.gguf.families import (
     family_of,
     matched_tensors,
 )
-from kvchat.models.gguf.file import GgufTensor, read_gguf
+from kvchat.models.gguf.file import GgufTensor
 from kvchat.models.gguf.integers import tensor_integers
 from kvchat.models.gguf.keys import ELSEWHERE
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.gguf.values import tensor_values
 from kvchat.models.weights.quantize import Integers
 
@@ -34,16 +35,15 @@ _Bytes = NDArray[np.uint8]
 
 
 class GgufCheckpoint:
-    """A `Checkpoint` of the tensors of one file, each made what its target says.
+    """A `Checkpoint` of the tensors of one file, or of the parts of one, each made what its target says.
 
     Whole tensors are read into memory of their own, so that pages of the file are not held beside what is made of them;
     only `rows`, and a few rows that lie apart, come from the mapped file.
     """
 
-    def __init__(self, path: Path, matched: Sequence[tuple[GgufTensor, Target]]) -> None:
-        self._path = path
+    def __init__(self, paths: Sequence[Path], matched: Sequence[tuple[GgufTensor, Target]]) -> None:
         self._tensors = {target.name: (tensor, target) for tensor, target in matched}
-        self._data: _Bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        self._data: dict[Path, _Bytes] = {path: np.memmap(path, dtype=np.uint8, mode="r") for path in paths}
 
     @classmethod
     def open(cls, path: Path) -> GgufCheckpoint:
@@ -54,12 +54,12 @@ class GgufCheckpoint:
         if family is None:
             what = f"is of the unknown architecture {shown(gguf.architecture)}"
             raise ModelUnavailableError(f"{path} {what}", ELSEWHERE)
-        return cls(path, matched_tensors(gguf, expected_tensors(gguf, family, ModelShape.of(gguf))))
+        return cls(gguf.paths, matched_tensors(gguf, expected_tensors(gguf, family, ModelShape.of(gguf))))
 
     @property
     def paths(self) -> list[Path]:
         """See Checkpoint."""
-        return [self._path]
+        return list(self._data)
 
     @property
     def names(self) -> set[str]:
@@ -73,7 +73,7 @@ class GgufCheckpoint:
     def get(self, name: str) -> torch.Tensor:
         """See Checkpoint. What is quantised comes as the float32 that it stands for."""
         tensor, target = self._tensors[name]
-        raw = np.fromfile(self._path, np.uint8, tensor.num_bytes, offset=tensor.start)
+        raw = np.fromfile(tensor.path, np.uint8, tensor.num_bytes, offset=tensor.start)
         values = _values(raw, replace(tensor, start=0))
         return values[_row_order(target)] if target.interleaved_heads else values
 
@@ -82,7 +82,7 @@ class GgufCheckpoint:
         tensor, target = self._tensors[name]
         wanted = _row_order(target)[indices] if target.interleaved_heads else indices
         end = tensor.start + tensor.num_bytes
-        raw = self._data[tensor.start : end].reshape(tensor.shape[0], -1)[wanted.numpy()]
+        raw = self._data[tensor.path][tensor.start : end].reshape(tensor.shape[0], -1)[wanted.numpy()]
         stored = raw.reshape(-1), _some_rows(tensor, len(wanted))
         integers = tensor_integers(*stored)
         return _values(*stored) if integers is None else integers.values()
@@ -108,14 +108,16 @@ class GgufCheckpoint:
         tensor, target = self._tensors[name]
         row_bytes = tensor.num_bytes // tensor.shape[0]
         if target.interleaved_heads and end - start <= _FEW_ROWS:
-            kept = self._data[tensor.start : tensor.start + tensor.num_bytes].reshape(-1, row_bytes)
+            kept = self._data[tensor.path][tensor.start : tensor.start + tensor.num_bytes].reshape(
+                -1, row_bytes
+            )
             raw = kept[_row_order(target)[start:end].numpy()].reshape(-1)
         elif target.interleaved_heads:
-            raw = np.fromfile(self._path, np.uint8, tensor.num_bytes, offset=tensor.start)
+            raw = np.fromfile(tensor.path, np.uint8, tensor.num_bytes, offset=tensor.start)
             raw = raw.reshape(-1, row_bytes)[_row_order(target)[start:end].numpy()].reshape(-1)
         else:
             offset = tensor.start + start * row_bytes
-            raw = np.fromfile(self._path, np.uint8, (end - start) * row_bytes, offset=offset)
+            raw = np.fromfile(tensor.path, np.uint8, (end - start) * row_bytes, offset=offset)
         return raw, _some_rows(tensor, end - start)
 
 

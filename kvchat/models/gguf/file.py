@@ -68,8 +68,9 @@ TENSOR_TYPES: Mapping[int, BlockType] = {
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where one tensor lies in the file. `shape` is in torch order; `start` and `num_bytes` are in bytes."""
+    """Where one tensor lies in the file `path`. `shape` is in torch order; `start` and `num_bytes` are in bytes."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     type: BlockType
@@ -89,11 +90,13 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file's header: metadata by key (arrays as lists), tensors by name in file order."""
+    """A GGUF file's header: metadata by key (arrays as lists), tensors by name in file order. Of a model in several parts
+    it is that of all `paths`, and `path` is the first of them."""
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor] = field(repr=False)
+    paths: tuple[Path, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -118,12 +121,8 @@ class GgufFile:
         )
 
 
-def read_gguf(path: Path, *, has_texts: bool = True) -> GgufFile:
-    """The header of a GGUF file, every tensor known to lie inside the file and to have a type we read.
-
-    Without `has_texts` arrays of strings are passed over, and are `Unread`: a vocabulary takes longer than all the rest.
-    Raises ModelUnavailableError for a file that is missing, truncated, not GGUF, or of another tensor type.
-    """
+def read_file(path: Path, *, has_texts: bool = True) -> GgufFile:
+    """The header of one file, which may be a part of a model; see `parts.read_gguf`."""
     if not path.exists():
         raise ModelUnavailableError(f"there is no file {path}", _spelling(path))
     with boundary(f"{path} is no readable GGUF file", _FETCH_AGAIN):
@@ -236,10 +235,11 @@ def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
     for _ in range(num_keys):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.numbers("I")[0])
-    if not isinstance(metadata.get("general.architecture"), str):
+    is_later_part = metadata.get("split.no", 0) != 0  # which need not say again what the first one says
+    if not isinstance(metadata.get("general.architecture"), str) and not is_later_part:
         raise ValueError("it names no architecture")
     _check_kind(path, metadata)
-    return GgufFile(path, metadata, _read_tensors(path, cursor, num_tensors, metadata))
+    return GgufFile(path, metadata, _read_tensors(path, cursor, num_tensors, metadata), (path,))
 
 
 def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -248,7 +248,7 @@ def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
     if kind == "adapter" or "adapter.type" in metadata:
         remedy = "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
         raise ModelUnavailableError(f"{path} is an adapter (LoRA) for a model and no model", remedy)
-    if kind == "mmproj" or metadata["general.architecture"] == "clip":
+    if kind == "mmproj" or metadata.get("general.architecture") == "clip":
         raise ModelUnavailableError(
             f"{path} is what a model sees with (mmproj) and no model that answers",
             "pass the GGUF file of the model that it belongs to",
@@ -292,4 +292,4 @@ def _tensor_type(path: Path, kind: int) -> BlockType:
 def _placed(path: Path, name: str, shape: tuple[int, ...], kind: BlockType, start: int) -> GgufTensor:
     if shape[-1] % kind.block_size or not math.prod(shape):
         raise ValueError(f"tensor {shown(name)} of type {kind.name} can't have the shape {list(shape)}")
-    return GgufTensor(name, shape, kind, start, math.prod(shape) // kind.block_size * kind.block_bytes)
+    return GgufTensor(path, name, shape, kind, start, math.prod(shape) // kind.block_size * kind.block_bytes)

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import boundary
 from kvchat.models.gguf.families import (
     ModelShape,
@@ -32,10 +31,6 @@ def write_model(gguf: GgufFile, folder: Path, progress: Progress) -> None:
 
     Raises ModelUnavailableError for an architecture, a tensor or a tokenizer that can't be carried over.
     """
-    if gguf.metadata.get("split.count", 0) not in (0, 1):
-        raise ModelUnavailableError(
-            f"{gguf.path} is one of several parts", "join them with llama-gguf-split --merge"
-        )
     family = family_of(gguf)
     if family is None:
         progress("importing", 0, 0)

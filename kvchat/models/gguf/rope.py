@@ -116,8 +116,9 @@ def _values(keys: Keys, name: str) -> NDArray[np.float64]:
 
     from kvchat.models.gguf.values import tensor_values
 
-    data = np.memmap(keys.gguf.path, dtype=np.uint8, mode="r")
-    return np.asarray(tensor_values(data, keys.gguf.tensors[name]), dtype=np.float64).ravel()
+    tensor = keys.gguf.tensors[name]
+    data = np.memmap(tensor.path, dtype=np.uint8, mode="r")
+    return np.asarray(tensor_values(data, tensor), dtype=np.float64).ravel()
 
 
 def _unknown(keys: Keys, what: str) -> ModelUnavailableError:

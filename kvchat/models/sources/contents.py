@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.documents import read_object
+from kvchat.models.remembered import recall, remember
 
 MEMORY_NAME = "weights.json"
 MAX_REMEMBERED = 4096
@@ -63,20 +60,10 @@ class Contents:
         return digest
 
     def _read(self) -> dict[str, str]:
-        try:
-            content = read_object(self._path)
-        except (FileNotFoundError, ModelUnavailableError):
-            return {}
-        return {key: value for key, value in content.items() if isinstance(value, str)}
+        return {key: value for key, value in recall(self._path).items() if isinstance(value, str)}
 
     def _write(self, hashes: dict[str, str]) -> None:
-        """Only a memory: what can't be written is computed again the next time."""
-        kept = dict(list(hashes.items())[-MAX_REMEMBERED:])
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            temporary.replace(self._path)
+        remember(self._path, dict(list(hashes.items())[-MAX_REMEMBERED:]))
 
 
 def file_xxh3(path: Path) -> str:

@@ -62,7 +62,7 @@ def _no_config(folder: Path) -> ModelUnavailableError:
     ggufs = sorted(folder.glob("*.gguf"), key=lambda path: ("mmproj" in path.name.lower(), path.name))
     if ggufs and not any(folder.glob("*.safetensors")):
         return ModelUnavailableError(
-            f"{folder} holds GGUF files, each a model of its own", f"pass one of them: -m {ggufs[0]}"
+            f"{folder} holds GGUF files, which are named one by one", f"pass the one you want: -m {ggufs[0]}"
         )
     return ModelUnavailableError(
         f"{folder} is no model: it has no config.json",

@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import read_object
+from kvchat.models.gguf.parts import located, named_parts
 from kvchat.models.sources.contents import Contents, file_xxh3
 
 FORMAT_VERSION = 2
@@ -57,11 +58,18 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a folder was made from, and its files by name."""
+    """What a folder was made from, with the further parts of that by name, and its own files by name."""
 
     source_path: str
     source: FileStamp
     files: Mapping[str, FileStamp]
+    parts: Mapping[str, FileStamp] = field(default_factory=dict)
+
+    def is_of(self, source: Path, contents: Contents) -> bool:
+        """Whether the file `source`, with the parts beside it, still has the same bytes."""
+        return self.source.is_kept_by(source, contents) and all(
+            part.is_kept_by(source.with_name(name), contents) for name, part in self.parts.items()
+        )
 
 
 def packed_stem(folder: Path) -> str:
@@ -87,8 +95,11 @@ def read_stamp(folder: Path) -> Stamp | None:
         content = read_object(path)
         if content["format"] != FORMAT_VERSION:
             return None
-        files = {str(name): FileStamp.from_json(stamp) for name, stamp in content["files"].items()}
-        return Stamp(str(content["source_path"]), FileStamp.from_json(content["source"]), files)
+        files, parts = (
+            {str(name): FileStamp.from_json(stamp) for name, stamp in stamps.items()}
+            for stamps in (content["files"], content.get("parts", {}))
+        )
+        return Stamp(str(content["source_path"]), FileStamp.from_json(content["source"]), files, parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelUnavailableError):
         return None
 
@@ -159,11 +170,13 @@ def install(folder: Path, source: Path, fill: Callable[[Path], None]) -> None:
 
 def _write_stamp(folder: Path, source: Path) -> None:
     files = {path.name: FileStamp.of(path) for path in sorted(folder.iterdir())}
+    parts = {path.name: FileStamp.of(path) for path in named_parts(source)[1:]}
     content = {
         "format": FORMAT_VERSION,
-        "source_path": str(source.resolve()),
+        "source_path": str(located(source)),
         "source": asdict(files.get(source.name) or FileStamp.of(source)),
         "files": {name: asdict(stamp) for name, stamp in files.items()},
+        "parts": {name: asdict(stamp) for name, stamp in parts.items()},
     }
     (folder / STAMP_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

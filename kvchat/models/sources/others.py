@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvchat.models.gguf.parts import model_name, named_parts
+
 _MAX_MANIFEST_BYTES = 1 << 20
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _LEAST_BYTES = 1 << 20  # smaller files hold no weights
@@ -49,13 +51,14 @@ def _of_ollama(folder: Path) -> Iterator[FoundModel]:
 
 
 def _ggufs(folder: Path, program: str) -> Iterator[FoundModel]:
-    """Whole GGUFs: of one in several parts, or of its vision part, nothing can be loaded here."""
+    """Whole GGUFs, each by its first part; its vision part is nothing that could be loaded."""
     for path in _files(folder, "*.gguf"):
-        if "-of-0" in path.name or path.name.startswith("mmproj"):
+        parts = named_parts(path)
+        if path != parts[0] or path.name.startswith("mmproj"):
             continue
-        with suppress(OSError):
-            if (num_bytes := path.stat().st_size) >= _LEAST_BYTES:
-                yield FoundModel(path.stem, path, num_bytes, program)
+        with suppress(OSError):  # a part is missing
+            if (num_bytes := sum(part.stat().st_size for part in parts)) >= _LEAST_BYTES:
+                yield FoundModel(model_name(path), path, num_bytes, program)
 
 
 def _of_hub(folder: Path) -> Iterator[FoundModel]:

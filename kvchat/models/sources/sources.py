@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.gguf.file import read_gguf
 from kvchat.models.gguf.importing import write_model
+from kvchat.models.gguf.parts import model_name, read_gguf
 from kvchat.models.progress import Progress
 from kvchat.models.sources.contents import Contents
 from kvchat.models.sources.embedded import EmbeddedModel, NoWheelError, is_genuine, unpack
@@ -150,7 +150,8 @@ class EmbeddedSource:
 
 @dataclass(frozen=True, slots=True)
 class GgufSource:
-    """A GGUF file of the user's, used where it lies; a folder of ours holds its config and tokenizer."""
+    """A GGUF file of the user's, used where it lies; a folder of ours holds its config and tokenizer. Of several parts it
+    is the first."""
 
     gguf: Path
     means: Means
@@ -158,7 +159,7 @@ class GgufSource:
     def find(self) -> ModelFiles | None:
         """See Source."""
         stamp, contents = read_stamp(self._folder), self.means.contents
-        if stamp is None or not stamp.source.is_kept_by(self.gguf, contents):
+        if stamp is None or not stamp.is_of(self.gguf, contents):
             return None
         if not is_whole(self._folder, contents):
             return None
@@ -183,7 +184,7 @@ class GgufSource:
     def _folder(self) -> Path:
         import xxhash
 
-        stem = re.sub(r"[^\w.-]", "_", self.gguf.stem).lstrip(".")
+        stem = re.sub(r"[^\w.-]", "_", model_name(self.gguf)).lstrip(".")
         short_hash = xxhash.xxh3_64_hexdigest(os.fsencode(self.gguf))[:8]
         return imports_folder(self.means.root) / f"{stem}-{short_hash}"
 
@@ -201,7 +202,7 @@ class ImportedSource:
         if stamp is None or not is_whole(self.folder, self.means.contents):
             return None
         gguf = Path(stamp.source_path)
-        if not stamp.source.is_kept_by(gguf, self.means.contents):
+        if not stamp.is_of(gguf, self.means.contents):
             return None
         return ModelFiles(self.folder.name, self.folder, Origin.GGUF, None, gguf)
 

@@ -24,7 +24,7 @@ _AGAIN = "fetch the file again"
 
 @dataclass(frozen=True, slots=True)
 class StockGguf:
-    """One file, understood. `shapes` are those of transformers' tensors, by name, and no other tensor is in the file."""
+    """One file, or the parts of one, understood. `shapes` are those of transformers' tensors, by name, and no other tensor is in the file."""
 
     gguf: GgufFile
     understood: Understood
@@ -46,7 +46,7 @@ class StockGguf:
     @property
     def paths(self) -> list[Path]:
         """The files that the tensors come from."""
-        return [self.gguf.path]
+        return list(self.gguf.paths)
 
     @property
     def names(self) -> set[str]:
@@ -62,7 +62,7 @@ class StockGguf:
         source, path = self.understood.sources[name], self.gguf.path
         first = source.tensors[0].name[:60]
         with boundary(f"{path}: tensor {first} is not as its sizes say", _AGAIN):
-            made = source.make([_values(path, tensor) for tensor in source.tensors], self.config)
+            made = source.make([_values(tensor) for tensor in source.tensors], self.config)
         if tuple(made.shape) != self.shapes[name]:
             raise self._misshapen(name, tuple(made.shape))
         return made
@@ -97,9 +97,9 @@ def _shapes(understood: Understood) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
 
 
-def _values(path: Path, tensor: GgufTensor) -> torch.Tensor:
+def _values(tensor: GgufTensor) -> torch.Tensor:
     """A tensor as the file has it, read into memory of its own."""
-    raw = np.fromfile(path, np.uint8, tensor.num_bytes, offset=tensor.start)
+    raw = np.fromfile(tensor.path, np.uint8, tensor.num_bytes, offset=tensor.start)
     values = tensor_values(raw, replace(tensor, start=0))
     if tensor.type.name == "BF16":
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)

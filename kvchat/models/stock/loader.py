@@ -29,11 +29,11 @@ from kvchat.models.documents import FETCH_AGAIN, first_line
 from kvchat.models.generation import checked_generation, read_generation
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
 from kvchat.models.gguf.families import family_of
-from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.sources.folder import tensor_shapes, weight_files
-from kvchat.models.stock import attention
+from kvchat.models.stock import attention, experts
 from kvchat.models.stock.adapter import apply_adapter, check_adapter
 from kvchat.models.stock.from_gguf import StockGguf
 from kvchat.models.stock.network import describe
@@ -118,6 +118,7 @@ def _load(
             sources = stored.paths if stored else sorted(folder.glob("*.safetensors"))
             use_integers(model, weights.mode, sources=sources, home=None if adapter else home)
         attention.enable(model)
+        experts.enable(model)
         described = describe(model, name=name, context=settings.context)
     except KvchatError:
         raise

@@ -15,6 +15,7 @@ from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel, id_list
 from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import BLOCKS, Continuation, ReusePolicy, ReuseRule, cache_argument, reuse_rule
+from kvchat.models.stock import experts
 from kvchat.models.stock.arena import Arena, Recomputed
 from kvchat.models.stock.long_rope import LongRope, is_stated, original_context
 from kvchat.models.stock.snapshots import Snapshots
@@ -125,7 +126,9 @@ def describe(model: Any, *, name: str, context: int | None = None) -> LoadedMode
     rule = reuse_rule(model)
     if rule.continuation is Continuation.RESTART:
         model.config.use_cache = False  # nobody would use it again
-    is_exact = rule == BLOCKS and model.device.type == "cpu" and long_rope is None
+    is_exact = (
+        rule == BLOCKS and model.device.type == "cpu" and long_rope is None and experts.keeps_apart(model)
+    )
     defaults, pauses = model.generation_config, Pauses()
     num_layers = _pause_between_layers(model, pauses)
     return LoadedModel(

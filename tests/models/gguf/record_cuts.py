@@ -14,7 +14,7 @@ from pathlib import Path
 import xxhash
 
 from kvchat.models.gguf.cuts import CUTS
-from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.parts import read_gguf
 from tests.models.gguf.texts import TEXTS
 from tests.models.gguf.vocabularies import letters, llama_cpp_vocabulary, write_vocabulary
 

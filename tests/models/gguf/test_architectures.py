@@ -18,9 +18,9 @@ from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.architectures import STOCK
 from kvchat.models.gguf.families import FAMILIES
-from kvchat.models.gguf.file import read_gguf
 from kvchat.models.gguf.importing import write_model
 from kvchat.models.gguf.older_architectures import OLDER
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.progress import silent

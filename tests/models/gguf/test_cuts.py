@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from kvchat.config import load_config
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.cuts import CUTS
-from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.gguf.tokenizer import build_tokenizer, cut_up, end_ids
 from kvchat.models.sources.catalog import Catalog
 from kvchat.models.text.tokenizer_trial import check_pipeline

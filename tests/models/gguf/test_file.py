@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kvchat.config import load_config
 from kvchat.errors import KvchatError, ModelUnavailableError
 from kvchat.models.gguf.checkpoint import GgufCheckpoint
-from kvchat.models.gguf.file import TENSOR_TYPES, Unread, read_gguf
+from kvchat.models.gguf.file import TENSOR_TYPES, Unread
 from kvchat.models.gguf.importing import write_model
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.gguf.tokenizer import build_tokenizer, vocabulary_size
 from kvchat.models.gguf.values import tensor_values
 from kvchat.models.sources.catalog import Catalog, ModelFiles, silent
@@ -249,7 +250,7 @@ def test_another_tensor_type_is_refused_by_its_name(tmp_path: Path) -> None:
         ({"llama__rope__scaling__type": "longrope"}, "longrope"),
         ({"tokenizer__ggml__tokens": None}, "no tokenizer"),
         ({"tokenizer__ggml__model": "cuneiform"}, "cuneiform"),
-        ({"split__count": 4}, "several parts"),
+        ({"split__count": 4}, "one of 4 parts"),
     ],
 )
 def test_a_file_that_cant_be_carried_over_is_refused_in_one_line(

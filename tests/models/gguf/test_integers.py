@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def random_blocks(kind: BlockType) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"])
 def test_the_integers_stand_for_exactly_what_the_file_says(name: str) -> None:
     raw = np.concatenate([np.zeros(7, np.uint8), random_blocks(KINDS[name])])
-    stored = tensor_integers(raw, GgufTensor("x", SHAPE, KINDS[name], 7, len(raw) - 7))
+    stored = tensor_integers(raw, GgufTensor(Path("file"), "x", SHAPE, KINDS[name], 7, len(raw) - 7))
     assert stored is not None
     assert int(stored.codes.max()) < 2**stored.bits
     steps, least = (part.repeat_interleave(GROUP, dim=1) for part in (stored.scale, stored.minimum))
@@ -43,4 +44,4 @@ def test_the_integers_stand_for_exactly_what_the_file_says(name: str) -> None:
 @pytest.mark.parametrize("name", ["Q6_K", "F16", "F32"])
 def test_types_without_groups_of_32_have_no_integers(name: str) -> None:
     raw = random_blocks(KINDS[name])
-    assert tensor_integers(raw, GgufTensor("x", SHAPE, KINDS[name], 0, len(raw))) is None
+    assert tensor_integers(raw, GgufTensor(Path("file"), "x", SHAPE, KINDS[name], 0, len(raw))) is None

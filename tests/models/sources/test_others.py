@@ -27,18 +27,28 @@ def test_each_program_is_looked_into_and_only_whole_models_count(tmp_path: Path)
     manifest(ollama, "broken", "latest", 7)
     weights(tmp_path / ".lmstudio/models/org/repo/model-Q4.gguf")
     weights(tmp_path / ".lmstudio/models/org/repo/mmproj-model.gguf")
-    weights(tmp_path / ".cache/llama.cpp/big-00001-of-00002.gguf")
+    for number in (1, 2, 3):
+        weights(tmp_path / f".cache/llama.cpp/org_big-0000{number}-of-00003.gguf")
+    weights(tmp_path / ".cache/llama.cpp/half-00001-of-00002.gguf")
+    weights(tmp_path / ".cache/llama.cpp/rest-00002-of-00002.gguf")
     weights(tmp_path / ".cache/llama.cpp/tiny.gguf", 1000)
     snapshot = weights(
         tmp_path / ".cache/huggingface/hub/models--org--name/snapshots/1/model.safetensors"
     ).parent
     (snapshot / "config.json").write_text("{}")
     found = {model.name: model for model in others(tmp_path, {})}
-    assert set(found) == {"llama3:8b", "model-Q4", "org/name"}
+    assert set(found) == {"llama3:8b", "org_big", "model-Q4", "org/name"}
+    assert found["org_big"].path == tmp_path / ".cache/llama.cpp/org_big-00001-of-00003.gguf"
+    assert found["org_big"].num_bytes == 6 << 20
     assert found["llama3:8b"].path == blob
     assert found["llama3:8b"].num_bytes == 2 << 20
     assert found["org/name"].path == snapshot
-    assert [model.program for model in found.values()] == ["ollama", "LM Studio", "the hub's cache"]
+    assert [model.program for model in found.values()] == [
+        "ollama",
+        "llama.cpp",
+        "LM Studio",
+        "the hub's cache",
+    ]
 
 
 def test_the_programs_own_variables_say_where_to_look(tmp_path: Path) -> None:

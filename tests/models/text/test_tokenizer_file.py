@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.gguf.file import read_gguf
+from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.gguf.tokenizer import build_tokenizer, tokenizer_settings
 from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
 from kvchat.models.text.tokenizer_trial import is_suspect

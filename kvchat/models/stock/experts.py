@@ -1,0 +1,75 @@
+"""Our forward over a mixture's experts, plugged into transformers' models on a CPU: a token's bits don't depend on its company.
+
+Which tokens share an expert, and so how many rows its products have, depends on all tokens of a forward. A product on a
+CPU may round a row otherwise beside one or two others than beside more; beside a multiple of ROWS_MULTIPLE it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+NAME = "kvchat"
+ROWS_MULTIPLE = 8
+"""Rows beside which a product rounds no row otherwise. Measured with float32 and bfloat16: 4 would do on one processor."""
+_OWN_LOOPS = frozenset(("dbrx", "jetmoe", "longcat_flash", "step3p7", "step3p7_text"))
+"""Families whose experts nobody else can compute."""
+
+
+def enable(model: Any) -> None:
+    """Use this module's experts in `model` on a CPU, where it lets others compute them."""
+    may_set = getattr(model, "_can_set_experts_implementation", lambda: False)
+    if model.device.type == "cpu" and may_set():
+        model.set_experts_implementation(NAME)
+
+
+def keeps_apart(model: Any) -> bool:
+    """Whether a token's bits are the same whatever other tokens are computed in a forward of as many rows."""
+    names = {model.config.model_type, model.config.get_text_config(decoder=True).model_type}
+    return not names & _OWN_LOOPS
+
+
+def experts_forward(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """What the chosen experts make of `hidden_states` [tokens, hidden], by the router's `top_k_index` and `top_k_weights`,
+    [tokens, chosen] each -> [tokens, hidden]. Each token's sum runs in the order of its choices."""
+    num_tokens, num_chosen = top_k_index.shape
+    chosen = top_k_index.reshape(-1)
+    order = chosen.argsort(stable=True)
+    made = hidden_states.new_zeros(len(chosen), hidden_states.shape[-1])
+    first = 0
+    for expert, count in enumerate(chosen.bincount(minlength=module.num_experts).tolist()):
+        places = order[first : first + count]
+        first += count
+        if count and expert < module.num_experts:  # one more stands for none
+            rows = hidden_states[places // num_chosen]
+            made[places] = _one_expert(module, _padded(rows) if num_tokens > 1 else rows, expert)[:count]
+    weighted = made * top_k_weights.reshape(-1, 1)
+    return weighted.view(num_tokens, num_chosen, -1).sum(1).to(hidden_states.dtype)
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    return functional.pad(rows, (0, 0, 0, -len(rows) % ROWS_MULTIPLE))
+
+
+def _one_expert(module: Any, rows: torch.Tensor, expert: int) -> torch.Tensor:
+    """`rows` [any, hidden] -> the same shape."""
+    if module.has_gate:
+        inner = module._apply_gate(_linear(module, "gate_up_proj", rows, expert))
+    else:
+        inner = module.act_fn(_linear(module, "up_proj", rows, expert))
+    out = _linear(module, "down_proj", inner, expert)
+    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
+def _linear(module: Any, name: str, rows: torch.Tensor, expert: int) -> torch.Tensor:
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    return functional.linear(rows, weight.t() if module.is_transposed else weight, bias)
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
