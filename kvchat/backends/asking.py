@@ -118,28 +118,16 @@ def prompt_tokens(model: ReadyModel, turns: Sequence[Turn], think: bool | None) 
     return tokens
 
 
-def conversation(model: ReadyModel, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Message]]:
+def conversation(model: ReadyModel, turns: Sequence[Turn]) -> tuple[ChatTemplate, tuple[Message, ...]]:
     """The template at the conversation's time, and its messages; ids that the model does not have count for none.
 
     Raises ContextOverflowError.
     """
     was_measured(turns, model)
-    template, limit = model.template.at(time_of(turns)), model.engine.loaded.vocab_size
+    template = model.template.at(time_of(turns))
     if tools := next((turn.tools for turn in turns if turn.tools), ""):
         template = template.with_tools(tools)
-    known = (turn if max(turn.tokens or (0,)) < limit else replace(turn, tokens=None) for turn in turns)
-    return template, [message_of(turn, template) for turn in known]
-
-
-def message_of(turn: Turn, template: ChatTemplate) -> Message:
-    """A turn with its ids; an answer that has none of this tokenizer gets those of its text.
-
-    One with reasoning stays text: where the reasoning's marks belong, its template says.
-    """
-    tokens: Sequence[int] | None = turn.tokens if turn.tokenizer == template.tokenizer.id else None
-    if tokens is None and turn.role is Role.ASSISTANT and turn.text and not (turn.reasoning or turn.extra):
-        tokens = template.answer_ids(turn.text)
-    return Message(turn.role.value, turn.text, turn.reasoning, tokens, turn.extra)
+    return template, model.messages.of(tuple(turns), template, model.engine.loaded.vocab_size)
 
 
 def was_measured(
@@ -150,7 +138,7 @@ def was_measured(
     Raises ContextOverflowError for one that alone is too long, before all of it is encoded.
     """
     context, tokenizer = model.engine.loaded.context, model.tokenizer
-    for turn in turns:
+    for turn in turns[model.messages.num_known(tuple(turns)) :]:
         if turn.tokenizer == tokenizer.id or len(turn.text) <= context:
             continue
         for count in tokenizer.least_tokens(turn.text):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvchat.backends.base import Keeping, ModelInfo, Options, Phase, Status
+from kvchat.backends.messages import Messages
 from kvchat.backends.report import Asked
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.folder import make_private_folder
@@ -76,6 +77,7 @@ class ReadyModel:
     info: ModelInfo
     ready_at: float
     is_shared: bool = False
+    messages: Messages = field(default_factory=Messages)
 
     def stores(self, keeping: Keeping) -> bool:
         """Whether what a call computes is given to the cache; one off the disk is as private, unless it `is_shared`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from kvchat.backends.turn import Role, Turn
@@ -50,9 +51,10 @@ class History:
         return turns
 
     def _num_same(self, turns: Sequence[Turn]) -> int:
-        pairs = enumerate(zip(turns, self._turns, strict=False))
-        most = min(len(turns), len(self._turns))
-        return next((at for at, (one, other) in pairs if not _is_same(one, other)), most)
+        for at, is_one in enumerate(map(is_, turns, self._turns)):
+            if not (is_one or _is_same(turns[at], self._turns[at])):
+                return at
+        return min(len(turns), len(self._turns))
 
 
 def prompt_telling(prompt: Sequence[int], known: Ids) -> Any:
@@ -78,7 +80,7 @@ def _num_equal(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _is_same(one: Turn, other: Turn) -> bool:
     """Whether two turns are told in the same words; their comparison leaves out what makes no other prompt."""
-    return one is other or (one == other and one.time_s == other.time_s and one.pinned == other.pinned)
+    return one == other and one.time_s == other.time_s and one.pinned == other.pinned
 
 
 def _turn(value: Mapping[str, Any]) -> Turn:

@@ -13,6 +13,7 @@ from typing import Any
 from kvchat.backends.base import Answer, Options, Role, Turn
 from kvchat.chat.export import exported
 from kvchat.chat.journal import Journal, new_row
+from kvchat.chat.messages import Messages
 from kvchat.chat.store import LATEST, NameTakenError, Store
 from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id, relinked, well_formed
 from kvchat.errors import UsageError
@@ -38,8 +39,7 @@ class Conversation:
         self.tokenizer = ""
         self.store = store or Store()
         self._is_pinned = False
-        self._said: dict[str, tuple[Exchange, str, tuple[Turn, ...]]] = {}
-        """By exchange: its messages, of which tokenizer, as they were made last."""
+        self._messages = Messages()
         self._begin(system)
 
     # What there is
@@ -87,7 +87,7 @@ class Conversation:
         """
         text = system or self._system
         head = (Turn(Role.SYSTEM, text, pinned=self._is_pinned),) if text else ()
-        turns = head + self._turns(path)
+        turns = head + self._messages.of(path, self.tokenizer)
         began = self._tree.began
         return (replace(turns[0], time_s=began), *turns[1:]) if turns else ()
 
@@ -164,7 +164,7 @@ class Conversation:
     def resume(self, key: str = LATEST) -> None:
         """Go on with a session: its name, its id or the beginning of it, or the latest. Raises UsageError."""
         row = self.store.session(key, oneshots=False)
-        self._tree, self._said = self.store.tree(row), {}
+        self._tree, self._messages = self.store.tree(row), Messages()
         self._tip, self._system, self._is_pinned, self.preset = row.tip, row.system, False, Preset()
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
@@ -223,26 +223,10 @@ class Conversation:
 
     def _begin(self, system: str | None) -> None:
         self._system = well_formed(system) if system else None
-        self._tree, self._said = Tree(), {}
+        self._tree, self._messages = Tree(), Messages()
         self._tip = None
         self._journal = Journal(self.store, new_row(self._system, self.model))
         self.totals = Totals()
-
-    def _turns(self, path: Sequence[Exchange]) -> tuple[Turn, ...]:
-        """The messages of a path; a message that another one follows unanswered has an empty answer: roles alternate.
-
-        Of an exchange that is as it was they are the very same, so that who is told them often need not look into them.
-        """
-        turns: list[Turn] = []
-        for exchange in path:
-            if turns and turns[-1].role is Role.USER:
-                turns.append(Turn(Role.ASSISTANT, ""))
-            before, tokenizer, said = self._said.get(exchange.id, (None, "", ()))
-            if before is not exchange or tokenizer != self.tokenizer:
-                said = exchange.turns_for(self.tokenizer)
-                self._said[exchange.id] = exchange, self.tokenizer, said
-            turns.extend(said)
-        return tuple(turns)
 
     def _learn_of_others(self) -> None:
         """Add what other terminals said in this tree."""

@@ -112,7 +112,7 @@ class Journal:
             )
             assert self.store.move(self.row, path, None)
         self._is_stored, self._stored_tip = True, self.row.tip
-        for end, exchange in enumerate(path, 1):
+        for end, exchange in enumerate(path, 1) if self._unsaved else ():
             if exchange.id in self._unsaved:
                 self.store.save_answer(self.row, path[:end])
                 self._unsaved.discard(exchange.id)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvchat.backends.base import Answer, FinishReason, Options, Role, Turn
+from kvchat.chat.way import Way
 
 TITLE_LENGTH = 60
 """Longest title, in characters."""
@@ -190,6 +191,7 @@ class Tree:
 
     def __init__(self, exchanges: Iterable[Exchange] = ()) -> None:
         self._exchanges: dict[str, Exchange] = {}
+        self._way = Way(self._exchanges)
         self.learn(exchanges)
 
     def __getitem__(self, exchange_id: str) -> Exchange:
@@ -201,6 +203,7 @@ class Tree:
     def put(self, exchange: Exchange) -> None:
         """Add an exchange, or replace the one with its id."""
         self._exchanges[exchange.id] = exchange
+        self._way.replace(exchange)
 
     def learn(self, exchanges: Iterable[Exchange]) -> None:
         """Add those that are not known yet and that a root leads to: where one is missing, what followed it is lost."""
@@ -220,6 +223,7 @@ class Tree:
         """Forget an exchange that nothing follows."""
         assert not self.has_children(exchange_id)
         del self._exchanges[exchange_id]
+        self._way.remove(exchange_id)
 
     @property
     def began(self) -> float | None:
@@ -254,11 +258,7 @@ class Tree:
 
     def path(self, tip: str | None) -> tuple[Exchange, ...]:
         """The exchanges from the root to the tip."""
-        path: list[Exchange] = []
-        while tip is not None:
-            path.append(self._exchanges[tip])
-            tip = path[-1].parent
-        return tuple(reversed(path))
+        return self._way.to(tip)
 
     def branches(self, tip: str | None, sessions: Mapping[str, Sequence[str]]) -> tuple[Branch, ...]:
         """All branches, the oldest first: every leaf, and every tip in `sessions` (tip -> its sessions' names)."""

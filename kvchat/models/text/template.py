@@ -8,30 +8,28 @@ answer changes nothing, one that drops its reasoning keeps the rest, and nobody 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache, partial
 from typing import Any
 
 from kvchat.errors import TemplateRefusedError
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.kv_state import common_prefix
-from kvchat.models.text.parts import MANY_PARTS, PartsEncoder, num_same, parted
+from kvchat.models.text.growing import Framing, GrowingPrompts
+from kvchat.models.text.message_reader import MessageReader
+from kvchat.models.text.parts import MANY_PARTS, PartsEncoder, num_same
 from kvchat.models.text.reasoning import ReasoningMarks
 from kvchat.models.text.template_input import (
     Message,
     Rendering,
     TemplateInput,
-    Thought,
     Trace,
-    placeholder,
     with_folded_system,
-    without_placeholders,
 )
-from kvchat.models.text.template_language import APART_KEYS, TemplateProgram
-from kvchat.models.text.template_traits import THINK_NAMES, Form, Place, Traits, content_as, traits_of
+from kvchat.models.text.template_language import TemplateProgram
+from kvchat.models.text.template_traits import THINK_NAMES, Traits, traits_of
 from kvchat.models.text.tokenizer import ChatTokenizer
 
 __all__ = ["ChatTemplate", "Message"]
@@ -69,9 +67,10 @@ class ChatTemplate:
         self._encoder = PartsEncoder(tokenizer)
         self._said_before: list[Message] = []
         self._input_before = TemplateInput({})
-        self._parted = lru_cache(maxsize=1024)(partial(parted, tokenizer))
         self._tools: Any = None
         self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
+        self._reader = MessageReader(tokenizer, self._traits)
+        self._growing = GrowingPrompts(self._program, self._reader, tokenizer)
         self.closing_ids = self._find_closing()
 
     @property
@@ -125,6 +124,9 @@ class ChatTemplate:
             said = self.unfinished(messages)
             is_given = messages[-1].tokens is None
             return self.tokens(messages[:-1], think=think) + (said if is_given else as_generated(said))
+        grown = self._growing.tokens(self._taken(messages), self._framing(_options(think), answering))
+        if grown is not None:
+            return grown
         given, rendering, lost = self._built(messages, think, answering)
         if lost and any(message.tokens is not None for message in messages):
             plain = [replace(message, tokens=None) for message in messages]
@@ -210,63 +212,33 @@ class ChatTemplate:
             self._notify(notice)
 
     def _input(self, messages: Sequence[Message], think: bool | None = None) -> TemplateInput:
-        said = messages if self._traits.takes_system else with_folded_system(messages)
-        options = {} if think is None else dict.fromkeys(THINK_NAMES, think)
+        said, options = self._taken(messages), _options(think)
         same = num_same(said, self._said_before) if options == self._input_before.options else 0
         given = self._input_before.beginning(same, options)
         for message in said[same:]:
-            if message.tokens is None:
-                parts = {"content": self._protected(message, given)}
-                parts |= json.loads(message.extra) if message.extra else {}
-            else:
-                parts = self._generated(message, tuple(message.tokens), given)
-            parts["content"] = content_as(self._traits.forms.get(message.role, Form.TEXT), parts["content"])
-            given.messages.append({"role": message.role, **parts})
-            given.sizes.append(len(given.known))
+            self._reader.add(message, given)
         if len(said) > MANY_PARTS:
             self._said_before, self._input_before = list(said), given.beginning(len(said), options)
         return given
 
-    def _protected(self, message: Message, given: TemplateInput) -> str:
-        """A message's text, or if there is a control token in it a placeholder that stands for its letters."""
-        text, is_ordered = without_placeholders(message.text), message.role != "system"
-        if not self.tokenizer.has_control(text):
-            given.traces.append(Trace(text.strip(), is_ordered))
-            return text
-        number = given.hide(self.tokenizer.encode_as_text(text))
-        given.traces.append(Trace(number, is_ordered))
-        return placeholder(number)
+    def _taken(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages in the roles that the template knows."""
+        return messages if self._traits.takes_system else with_folded_system(messages)
 
-    def _generated(self, message: Message, ids: tuple[int, ...], given: TemplateInput) -> dict[str, str]:
-        """The parts of an answer with ids: those of its reasoning apart, where it has some."""
-        marks = self.marks
-        if marks is None or not (message.reasoning or self.tokenizer.control.get(marks.end) in ids):
-            number = given.hide(as_generated(ids))
-            given.answers.add(number)
-            given.traces.append(Trace(number))
-            return {"content": placeholder(number)}
-        words, answer, is_opened = self._parted(ids, marks)
-        thought, shown = given.hide(self.tokenizer.encode_as_text(words)), given.hide(answer)
-        given.thoughts.append(Thought(len(given.messages), thought, shown, ids, is_opened))
-        given.traces.append(Trace(shown))
-        return self._placed(marks, placeholder(thought), placeholder(shown))
-
-    def _placed(self, marks: ReasoningMarks, thought: str, shown: str) -> dict[str, str]:
-        """An answer's content and its reasoning, where this template looks for it."""
-        if self._traits.place is Place.APART:
-            return {"content": shown} | dict.fromkeys(APART_KEYS, thought)
-        return {"content": f"{marks.start}{thought}{marks.end}{shown}" if self._traits.place else shown}
-
-    def _render(self, given: TemplateInput, *, answering: bool = True) -> str:
-        """The text of the messages, with the generation prompt if `answering`."""
+    def _framing(self, options: Mapping[str, bool], answering: bool) -> Framing:
+        """What the template knows beside the messages."""
         names = {
             **self.tokenizer.names,
-            **given.options,
+            **options,
             "add_generation_prompt": answering,
             "tools": self._tools,
         }
-        rendered = self._program.render(given.messages, self._now, **names)
-        return rendered + self._traits.header if answering else rendered
+        return Framing(names, self._now, self._traits.header if answering else "", self._traits.lead)
+
+    def _render(self, given: TemplateInput, *, answering: bool = True) -> str:
+        """The text of the messages, with the generation prompt if `answering`."""
+        framing = self._framing(given.options, answering)
+        return self._program.render(given.messages, framing.now, **framing.names) + framing.header
 
     def _restored(self, rendering: Rendering, given: TemplateInput) -> Rendering:
         """Where the template kept an answer's reasoning in a frame of its own, the answer's exact ids in place of all."""
@@ -294,3 +266,8 @@ class ChatTemplate:
             return ()
         ids = self.tokenizer.encode(behind.lstrip())[:1]
         return tuple(i for i in ids if i in self.tokenizer.control.values())
+
+
+def _options(think: bool | None) -> dict[str, bool]:
+    """What asks a template for reasoning, or for none."""
+    return {} if think is None else dict.fromkeys(THINK_NAMES, think)

@@ -6,7 +6,7 @@ What comes back is cut at the placeholders, and looked through: every message ha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -54,7 +54,8 @@ class Thought:
 
 @dataclass(slots=True)
 class TemplateInput:
-    """Messages as a template takes them; their placeholders are numbered by `known`, `traces` has one for each."""
+    """Messages as a template takes them; their placeholders are numbered by `known`, from `first` on, and `traces` has
+    one for each message."""
 
     options: dict[str, bool]
     known: list[tuple[int, ...]] = field(default_factory=list)
@@ -65,6 +66,7 @@ class TemplateInput:
     traces: list[Trace] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     """How many placeholders there are up to each message's last."""
+    first: int = 0
 
     def beginning(self, num_messages: int, options: dict[str, bool]) -> TemplateInput:
         """The same of the first messages alone."""
@@ -78,7 +80,7 @@ class TemplateInput:
     def hide(self, tokens: Sequence[int]) -> int:
         """The number of a new placeholder that stands for `tokens`, given or generated."""
         self.known.append(tuple(tokens))
-        return len(self.known) - 1
+        return self.first + len(self.known) - 1
 
 
 def placeholder(number: int) -> str:
@@ -104,7 +106,9 @@ class Rendering:
         parts = _PLACEHOLDER.split(text)
         return cls(parts[::2], [int(number) for number in parts[1::2]])
 
-    def parts(self, known: Sequence[tuple[int, ...]]) -> list[str | tuple[int, ...]]:
+    def parts(
+        self, known: Sequence[tuple[int, ...]] | Mapping[int, tuple[int, ...]]
+    ) -> list[str | tuple[int, ...]]:
         """The texts, and between them the tokens that the placeholders stand for."""
         parts: list[str | tuple[int, ...]] = [self.texts[0]]
         for number, text in zip(self.numbers, self.texts[1:], strict=True):
@@ -116,14 +120,15 @@ class Rendering:
         """Whether the template took a placeholder apart."""
         return any(_BRACKETS.search(text) for text in self.texts)
 
-    def lost(self, traces: Sequence[Trace]) -> list[int]:
-        """The messages that don't stand in it exactly once behind those before them; linear in its length.
+    def lost(self, traces: Sequence[Trace], start: int = 0) -> list[int]:
+        """The messages that don't stand in it exactly once behind those before them; linear in its length. The first
+        `start` characters are not theirs.
 
         Of a text it is only seen that it stands between its neighbours, not how often: it may repeat what they say.
         """
         places = self._places()
         lost: list[int] = []
-        at, offset = 0, 0  # where the last message found ends
+        at, offset = 0, start  # where the last message found ends
         for index, (trace, end) in enumerate(zip(traces, self._ends(traces, places), strict=True)):
             sign = trace.sign
             if isinstance(sign, int):

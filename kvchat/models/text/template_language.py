@@ -12,11 +12,15 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 
 from kvchat.errors import ModelUnavailableError, TemplateRefusedError, one_line
+from kvchat.models.text.template_steps import Looked, Steps, in_steps
 from kvchat.sandbox.environment import BoundedEnvironment
 from kvchat.sandbox.meter import OverLimit
 
 APART_KEYS = ("thinking", "reasoning_content", "reasoning")
 """The keys under which templates look for the reasoning of an answer beside its content."""
+
+Message = Mapping[str, Any]
+"""A message as a template takes it."""
 
 
 class TemplateProgram:
@@ -34,19 +38,44 @@ class TemplateProgram:
                 f"the chat template has an error: {one_line(error)}",
                 "give a working one with --chat-template",
             ) from error
+        cut = in_steps(self._environment, source)
+        self._in_steps = self._environment.from_string(cut.tree) if cut else None
+        self._ahead = cut.ahead if cut else 0
 
-    def render(self, messages: Sequence[Mapping[str, Any]], now: datetime, **names: Any) -> str:
+    @property
+    def has_steps(self) -> bool:
+        """Whether the text of a conversation can be written from some message on."""
+        return self._in_steps is not None
+
+    def render(self, messages: Sequence[Message], now: datetime, **names: Any) -> str:
         """The text of `messages`.
 
         Raises TemplateRefusedError when the template refuses them or fails, ModelUnavailableError when it asks for
         more time or memory than any template needs.
         """
+        return self._rendered(self._template, messages, {"messages": messages} | names, now)
+
+    def steps(self, messages: Sequence[Message], first: int, now: datetime, **names: Any) -> Steps | None:
+        """The same text in steps, those of the messages before `first` left out; None where it can't be cut.
+
+        Raises what `render` raises.
+        """
+        if self._in_steps is None:
+            return None
+        looked = Looked(messages, first, self._ahead)
+        given = {"messages": looked, "steps": looked.steps(), "first_step": first} | names
+        return Steps.of(self._rendered(self._in_steps, messages[first:], given, now), looked)
+
+    def _rendered(
+        self, template: jinja2.Template, new: Sequence[Message], names: Mapping[str, Any], now: datetime
+    ) -> str:
+        """What a template writes of which so many messages are `new`."""
         given = {"strftime_now": now.strftime, "tools": None, "documents": None} | names
-        size = sum(len(text) for message in messages for text in message.values()) + len(str(given["tools"]))
+        size = sum(len(text) for message in new for text in message.values()) + len(str(given["tools"]))
         try:
             with self._turn:
-                self._environment.meter.start(size, len(messages))
-                return self._template.render(messages=messages, **given)
+                self._environment.meter.start(size, len(new))
+                return template.render(**given)
         except jinja2.TemplateError as error:
             raise TemplateRefusedError(
                 f"the chat template refuses this conversation: {one_line(error)}", "try --chat-template"
