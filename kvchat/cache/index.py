@@ -13,20 +13,17 @@ import time
 from collections.abc import Callable, Generator, Hashable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from kvchat.cache.base import Piece, Stored
 from kvchat.cache.block import Chain
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_blocks, read_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta
 from kvchat.cache.folder import turn_of
+from kvchat.cache.header import Header, read_header
 from kvchat.cache.ownership import check_folder, open_own
+from kvchat.cache.transfer import Transfer
 from kvchat.cache.tree import RecentDigests, Tree
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
-
-SCRATCH_BYTES = 4 * 2**20
-"""So much is read at a time, so that it stays in the CPU's caches."""
 
 
 class FileRun:
@@ -72,11 +69,16 @@ class FolderIndex:
     """The files of one fingerprint. Safe for threads."""
 
     def __init__(
-        self, folder: Path, meta: FolderMeta, on_unusable: Callable[[EntryName | None, Exception], None]
+        self,
+        folder: Path,
+        meta: FolderMeta,
+        transfer: Transfer,
+        on_unusable: Callable[[EntryName | None, Exception], None],
     ) -> None:
         """`on_unusable` is told of each file whose header can't be used, and may `drop` it; None is the folder."""
         self._folder = folder
         self._meta = meta
+        self._transfer = transfer
         self._on_unusable = on_unusable
         self._lock = threading.RLock()
         self._runs: dict[str, FileRun] = {}
@@ -147,15 +149,9 @@ class FolderIndex:
         try:
             descriptor, header = self.open(run.name)
             try:
-                size = header.block_bytes
-                most = max(1, SCRATCH_BYTES // size)
-                scratch = np.empty(min(most, high - low) * size, dtype=np.uint8)
-                while low < high:
-                    end = min(low + most, high)
-                    data = scratch[: (end - low) * size]
-                    read_blocks(descriptor, header, low - run.start, data.data)
-                    yield Stored(low, end, data)
-                    low = end
+                for stored in self._transfer.read(descriptor, header, run.start, low, high):
+                    yield stored
+                    low = stored.end
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
