@@ -100,10 +100,7 @@ class DiskTier(Tier):
 
     def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
         """Blocks [start, end), some at a time; nothing is given out before its checksum is verified."""
-        for piece in pieces:
-            low, high = max(piece.start, start), min(piece.end, end)
-            if low < high and (yield from self._index.read(piece.run, low, high)) < high:
-                return
+        return self._index.read(pieces, start, end)
 
     def store(self, chain: Chain, start: int, data: np.ndarray[Any, Any], *, priority: int = 0) -> bool:
         """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.

@@ -10,7 +10,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from kvchat.cache.base import Piece, Stored
@@ -19,7 +20,7 @@ from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta
 from kvchat.cache.folder import turn_of
 from kvchat.cache.header import Header, read_header
 from kvchat.cache.ownership import check_folder, open_own
-from kvchat.cache.transfer import Transfer
+from kvchat.cache.transfer import Place, Transfer
 from kvchat.cache.tree import RecentDigests, Tree
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
@@ -141,24 +142,36 @@ class FolderIndex:
                 self._on_unusable(run.name, error)
         return run.header
 
-    def read(self, run: FileRun, low: int, high: int) -> Generator[Stored, None, int]:
-        """Read a file's blocks [low, high), as far as that goes; returns up to where. It stays readable if it is evicted meanwhile.
+    def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
+        """Blocks [start, end) of files that were matched, some at a time, as far as that goes."""
+        parts = [
+            partial(self._read_part, run, *part)
+            for run, low, high, _ in pieces
+            for part in self._transfer.parts(max(low, start), min(high, end), self._meta.block_bytes)
+        ]
+        is_ahead = any(piece.run.header and piece.run.header.is_packed for piece in pieces)
+        for stored in self._transfer.taken(parts, is_ahead=is_ahead):
+            if stored is None:
+                return
+            yield stored
+
+    def _read_part(self, run: FileRun, low: int, high: int, place: Place) -> Stored | None:
+        """A file's blocks [low, high); None when they can't be had.
 
         Its header is read again, for another process may have replaced the file under the same name.
         """
         try:
             descriptor, header = self.open(run.name)
             try:
-                for stored in self._transfer.read(descriptor, header, run.start, low, high):
-                    yield stored
-                    low = stored.end
+                data = self._transfer.read(descriptor, header, low - run.start, high - low, place)
+                return Stored(low, high, data)
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
             self.lose(str(run.name))
         except (OSError, EntryError) as error:
             self._on_unusable(run.name, error)
-        return low
+        return None
 
     def drop(self, name: EntryName, *, is_removed: bool) -> None:
         """Take an unusable file out; it stays out until it is removed or written anew."""

@@ -72,7 +72,8 @@ class Packing:
         for section in self._sections:
             numbers = np.frombuffer(block[at : at + section.num_bytes], np.uint8)
             planes = [plane.tobytes() for plane in _cut(numbers, section.item_bytes)]
-            coded += [min(compressor.compress(plane), plane, key=len) for plane in planes]
+            # Of two that are equally long the plane itself: by its full size it is known as such.
+            coded += [min(plane, compressor.compress(plane), key=len) for plane in planes]
             at += section.num_bytes
         parts = self._sizes.pack(*map(len, coded)), *coded
         return b"".join(part.ljust(_aligned(len(part)), b"\0") for part in parts)

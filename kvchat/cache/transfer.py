@@ -30,9 +30,11 @@ SLOWER = 1.2
 """Packing pays as long as it makes restoring no slower than this many times: it makes room for more."""
 
 _MOST_THREADS = 4
+_LEAST_MEASURED = 2**20
 
 Buffer = npt.NDArray[Any]  # of uint8
-Part = Callable[[], Stored]
+Part = Callable[["Place"], Stored | None]
+"""Reads some blocks into a place; None when they can't be had."""
 
 
 class Transfer:
@@ -43,19 +45,15 @@ class Transfer:
         self._snapshots = snapshot_packing(meta.layout, meta.snapshot_bytes)
         self._num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="kvchat-cache-reader")
+        # Until something was measured, what is usual of a disk.
         self._reading, self._unpacking, self._taking = Rate(5e8), Rate(2e9), Rate(2e9)
         self._share = 0.85
 
     def pays(self) -> bool:
-        """Whether restoring what is packed takes about as long as what is not, or less.
-
-        From what was measured: how quickly this disk is read, blocks are unpacked, and taken; until then from guesses
-        that suit a disk. What is packed is read ahead, so all threads share the work, but one alone takes it.
-        """
+        """Whether packing what is stored next pays, by what was measured."""
         rates = self._reading, self._unpacking, self._taking
         read_s, unpack_s, take_s = (1 / rate.bytes_per_s for rate in rates)
-        packed_s = max(take_s, (self._share * read_s + unpack_s + take_s) / self._num_threads)
-        return packed_s <= SLOWER * (read_s + take_s)
+        return packing_pays(read_s, unpack_s, take_s, self._share, self._num_threads)
 
     def pack(self, blocks: Sequence[memoryview], *, is_state: bool) -> list[memoryview]:
         """Each of some blocks packed, or a snapshot."""
@@ -64,33 +62,30 @@ class Transfer:
         self._share = sum(map(len, packed)) / (len(packed) * packing.num_bytes)
         return packed
 
-    def read(self, descriptor: int, header: Header, start: int, low: int, high: int) -> Iterator[Stored]:
-        """Blocks [low, high) of an open file that begins with block `start`, in order, verified. Raises EntryError, OSError.
+    def parts(self, low: int, high: int, block_bytes: int) -> Iterator[tuple[int, int]]:
+        """The blocks [low, high) of a file, so many at a time that they stay in the CPU's caches."""
+        most = max(1, SCRATCH_BYTES // max(1, block_bytes))  # of a model without KV 0
+        return ((begin, min(begin + most, high)) for begin in range(low, high, most))
 
-        The file has to stay open until this has ended or is closed.
+    def taken(self, parts: Sequence[Part], *, is_ahead: bool) -> Iterator[Stored | None]:
+        """What each of some parts reads, in order; `is_ahead` has other threads read while the ones before are taken.
+
+        What one reads is valid until the next one is asked for.
         """
-        most = max(1, SCRATCH_BYTES // header.block_bytes)
-        is_ahead = header.is_packed and high - low > most
-        buffers = [
-            np.empty(min(most, high - low) * header.block_bytes, np.uint8)
-            for _ in range(self._num_threads + 1 if is_ahead else 1)
-        ]
-        parts: list[Part] = []
-        for number, begin in enumerate(range(low, high, most)):
-            end = min(begin + most, high)
-            into = buffers[number % len(buffers)][: (end - begin) * header.block_bytes]
-            parts.append(partial(self._filled, descriptor, header, begin - start, Stored(begin, end, into)))
-        for stored in self._ahead(parts) if is_ahead else (part() for part in parts):
+        places = [Place() for _ in range(self._num_threads + 1 if is_ahead and len(parts) > 1 else 1)]
+        jobs = [partial(part, places[number % len(places)]) for number, part in enumerate(parts)]
+        for stored in self._ahead(jobs) if len(places) > 1 else (job() for job in jobs):
             began = time.thread_time()
             yield stored
-            self._taking.measure(stored.data.nbytes, time.thread_time() - began)
+            if stored:
+                _measure(self._taking, stored.data, time.thread_time() - began)
 
-    def _ahead(self, parts: Sequence[Part]) -> Iterator[Stored]:
-        """What other threads read: each may be one part further than there are threads."""
-        coming: deque[Future[Stored]] = deque()
+    def _ahead(self, jobs: Sequence[Callable[[], Stored | None]]) -> Iterator[Stored | None]:
+        """What other threads do: at any time one job more than there are threads is under way or taken."""
+        coming: deque[Future[Stored | None]] = deque()
         try:
-            for part in parts:
-                coming.append(self._threads.submit(part))
+            for job in jobs:
+                coming.append(self._threads.submit(job))
                 if len(coming) > self._num_threads:
                     yield coming.popleft().result()
             while coming:
@@ -98,19 +93,55 @@ class Transfer:
         finally:
             wait(coming)
 
-    def _filled(self, descriptor: int, header: Header, first: int, stored: Stored) -> Stored:
-        """A part with its blocks read, of which the first is number `first` in the file. Raises EntryError, OSError."""
-        num_blocks = stored.end - stored.start
-        sizes = header.sizes[first : first + num_blocks]
+    def read(self, descriptor: int, header: Header, first: int, num_blocks: int, place: Place) -> Buffer:
+        """An open file's blocks from its block `first` on, verified and unpacked. Raises EntryError, OSError."""
         packing = self._snapshots if header.codec == STATE_CODEC else self._blocks
+        sizes = header.sizes[first : first + num_blocks]
         if header.is_packed and max(sizes) > packing.most_bytes:
             raise EntryError("a packed block is too long")
-        lying: Buffer = np.empty(sum(sizes), np.uint8) if header.is_packed else stored.data
+        whole = place.whole(num_blocks * header.block_bytes)
+        into = place.lying(sum(sizes)) if header.is_packed else whole
         began = time.perf_counter()
-        blocks = read_blocks(descriptor, header, first, lying.data)
-        self._reading.measure(lying.nbytes, time.perf_counter() - began)
+        blocks = read_blocks(descriptor, header, first, into.data)
+        _measure(self._reading, into, time.perf_counter() - began)
         if header.is_packed:
             began = time.thread_time()
-            packing.unpack(blocks, stored.data.data)
-            self._unpacking.measure(stored.data.nbytes, time.thread_time() - began)
-        return stored
+            packing.unpack(blocks, whole.data)
+            _measure(self._unpacking, whole, time.thread_time() - began)
+        return whole
+
+
+class Place:
+    """Memory that one part after the other is read into: new memory for each took longer than reading."""
+
+    def __init__(self) -> None:
+        self._buffers = [np.empty(0, np.uint8)] * 2
+
+    def whole(self, num_bytes: int) -> Buffer:
+        """For blocks as the codec made them."""
+        return self._room(0, num_bytes)
+
+    def lying(self, num_bytes: int) -> Buffer:
+        """For blocks as they lie in the file, packed."""
+        return self._room(1, num_bytes)
+
+    def _room(self, number: int, num_bytes: int) -> Buffer:
+        if self._buffers[number].nbytes < num_bytes:
+            self._buffers[number] = np.empty(num_bytes, np.uint8)
+        return self._buffers[number][:num_bytes]
+
+
+def packing_pays(read_s: float, unpack_s: float, take_s: float, share: float, num_threads: int) -> bool:
+    """Whether restoring what is packed takes about as long as what is not, or less.
+
+    In seconds a byte: reading it from this disk, unpacking it, and taking what was read; packed it is a `share` of its size.
+    What is packed is read ahead, so all threads share the work, but one alone takes it.
+    """
+    packed_s = max(take_s, (share * read_s + unpack_s + take_s) / num_threads)
+    return packed_s <= SLOWER * (read_s + take_s)
+
+
+def _measure(rate: Rate, data: Buffer, seconds: float) -> None:
+    """Take in a speed; of little data it would be the overhead's."""
+    if data.nbytes >= _LEAST_MEASURED:
+        rate.measure(data.nbytes, seconds)
