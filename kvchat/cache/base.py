@@ -209,15 +209,8 @@ class CacheSettings:
         disk_bytes = 0
         if root is not None:
             disk_bytes = default_disk_bytes(root) if config.disk is None else config.disk
-        return cls(
-            config.mode,
-            ram_bytes,
-            disk_bytes,
-            root,
-            config.block_size,
-            config.codec,
-            policy=config.policy,
-        )
+        sizes = ram_bytes, disk_bytes, root, config.block_size
+        return cls(config.mode, *sizes, config.codec, policy=config.policy)
 
 
 @dataclass(frozen=True, slots=True)

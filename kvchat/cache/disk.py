@@ -59,7 +59,7 @@ class DiskTier(Tier):
         self._stats = stats
         self._warn = warn
         self._warned: set[str] = set()
-        self._transfer = Transfer(meta)
+        self._transfer = Transfer(meta, may_pack=settings.codec == "packed")
         self._index = FolderIndex(self.folder, meta, self._transfer, self.condemn)
         self._shelf = Shelf(self._root)
         self._newest_ns = 0
@@ -109,11 +109,9 @@ class DiskTier(Tier):
         """
         if not self.is_writable:
             return False
-        size = data.nbytes // (len(chain) - start)
-        blocks = [data.data[at : at + size] for at in range(0, data.nbytes, size)]
-        is_packed = self._settings.codec == "packed" and self._transfer.pays()
-        if is_packed:
-            blocks = self._transfer.pack(blocks, is_state=start == chain.num_full)
+        blocks, is_packed = self._transfer.cut(
+            data.data, len(chain) - start, is_state=start == chain.num_full
+        )
         return self._locked(lambda: self._store_locked(chain, start, blocks, priority, is_packed=is_packed))
 
     def use(self, chain: Chain, priority: int = 0) -> None:

@@ -40,7 +40,9 @@ Part = Callable[["Place"], Stored | None]
 class Transfer:
     """How the blocks of one folder's files are packed and read. Safe for threads."""
 
-    def __init__(self, meta: FolderMeta) -> None:
+    def __init__(self, meta: FolderMeta, *, may_pack: bool) -> None:
+        """With `may_pack` what is stored is packed where that pays, by what was measured."""
+        self._may_pack = may_pack
         self._blocks = block_packing(meta.layout, meta.block_bytes)
         self._snapshots = snapshot_packing(meta.layout, meta.snapshot_bytes)
         self._num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
@@ -49,18 +51,21 @@ class Transfer:
         self._reading, self._unpacking, self._taking = Rate(5e8), Rate(2e9), Rate(2e9)
         self._share = 0.85
 
-    def pays(self) -> bool:
-        """Whether packing what is stored next pays, by what was measured."""
+    def cut(self, data: memoryview, num_blocks: int, *, is_state: bool) -> tuple[list[memoryview], bool]:
+        """Full blocks or a snapshot as they are to lie in a file, one by one, and whether they are packed."""
+        size = data.nbytes // num_blocks
+        blocks = [data[at : at + size] for at in range(0, data.nbytes, size)]
+        if not self._may_pack or not self._pays():
+            return blocks, False
+        packing = self._snapshots if is_state else self._blocks
+        packed = [memoryview(packing.pack(block)) for block in blocks]
+        self._share = sum(map(len, packed)) / data.nbytes
+        return packed, True
+
+    def _pays(self) -> bool:
         rates = self._reading, self._unpacking, self._taking
         read_s, unpack_s, take_s = (1 / rate.bytes_per_s for rate in rates)
         return packing_pays(read_s, unpack_s, take_s, self._share, self._num_threads)
-
-    def pack(self, blocks: Sequence[memoryview], *, is_state: bool) -> list[memoryview]:
-        """Each of some blocks packed, or a snapshot."""
-        packing = self._snapshots if is_state else self._blocks
-        packed = [memoryview(packing.pack(block)) for block in blocks]
-        self._share = sum(map(len, packed)) / (len(packed) * packing.num_bytes)
-        return packed
 
     def parts(self, low: int, high: int, block_bytes: int) -> Iterator[tuple[int, int]]:
         """The blocks [low, high) of a file, so many at a time that they stay in the CPU's caches."""
