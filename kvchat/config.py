@@ -26,7 +26,7 @@ from kvchat.settings_file import config_file as config_file
 
 DEFAULT_MODEL = "smollm2-135m"
 CACHE_MODES = ("rw", "ro", "off")
-CODECS = ("raw", "int8")
+CODECS = ("packed", "raw", "int8")
 POLICIES = ("kvchat", "lru")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -92,7 +92,7 @@ class CacheConfig:
     mode: str = field(default="rw", metadata={"env": "KVCHAT_CACHE", "choices": CACHE_MODES})
     ram: ByteSize | None = None
     disk: ByteSize | None = None
-    codec: str = field(default="raw", metadata={"choices": CODECS})
+    codec: str = field(default="packed", metadata={"choices": CODECS})
     policy: str = field(default="kvchat", metadata={"choices": POLICIES})
     block_size: int = field(default=16, metadata={"min": 1, "max": 1024})
     prepare: bool = True

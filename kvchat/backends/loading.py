@@ -257,7 +257,7 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         kv_bytes_per_token=engine.kv_bytes_per_token,
         reuse=loaded.rule.policy.value,
         continuation=loaded.rule.continuation.value,
-        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.settings.codec == "raw"),
+        is_exact=loaded.is_exact and (engine.cache is None or engine.cache.settings.is_exact),
         tokenizer=template.tokenizer.id,
         load_ms=load_ms,
         template=kind_of(template).value,

@@ -52,7 +52,7 @@ def verify_sample(engine: Engine, root: Path, sample: int, is_cancelled: Callabl
 
 def _bound(loaded: LoadedModel, cache: PrefixCache) -> float | None:
     """How far logits may lie apart at most; None where rounding says."""
-    if cache.settings.codec != "raw":
+    if not cache.settings.is_exact:
         return None
     return 0.0 if loaded.is_exact else FLOAT32_BOUND if loaded.dtype == torch.float32 else None
 
@@ -72,7 +72,7 @@ def _verified(engine: Engine, path: Path, tokens: list[int]) -> VerifiedRun | No
         state.keep(0)
         other = _logits(loaded, state, tokens, CHUNK_TOKENS // 2 + 1)
     best, second = cold.topk(2).values.tolist()
-    loss = LOSSY_SHARE * float(best - cold.mean()) if cache.settings.codec != "raw" else 0.0
+    loss = LOSSY_SHARE * float(best - cold.mean()) if not cache.settings.is_exact else 0.0
     return VerifiedRun(
         path=str(path),
         tokens=len(tokens),

@@ -1,8 +1,8 @@
-"""What the int8 encoding at rest costs in quality: its next-token distributions against those over exact KV."""
+"""What the encodings at rest save, and what int8 costs in quality: its next-token distributions against exact KV's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from kvchat.backends.loading import ReadyModel, load
 from kvchat.bench.measure import english
 from kvchat.cache.base import CacheSettings
+from kvchat.cache.block import KVLayout
+from kvchat.cache.codec import allocate, make_codec
+from kvchat.cache.packing import block_packing
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.config import Config
 from kvchat.models.kinds import as_generated
@@ -31,6 +34,7 @@ class CodecRow:
     top1: float
     bytes_raw: int
     bytes_int8: int
+    bytes_packed: int
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -45,6 +49,7 @@ class CodecRow:
             "largest KL": f"{self.kl_max:.2e}",
             "top-1 agreement": f"{self.top1:.3f}",
             "int8 / raw bytes": f"{self.bytes_int8 / self.bytes_raw:.2f}",
+            "packed / raw bytes": f"{self.bytes_packed / self.bytes_raw:.2f}",
         }
 
 
@@ -82,7 +87,18 @@ def _row(loaded: ReadyModel, tokens: list[int]) -> CodecRow:
         float(agree),
         sizes["raw"],
         sizes["int8"],
+        _packed_bytes(layout, state.planes),
     )
+
+
+def _packed_bytes(layout: KVLayout, planes: Sequence[torch.Tensor]) -> int:
+    """What the prefix takes packed, headers left out."""
+    block_size = CacheSettings().block_size
+    raw = make_codec("raw", layout, block_size)
+    run = allocate(PREFIX_TOKENS // block_size * raw.block_bytes)
+    raw.encode(planes, 0, run)
+    packing = block_packing(layout, raw.block_bytes)
+    return sum(len(packing.pack(block.data)) for block in run.numpy().reshape(-1, raw.block_bytes))
 
 
 def _log_probabilities(loaded: ReadyModel, cache: PrefixCache, tokens: list[int]) -> torch.Tensor:

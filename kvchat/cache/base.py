@@ -168,7 +168,7 @@ class Policy(Protocol):
 class CacheSettings:
     """How a cache is run. Budgets in bytes; `disk_root` None means no disk tier, `ram_bytes` 0 no RAM tier.
 
-    `further` are slower tiers, behind the disk. `policy` says what goes first: `kvchat` or `lru`.
+    `codec` is `packed`, `raw` or `int8`. `further` are slower tiers, behind the disk. `policy` says what goes first: `kvchat` or `lru`.
     `wait_s` bounds how long one commit may wait for the background writer, `lock_timeout_s` how long the writer may
     wait for another process, `retry_s` how soon it tries again what the system refused. `stats` is counted on; None is
     a new counter.
@@ -179,7 +179,7 @@ class CacheSettings:
     disk_bytes: int = 0
     disk_root: Path | None = None
     block_size: int = 16
-    codec: str = "raw"
+    codec: str = "packed"
     further: tuple[Tier, ...] = ()
     policy: str = "kvchat"
     wait_s: float = 2.0
@@ -188,6 +188,16 @@ class CacheSettings:
     stats: StatsCounter | None = None
     hash_function: HashFunction = xxh3_128
     open_new: Callable[[Path], BinaryIO] = open_new
+
+    @property
+    def encoding(self) -> str:
+        """How KV is encoded wherever it is kept: `raw`, which is exact, or `int8`. It may lie packed on the disk."""
+        return "int8" if self.codec == "int8" else "raw"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what comes back is what was stored, to the bit."""
+        return self.encoding == "raw"
 
     @classmethod
     def from_config(cls, config: CacheConfig, root: Path | None) -> CacheSettings:
@@ -199,15 +209,8 @@ class CacheSettings:
         disk_bytes = 0
         if root is not None:
             disk_bytes = default_disk_bytes(root) if config.disk is None else config.disk
-        return cls(
-            config.mode,
-            ram_bytes,
-            disk_bytes,
-            root,
-            config.block_size,
-            config.codec,
-            policy=config.policy,
-        )
+        sizes = ram_bytes, disk_bytes, root, config.block_size
+        return cls(config.mode, *sizes, config.codec, policy=config.policy)
 
 
 @dataclass(frozen=True, slots=True)

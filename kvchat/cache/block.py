@@ -16,6 +16,8 @@ FORMAT_VERSION = 2
 TOKEN_BYTES = 4
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+_ALIGNED_BYTES = 16
+
 HashFunction = Callable[[bytes], bytes]
 """Bytes -> 16 bytes. Equal digests are only a hint; a hit is proven by comparing tokens."""
 
@@ -41,6 +43,11 @@ class StateShape:
     def num_bytes(self) -> int:
         """Bytes of the tensor."""
         return prod(self.shape) * ELEMENT_BYTES[self.dtype]
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that it takes in a snapshot, where each state begins at a multiple of 16."""
+        return -(-self.num_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,20 +95,23 @@ class RawCodec:
         self, buffer: torch.Tensor, planes: Sequence[torch.Tensor], start: int, *, first: int, end: int
     ) -> None:
         """Write a run's tokens [first, end) into the arena from token `start` on."""
+        moved = list(stretches(first, end, self._block_size))
         for plane, blocks in zip(planes, self._planes(buffer), strict=True):
-            for stretch in stretches(first, end, self._block_size):
+            for stretch in moved:
                 at = start + stretch.first_block * self._block_size + stretch.offset - first
                 _arena_view(plane, at, stretch).copy_(_run_view(blocks, stretch))
 
     def _planes(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
         """Each plane of a run as a view [num_blocks, heads, block_size, dim]."""
-        dtype = DTYPES[self._layout.dtype]
-        blocks = buffer.view(dtype).view(-1, self.block_bytes // dtype.itemsize)
-        offset = 0
+        values = buffer.view(DTYPES[self._layout.dtype])
+        by_block = self.block_bytes // values.itemsize
+        num_blocks, offset = values.numel() // by_block, values.storage_offset()
         for heads, dim in self._layout.planes:
-            size = heads * self._block_size * dim
-            yield blocks[:, offset : offset + size].view(-1, heads, self._block_size, dim)
-            offset += size
+            by_head = self._block_size * dim
+            yield values.as_strided(
+                (num_blocks, heads, self._block_size, dim), (by_block, by_head, dim, 1), offset
+            )
+            offset += heads * by_head
 
 
 class Int8Codec:
@@ -179,14 +182,26 @@ def _finite(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _arena_view(plane: torch.Tensor, start: int, stretch: Stretch) -> torch.Tensor:
     """The arena's tokens from `start` on, as [num_blocks, heads, num_tokens, dim]."""
-    size = stretch.num_blocks * stretch.num_tokens
-    assert start >= 0 and start + size <= plane.shape[1], "outside of the arena"
-    heads, _, dim = plane.shape
-    tokens = plane[:, start : start + size]
-    return tokens.view(heads, stretch.num_blocks, stretch.num_tokens, dim).transpose(0, 1)
+    heads, capacity, dim = plane.shape
+    by_head, by_token, by_dim = plane.stride()
+    size = stretch.num_tokens
+    assert start >= 0 and start + stretch.num_blocks * size <= capacity, "outside of the arena"
+    # One step: a run has so many planes that slicing each took longer than copying it.
+    return plane.as_strided(
+        (stretch.num_blocks, heads, size, dim),
+        (size * by_token, by_head, by_token, by_dim),
+        plane.storage_offset() + start * by_token,
+    )
 
 
 def _run_view(blocks: torch.Tensor, stretch: Stretch) -> torch.Tensor:
     """A run's tokens, as [num_blocks, heads, num_tokens, dim]."""
-    chosen = blocks[stretch.first_block : stretch.first_block + stretch.num_blocks]
-    return chosen[:, :, stretch.offset : stretch.offset + stretch.num_tokens]
+    by_block, by_head, by_token, by_dim = blocks.stride()
+    num_blocks, heads, block_size, dim = blocks.shape
+    assert stretch.first_block + stretch.num_blocks <= num_blocks, "outside of the run"
+    assert stretch.offset + stretch.num_tokens <= block_size, "outside of a block"
+    return blocks.as_strided(
+        (stretch.num_blocks, heads, stretch.num_tokens, dim),
+        (by_block, by_head, by_token, by_dim),
+        blocks.storage_offset() + stretch.first_block * by_block + stretch.offset * by_token,
+    )

@@ -18,7 +18,7 @@ import numpy as np
 
 from kvchat.cache.base import CacheSettings, Ended, Piece, Stored, Tier, Warn
 from kvchat.cache.block import Chain
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, pack_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta
 from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
@@ -29,10 +29,12 @@ from kvchat.cache.folder import (
     remove_file,
     scan_folder,
 )
+from kvchat.cache.header import pack_header
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
 from kvchat.cache.shelf import Shelf
 from kvchat.cache.stats import CacheStats, StatsCounter
+from kvchat.cache.transfer import Transfer
 
 MAX_RETRY_S = 300.0
 MAX_NOTE_BYTES = 2**16
@@ -57,7 +59,8 @@ class DiskTier(Tier):
         self._stats = stats
         self._warn = warn
         self._warned: set[str] = set()
-        self._index = FolderIndex(self.folder, meta, self.condemn)
+        self._transfer = Transfer(meta, may_pack=settings.codec == "packed")
+        self._index = FolderIndex(self.folder, meta, self._transfer, self.condemn)
         self._shelf = Shelf(self._root)
         self._newest_ns = 0
         self._resting = self._resumes_at = 0.0
@@ -97,17 +100,19 @@ class DiskTier(Tier):
 
     def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
         """Blocks [start, end), some at a time; nothing is given out before its checksum is verified."""
-        for piece in pieces:
-            low, high = max(piece.start, start), min(piece.end, end)
-            if low < high and (yield from self._index.read(piece.run, low, high)) < high:
-                return
+        return self._index.read(pieces, start, end)
 
     def store(self, chain: Chain, start: int, data: np.ndarray[Any, Any], *, priority: int = 0) -> bool:
         """Write a chain's blocks from `start` to its end. False when they are not on disk afterwards.
 
         What is stored after `start`, be it by another process just now, is not written twice.
         """
-        return self._locked(lambda: self._store_locked(chain, start, data.data, priority))
+        if not self.is_writable:
+            return False
+        blocks, is_packed = self._transfer.cut(
+            data.data, len(chain) - start, is_state=start == chain.num_full
+        )
+        return self._locked(lambda: self._store_locked(chain, start, blocks, priority, is_packed=is_packed))
 
     def use(self, chain: Chain, priority: int = 0) -> None:
         """Make a chain's files the most recently used, the tail first; raise their priority to at least `priority`.
@@ -208,22 +213,23 @@ class DiskTier(Tier):
         self._resting = min(MAX_RETRY_S, 2 * self._resting or self._settings.retry_s)
         self._resumes_at = time.monotonic() + self._resting
 
-    def _store_locked(self, chain: Chain, start: int, payload: memoryview, priority: int) -> bool:
+    def _store_locked(
+        self, chain: Chain, start: int, blocks: Sequence[memoryview], priority: int, *, is_packed: bool
+    ) -> bool:
         pieces = self.match(chain)
         num_held = pieces[-1].end if pieces else 0
         if num_held == len(chain):
             return True
         if num_held < start:
             return False
-        size = payload.nbytes // (len(chain) - start)
-        blocks = [payload[at : at + size] for at in range((num_held - start) * size, payload.nbytes, size)]
+        blocks = blocks[num_held - start :]
         above = [piece.run.name for piece in pieces]
         name = EntryName.of(chain, num_held, above[-1].key if above else NO_PARENT, priority)
-        header = pack_header(self.folder.name, name, chain, self._meta, blocks)
-        num_bytes = len(header) + len(blocks) * size
+        header = pack_header(self.folder.name, name, chain, self._meta, blocks, is_packed=is_packed)
+        num_bytes = len(header) + sum(block.nbytes for block in blocks)
         if not self._evict_for(num_bytes, frozenset(name.key for name in above)):
             return False
-        self._write(name, header, payload[(num_held - start) * size :])
+        self._write(name, memoryview(header), *blocks)
         self._stats.add(CacheStats(written_bytes=num_bytes))
         return True
 
@@ -250,11 +256,11 @@ class DiskTier(Tier):
             self._shelf.settle()
             self._index.settle()
 
-    def _write(self, name: EntryName, header: bytes, payload: memoryview) -> None:
+    def _write(self, name: EntryName, *parts: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""
         self._describe(name.key)
         path = self.folder / str(name)
-        self._put(path, name.key, memoryview(header), payload)
+        self._put(path, name.key, *parts)
         self._index.admit(name)
         self._stamp_now(path)
         self._shelf.add(self.folder, name)

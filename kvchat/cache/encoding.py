@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,6 @@ import torch
 from kvchat.cache.base import Stored
 from kvchat.cache.block import Chain, KVLayout
 from kvchat.cache.codec import DTYPES, make_codec
-
-_ALIGNED_BYTES = 16
 
 
 class Arena(NamedTuple):
@@ -75,13 +74,8 @@ class SnapshotCodec:
     def __init__(self, layout: KVLayout, block_size: int) -> None:
         self._layout = layout
         self._room = block_size - 1
-        self._offsets: list[int] = []
-        end = 0
-        for state in layout.states:
-            self._offsets.append(end)
-            end += -(-state.num_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
-        self._rest_offset = end
-        self.num_bytes = end + layout.bytes_per_token * self._room if layout.states else 0
+        *self._offsets, self._rest_offset = accumulate((each.room_bytes for each in layout.states), initial=0)
+        self.num_bytes = self._rest_offset + layout.bytes_per_token * self._room if layout.states else 0
 
     def encode(self, arena: Arena, rest: range, buffer: torch.Tensor) -> None:
         """Fill a buffer, uint8 [num_bytes], with the states and the arena's tokens `rest`."""

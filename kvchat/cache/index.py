@@ -10,23 +10,21 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from kvchat.cache.base import Piece, Stored
 from kvchat.cache.block import Chain
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, Header, read_blocks, read_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta
 from kvchat.cache.folder import turn_of
+from kvchat.cache.header import Header, read_header
 from kvchat.cache.ownership import check_folder, open_own
+from kvchat.cache.transfer import Place, Transfer
 from kvchat.cache.tree import RecentDigests, Tree
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
-
-SCRATCH_BYTES = 4 * 2**20
-"""So much is read at a time, so that it stays in the CPU's caches."""
 
 
 class FileRun:
@@ -72,11 +70,16 @@ class FolderIndex:
     """The files of one fingerprint. Safe for threads."""
 
     def __init__(
-        self, folder: Path, meta: FolderMeta, on_unusable: Callable[[EntryName | None, Exception], None]
+        self,
+        folder: Path,
+        meta: FolderMeta,
+        transfer: Transfer,
+        on_unusable: Callable[[EntryName | None, Exception], None],
     ) -> None:
         """`on_unusable` is told of each file whose header can't be used, and may `drop` it; None is the folder."""
         self._folder = folder
         self._meta = meta
+        self._transfer = transfer
         self._on_unusable = on_unusable
         self._lock = threading.RLock()
         self._runs: dict[str, FileRun] = {}
@@ -139,30 +142,36 @@ class FolderIndex:
                 self._on_unusable(run.name, error)
         return run.header
 
-    def read(self, run: FileRun, low: int, high: int) -> Generator[Stored, None, int]:
-        """Read a file's blocks [low, high), as far as that goes; returns up to where. It stays readable if it is evicted meanwhile.
+    def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
+        """Blocks [start, end) of files that were matched, some at a time, as far as that goes."""
+        parts = [
+            partial(self._read_part, run, *part)
+            for run, low, high, _ in pieces
+            for part in self._transfer.parts(max(low, start), min(high, end), self._meta.block_bytes)
+        ]
+        is_ahead = any(piece.run.header and piece.run.header.is_packed for piece in pieces)
+        for stored in self._transfer.taken(parts, is_ahead=is_ahead):
+            if stored is None:
+                return
+            yield stored
+
+    def _read_part(self, run: FileRun, low: int, high: int, place: Place) -> Stored | None:
+        """A file's blocks [low, high); None when they can't be had.
 
         Its header is read again, for another process may have replaced the file under the same name.
         """
         try:
             descriptor, header = self.open(run.name)
             try:
-                size = header.block_bytes
-                most = max(1, SCRATCH_BYTES // size)
-                scratch = np.empty(min(most, high - low) * size, dtype=np.uint8)
-                while low < high:
-                    end = min(low + most, high)
-                    data = scratch[: (end - low) * size]
-                    read_blocks(descriptor, header, low - run.start, data.data)
-                    yield Stored(low, end, data)
-                    low = end
+                data = self._transfer.read(descriptor, header, low - run.start, high - low, place)
+                return Stored(low, high, data)
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
             self.lose(str(run.name))
         except (OSError, EntryError) as error:
             self._on_unusable(run.name, error)
-        return low
+        return None
 
     def drop(self, name: EntryName, *, is_removed: bool) -> None:
         """Take an unusable file out; it stays out until it is removed or written anew."""

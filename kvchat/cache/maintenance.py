@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 
 from kvchat.cache.block import TOKEN_BYTES
-from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta, checksum, read_header
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, FolderMeta
 from kvchat.cache.folder import (
     META_NAME,
     NOTE_NAME,
@@ -33,6 +33,7 @@ from kvchat.cache.folder import (
     rooted_files,
     scan_folder,
 )
+from kvchat.cache.header import checksum, read_header
 from kvchat.cache.ownership import open_own, read_own
 from kvchat.errors import KvchatError, reason_of
 

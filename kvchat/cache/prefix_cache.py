@@ -59,13 +59,13 @@ class PrefixCache:
         """A cache for one model. `meta` describes it to whoever lists the folder; `warn` takes one line at a time."""
         self.settings = settings
         self.stats = settings.stats or StatsCounter()
-        self.root = chain_root(layout, fingerprint, settings.block_size, settings.codec)
+        self.root = chain_root(layout, fingerprint, settings.block_size, settings.encoding)
         """The root of all chains: fingerprint, layout, block size, encoding and format version in one digest."""
         self._layout = layout
         self._chains = Chains(self.root, settings.block_size, settings.hash_function, bool(layout.planes))
-        self._encoding = Encoding(layout, settings.codec, settings.block_size)
+        self._encoding = Encoding(layout, settings.encoding, settings.block_size)
         sizes = self._encoding.block_bytes, self._encoding.state_bytes
-        shared = FolderMeta(layout, settings.codec, settings.block_size, *sizes, dict(meta or {}))
+        shared = FolderMeta(layout, settings.encoding, settings.block_size, *sizes, dict(meta or {}))
         self._disk = open_disk(settings, self.root, shared, stats=self.stats, warn=warn)
         behind = (*([self._disk] if self._disk else []), *settings.further)
         self._writer = Writer(behind if settings.mode == "rw" else ())

@@ -59,7 +59,7 @@ BENCHES: tuple[Command, ...] = (
         "time to restore KV from RAM and disk, against computing it",
         _bench("restored"),
         LENGTHS | RUNS,
-        HOW,
+        (*HOW, "--cache-codec"),
     ),
     Command(
         "bench lookup",
@@ -100,5 +100,12 @@ BENCHES: tuple[Command, ...] = (
         _bench("forgotten"),
         TRACE,
     ),
-    Command("bench codec", _BENCH, "loss of quality through KV stored as int8", _bench("encoded"), RUNS, HOW),
+    Command(
+        "bench codec",
+        _BENCH,
+        "size of stored KV, and loss of quality through int8",
+        _bench("encoded"),
+        RUNS,
+        HOW,
+    ),
 )

@@ -208,7 +208,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             {"choices": POLICIES},
         ),
         Flag(
-            "--cache-codec", "how KV is stored; int8 is smaller and lossy", "cache.codec", {"choices": CODECS}
+            "--cache-codec",
+            "how KV is stored: packed on the disk, raw, or int8, which is smaller and lossy",
+            "cache.codec",
+            {"choices": CODECS},
         ),
     ),
     "the terminal": (

@@ -124,4 +124,5 @@ def test_int8_is_close_to_exact_and_half_the_size(
     (row,) = codec.measure(make_config(), texts=1)
     assert 0 < row.kl < 0.1
     assert row.bytes_int8 < row.bytes_raw / 2
+    assert 0.5 < row.bytes_packed / row.bytes_raw < 0.9
     shown(row, bench="codec")

@@ -58,6 +58,7 @@ def tiny_cache(root: Path | None = None, warnings: list[str] | None = None, **ch
         "disk_bytes": 2**22,
         "disk_root": root,
         "block_size": BLOCK_SIZE,
+        "codec": "raw",
     }
     warn = (lambda message: None) if warnings is None else warnings.append
     return PrefixCache(TINY, b"a model", CacheSettings(**(fields | changed)), warn=warn)  # type: ignore[arg-type]

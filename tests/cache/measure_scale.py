@@ -22,8 +22,9 @@ import numpy as np
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.block import Chain, Chains, KVLayout, chain_root
 from kvchat.cache.disk import DiskTier
-from kvchat.cache.entry import NO_PARENT, EntryName, FolderMeta, pack_header
+from kvchat.cache.entry import NO_PARENT, EntryName, FolderMeta
 from kvchat.cache.folder import META_NAME
+from kvchat.cache.header import pack_header
 from kvchat.cache.ram import RamTier
 from kvchat.cache.stats import StatsCounter
 

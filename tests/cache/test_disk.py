@@ -52,11 +52,12 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
     return content[:at] + bytes([content[at] ^ (1 << chance.randrange(8))]) + content[at + 1 :]
 
 
-@pytest.mark.parametrize("times", [200, pytest.param(1000, marks=pytest.mark.slow)])
-def test_flips_and_truncations_give_no_wrong_answer_and_no_crash(tmp_path, times):
+@pytest.mark.parametrize("codec", ["raw", "packed"])
+@pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_flips_and_truncations_give_no_wrong_answer_and_no_crash(tmp_path, times, codec):
     chance = random.Random(1)
     root = tmp_path / "kv"
-    cache = disk_cache(root)
+    cache = disk_cache(root, codec=codec)
     for end in (12, 24, 40):
         store(cache, TOKENS[:end])
     whole = {path: path.read_bytes() for path in stored_files(root)}
@@ -169,7 +170,8 @@ def test_the_budget_holds_for_all_models_together(tmp_path):
     budget = 30 * TINY_BLOCK_BYTES
     root = tmp_path / "kv"
     for number in range(30):
-        cache = disk_cache(root, disk_bytes=budget, block_size=[4, 8][number % 2])
+        kind = {"block_size": [4, 8][number % 2], "codec": ["raw", "packed"][number // 2 % 2]}
+        cache = disk_cache(root, disk_bytes=budget, **kind)
         store(cache, [number] * 16)
         cache.close()
         assert scan_folder(root).num_bytes <= budget

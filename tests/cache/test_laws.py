@@ -33,8 +33,9 @@ class Cache(RuleBasedStateMachine):
         disk_bytes=st.sampled_from([0, 3000, ROOMY]),
         is_constant=st.booleans(),
         block_size=st.sampled_from([1, 2, 4]),
+        codec=st.sampled_from(["raw", "packed"]),
     )
-    def open(self, ram_blocks, disk_bytes, is_constant, block_size):
+    def open(self, ram_blocks, disk_bytes, is_constant, block_size, codec):
         self.stack = ExitStack()
         self.root = Path(self.stack.enter_context(tempfile.TemporaryDirectory())) / "kv"
         self.changed = {
@@ -42,6 +43,7 @@ class Cache(RuleBasedStateMachine):
             "disk_bytes": disk_bytes,
             "hash_function": (lambda data: b"\0" * 16) if is_constant else xxh3_128,
             "block_size": block_size,
+            "codec": codec,
         }
         self.cache = tiny_cache(self.root, **self.changed)
         self.is_complete = ram_blocks == 500 or (disk_bytes == ROOMY and not is_constant)

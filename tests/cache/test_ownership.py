@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 import pytest
 import xxhash
 
-from kvchat.cache import entry
+from kvchat.cache import header
+from kvchat.cache.entry import EntryError
 from kvchat.cache.folder import open_new, scan_folder
 from kvchat.cache.maintenance import (
     clear,
@@ -187,7 +188,7 @@ def test_a_link_to_a_file_is_not_followed(root, tmp_path):
     path.symlink_to(tmp_path / "elsewhere.kv")
     (warning,) = is_miss_and_kept(root)
     assert "link" in warning
-    with pytest.raises(entry.EntryError):
+    with pytest.raises(EntryError):
         read_tokens(path)
     assert not verify_checksums(root).is_clean
     assert clear(root).num_files == 1 and (tmp_path / "elsewhere.kv").exists()
@@ -286,14 +287,14 @@ def planted(root: Path, changed: dict[str, Any], text: bytes = b"") -> None:
     """Give the stored file's header other facts, and the checksum that belongs to them."""
     (path,) = stored_files(root)
     content = path.read_bytes()
-    magic, version, size, _ = entry._PREAMBLE.unpack_from(content)
-    body = content[entry._PREAMBLE.size : size]
-    (length,) = entry._LENGTH.unpack_from(body)
-    facts = json.loads(body[entry._LENGTH.size : entry._LENGTH.size + length])
+    magic, version, size, _ = header._PREAMBLE.unpack_from(content)
+    body = content[header._PREAMBLE.size : size]
+    (length,) = header._LENGTH.unpack_from(body)
+    facts = json.loads(body[header._LENGTH.size : header._LENGTH.size + length])
     text = text or json.dumps(facts | changed).encode()
-    body = entry._LENGTH.pack(len(text)) + text + body[entry._LENGTH.size + length :]
-    preamble = entry._PREAMBLE.pack(
-        magic, version, entry._PREAMBLE.size + len(body), xxhash.xxh3_64_intdigest(body)
+    body = header._LENGTH.pack(len(text)) + text + body[header._LENGTH.size + length :]
+    preamble = header._PREAMBLE.pack(
+        magic, version, header._PREAMBLE.size + len(body), xxhash.xxh3_64_intdigest(body)
     )
     path.write_bytes(preamble + body + content[size:])
 

@@ -18,7 +18,8 @@ WRITE_FOREVER = """
 import sys
 from pathlib import Path
 from tests.cache.arena import store, tiny_cache
-cache = tiny_cache(Path(sys.argv[1]), ram_bytes=0)
+codec = ["raw", "packed"][int(sys.argv[2]) % 2]
+cache = tiny_cache(Path(sys.argv[1]), ram_bytes=0, codec=codec)
 for number in range(10_000):
     store(cache, [int(sys.argv[2]), number % 500] * 16)
     if number == 0:
@@ -30,8 +31,8 @@ import sys
 from pathlib import Path
 from tests.cache.arena import load, store, tiny_cache
 warnings = []
-cache = tiny_cache(Path(sys.argv[1]), warnings, lock_timeout_s=60.0)
 me = int(sys.argv[2])
+cache = tiny_cache(Path(sys.argv[1]), warnings, lock_timeout_s=60.0, codec=["raw", "packed"][me % 2])
 for number in range(50):
     tokens = [7] * 8 + [me] * 4 + [number] * 12
     store(cache, tokens)
