@@ -135,7 +135,7 @@ def test_more_rows_than_one_forward_takes_are_shared_out(plain: LoadedModel) -> 
 
 def test_an_answer_never_waits_for_more_than_one_step_of_another_prefill(plain: LoadedModel) -> None:
     engine = Engine(plain)
-    engine.pace.measure(64, 64 * 0.01)  # as if eight tokens took as long as one forward may
+    engine.pace.measure(64, 64 * 0.02)  # as if a few tokens took as long as one forward may
     order: list[str] = []
 
     def noted(name: str, stream: Iterator[EngineEvent]) -> Iterator[EngineEvent]:

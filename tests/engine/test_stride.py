@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvchat.engine.pace import Pace
-from kvchat.engine.stride import LEAST_STRIDE, MOST_STRIDE, STRIDE_S, Stride
+from kvchat.engine.stride import (
+    FEW_TOKENS,
+    LEAST_STRIDE,
+    LONG_STRIDE_S,
+    MOST_STRIDE,
+    STRIDE_S,
+    Stride,
+)
 
 
 def stride_at(token_s: float) -> Stride:
@@ -18,8 +25,8 @@ def test_it_soon_takes_as_long_as_it_may_whatever_was_thought_before(before: flo
     stride = stride_at(before)
     for _ in range(8):
         stride.took(stride.num_tokens, stride.num_tokens * now)
-    seconds = stride.num_tokens * now
-    assert seconds <= STRIDE_S * 1.01 or stride.num_tokens == LEAST_STRIDE
+    seconds, most = stride.num_tokens * now, STRIDE_S if stride.num_tokens > FEW_TOKENS else LONG_STRIDE_S
+    assert seconds <= most * 1.01 or stride.num_tokens == LEAST_STRIDE
     assert seconds >= STRIDE_S / 2.1 or stride.num_tokens == MOST_STRIDE
     assert stride.num_tokens % 8 == 0
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -74,7 +75,7 @@ def pauses(first: ProcessBackend, second: ProcessBackend) -> tuple[list[float], 
     reader.join()
     inside = [moment for moment in at if began - 0.1 <= moment <= ended + 0.3]
     print(f"  {total} tokens prefilled in {ended - began:.1f} s beside an answer of {len(inside)} texts")
-    return [b - a for a, b in zip(inside, inside[1:], strict=False)], ended - began
+    return [b - a for a, b in pairwise(inside)], ended - began
 
 
 def load() -> str:

@@ -50,8 +50,11 @@ def all_at_once(model: SharedModel, num_chats: int, num_turns: int) -> list[list
         return [future.result(120) for future in futures]
 
 
-@pytest.mark.parametrize(("num_chats", "num_turns"), [(12, 3), pytest.param(12, 10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("settings", TALKS, ids=str)
+@pytest.mark.parametrize(
+    ("num_turns", "settings"),
+    [(2, {}), *(pytest.param(10, settings, marks=pytest.mark.slow) for settings in TALKS)],
+    ids=str,
+)
 def test_chats_at_the_same_time_get_what_each_gets_alone(
     num_turns: int, settings: dict[str, Any], tmp_path: Path
 ) -> None:
