@@ -25,6 +25,7 @@ from kvchat.engine.ahead import (
     keep_ways_back,
     step_tokens,
 )
+from kvchat.engine.request import Wanting
 from kvchat.errors import KvchatError
 from kvchat.models.kinds import ids_of
 from kvchat.models.kv_state import common_prefix
@@ -62,7 +63,7 @@ def answering(
     is_cancelled: Callable[[], bool],
     show: Show,
     started: float,
-) -> Generator[Event, None, None]:
+) -> Generator[Event | Wanting, None, None]:
     """The events of the answer to a question that was sent: of the one that was begun for it, or else of a new one.
 
     What was computed for other messages is forgotten before.

@@ -14,7 +14,7 @@ from kvchat.backends.loading import Idle, Show, Talk, Typed
 from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.wording import Wording
-from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse
+from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Wanting
 from kvchat.engine.sampling import NoNumbersError
 from kvchat.engine.sequence import unheard
 from kvchat.models.kinds import as_generated
@@ -54,15 +54,15 @@ class Answering:
 
     def events(
         self, keeping: base.Keeping, is_cancelled: Callable[[], bool], show: Show
-    ) -> Generator[Event, None, None]:
-        """The answer's events, the last of them `Done`."""
+    ) -> Generator[Event | Wanting, None, None]:
+        """The answer's events, the last of them `Done`; between them it may be wanting."""
         with closing(self.steps(keeping, is_cancelled, show)) as steps:
             for events in steps:
                 yield from events
 
     def steps(
         self, keeping: base.Keeping, is_cancelled: Callable[[], bool], show: Show
-    ) -> Generator[list[Event], None, None]:
+    ) -> Generator[list[Event | Wanting], None, None]:
         """The same step by step, as the engine makes them: a token, which may have no event yet, is a step."""
         talk, question, wording = self._talk, self._question, self._wording
         request = question.request(talk.model, reuse=keeping.mode != "off", stores=talk.model.stores(keeping))
@@ -77,8 +77,10 @@ class Answering:
             talk.sequence.on_progress = unheard
             talk.last = Asked(question.turns, (*question.ids, *wording.ids))
 
-    def _told(self, event: EngineEvent, show: Show) -> list[Event]:
-        """What an event of the engine's is to the reader."""
+    def _told(self, event: EngineEvent, show: Show) -> list[Event | Wanting]:
+        """What an event of the engine's is to the reader, or to whoever runs this."""
+        if isinstance(event, Wanting):
+            return [event]
         if isinstance(event, Progress):
             show(Status(Phase.PREFILLING, "", event.done, event.total))
             return [base.Prefilling(event.done, event.total, event.reuse.num_tokens)]

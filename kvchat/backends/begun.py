@@ -15,6 +15,7 @@ from kvchat.backends.answering import Answering
 from kvchat.backends.asking import Question
 from kvchat.backends.base import Event, Keeping, Status
 from kvchat.backends.loading import Show, Talk
+from kvchat.engine.request import Wanting
 
 BEGUN_TOKENS = 8
 """So many tokens of an answer are made before its message is sent, at most: the next ones are made while they are read,
@@ -42,7 +43,7 @@ class Begun:
         self._last = talk.last
         self._is_cancelled = is_useless
         self._show: Show = _unseen
-        self._told: deque[Event] = deque()
+        self._told: deque[Event | Wanting] = deque()
         self._answering = Answering(talk, question, started=0.0)
         self._steps = self._answering.steps(
             keeping, lambda: self._is_cancelled(), lambda status: self._show(status)
@@ -85,7 +86,7 @@ class Begun:
 
     def hand_out(
         self, is_cancelled: Callable[[], bool], show: Show, started: float
-    ) -> Generator[Event, None, None]:
+    ) -> Generator[Event | Wanting, None, None]:
         """The answer's events as if it began at `started`, when its message was sent: at once what is there, then the
         rest."""
         self._is_cancelled, self._show = is_cancelled, show

@@ -29,6 +29,7 @@ from kvchat.backends.preparing import pin, prepare
 from kvchat.backends.verify import verify_sample
 from kvchat.backends.view import cache_view
 from kvchat.config import Config
+from kvchat.engine.request import Wanting
 from kvchat.engine.worker import JobKind, Stream, Worker
 from kvchat.models.kinds import ids_of
 
@@ -70,7 +71,7 @@ class LocalBackend:
         submitted, turns, keeping = time.perf_counter(), tuple(history), keeping or self._keeping
         self._mean(turns, options)
 
-        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+        def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event | Wanting]:
             started = max(submitted, talk.model.ready_at)
             if not was_measured(turns, talk.model, is_cancelled):
                 tokenizer = talk.model.tokenizer.id
@@ -189,7 +190,7 @@ class LocalBackend:
         self._show(Status(Phase.CLOSED))
 
     def _run(
-        self, job: Callable[[Talk, Callable[[], bool]], Iterator[E]], kind: JobKind = JobKind.WORK
+        self, job: Callable[[Talk, Callable[[], bool]], Iterator[E | Wanting]], kind: JobKind = JobKind.WORK
     ) -> Stream[E]:
         return self._worker.run(job, kind, owner=self)
 

@@ -13,7 +13,7 @@ import torch
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
-from kvchat.engine.request import Progress, Request, Reuse, Token
+from kvchat.engine.request import Finished, Progress, Request, Reuse, Token
 from kvchat.engine.sampling import SamplingParams
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
@@ -77,7 +77,7 @@ class Talker:
                 done.append(event)
             elif isinstance(event, Token):
                 ids.append(event.id)
-            else:
+            elif isinstance(event, Finished):
                 self.reuse = event.reuse
         wanted = (len(prompt), len(prompt) + max(0, len(ids) - 1))
         return Said(ids, [self.model.heard[at] for at in wanted if at in self.model.heard])

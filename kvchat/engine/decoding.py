@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
+from kvchat.engine.batch import Batch
 from kvchat.engine.forwards import Forwards
-from kvchat.engine.request import Finish, Request, Token
+from kvchat.engine.request import WANTING, Finish, Request, Token, Wanting
 from kvchat.engine.sampling import Sampler
 from kvchat.engine.sequence import LiveSequence
 from kvchat.models.kinds import as_generated, ids_of
@@ -21,12 +22,18 @@ class Decoding:
     With speculation, guessed tokens are computed along with the last one. Each position's token is still chosen
     from its own logits by the same draws in the same order, and the guesses count as far as they equal what was
     chosen: the answer is the one without guesses.
+
+    While others answer too, forwards are left to `batch`: this one is `WANTING` until what it wishes for is computed, or
+    its turn has come to compute it alone. The bits are the same.
     """
 
-    def __init__(self, forwards: Forwards, sequence: LiveSequence, request: Request) -> None:
+    def __init__(self, forwards: Forwards, batch: Batch, sequence: LiveSequence, request: Request) -> None:
         self.reason = Finish.LENGTH
         self.num_generated = 0
+        self.was_alone = True
+        """Whether no others answered meanwhile: only then its time says what a forward takes."""
         self._forwards = forwards
+        self._batch = batch
         self._state = sequence.state
         self._request = request
         self._speculation = sequence.speculation if self._state.is_divisible else None
@@ -38,7 +45,7 @@ class Decoding:
 
     def tokens(
         self, logits: torch.Tensor, is_cancelled: Callable[[], bool], is_over: Callable[[], bool]
-    ) -> Generator[Token, None, None]:
+    ) -> Generator[Token | Wanting, None, None]:
         """The answer's tokens from the prompt's last logits, [vocab] in float32.
 
         Each is computed when the next is asked for, the last one too: the next turn finds the whole answer held.
@@ -61,21 +68,23 @@ class Decoding:
                         self.reason = Finish.STOP
                         return
                 if self.num_generated < self._limit:
-                    chosen = self._next(chosen, is_cancelled)
+                    chosen = yield from self._next(chosen, is_cancelled)
                 elif self._limit < self._room:
-                    self._forwards.forward(self._told(chosen[-1:]), self._state, is_cancelled)
+                    yield from self._rows(self._told(chosen[-1:]), is_cancelled)
         except Interrupted:
             self.reason = Finish.CANCELLED if self.num_generated < self._limit else self.reason
         finally:
             self._cut(len(self._request.prompt) + self.num_generated)
 
-    def _next(self, said: Sequence[int], is_cancelled: Callable[[], bool]) -> list[int]:
+    def _next(
+        self, said: Sequence[int], is_cancelled: Callable[[], bool]
+    ) -> Generator[Wanting, None, list[int]]:
         """What follows `said`, the tokens of the last step: one token, and behind it as many as were guessed right."""
         guesses = self._guesses(said)
         held = len(self._state.tokens)
+        is_alone = not self._batch.is_open
         started = time.perf_counter()
-        tokens = self._told([said[-1], *guesses])
-        rows = self._forwards.logits(tokens, self._state, len(tokens), is_cancelled)
+        rows = yield from self._rows(self._told([said[-1], *guesses]), is_cancelled)
         chosen = [self._sampler.choose(rows[0])]
         seconds = time.perf_counter() - started  # a GPU has done its work once a token is chosen
         for row, guess in zip(rows[1:], guesses, strict=True):
@@ -84,8 +93,23 @@ class Decoding:
             chosen.append(self._sampler.choose(row))
         self._cut(held + len(chosen))
         if self._speculation is not None:
-            self._speculation.learn(guesses, chosen, seconds)
+            self._speculation.learn(guesses, chosen, seconds if is_alone else None)
         return chosen
+
+    def _rows(
+        self, tokens: Sequence[int], is_cancelled: Callable[[], bool]
+    ) -> Generator[Wanting, None, torch.Tensor]:
+        """The logits of all `tokens`, which are held behind it, [tokens, vocab]."""
+        if self._batch.is_open:
+            self.was_alone = False
+            wish = self._batch.wish(tokens, self._state, is_cancelled)
+            try:
+                yield WANTING
+            finally:
+                self._batch.withdraw(wish)
+            if wish.logits is not None:
+                return wish.logits
+        return self._forwards.logits(tokens, self._state, len(tokens), is_cancelled)
 
     def _guesses(self, said: Sequence[int]) -> list[int]:
         if self._speculation is None:
@@ -96,6 +120,8 @@ class Decoding:
             self._speculation.begin([*ids_of(self._request.prompt), *said])
             self._is_followed = True
         at_once = self._forwards.loaded.num_at_once(self._state)
+        if self._batch.is_open:
+            at_once = min(at_once, self._batch.share)
         room = min(self._limit - self.num_generated, at_once) - 1
         return self._speculation.guesses(max(0, room), self._request.stop_ids)
 

@@ -13,15 +13,17 @@ import torch
 from kvchat.cache.block import KVLayout
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.cache.stats import CacheStats
+from kvchat.engine.batch import Batch
 from kvchat.engine.decoding import Decoding
 from kvchat.engine.drafting import PromptLookup
 from kvchat.engine.foresight import foresight_of
 from kvchat.engine.forwards import Forwards
 from kvchat.engine.holding import Holding
 from kvchat.engine.pace import Pace
-from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse
+from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse, Wanting
 from kvchat.engine.sequence import LiveSequence
 from kvchat.engine.speculation import Speculation
+from kvchat.engine.stride import Stride, longest
 from kvchat.errors import OutOfMemoryError
 from kvchat.models.device import empty_device_cache
 from kvchat.models.kinds import as_generated
@@ -33,10 +35,6 @@ from kvchat.models.schedule import Schedule
 
 CHUNK_TOKENS = 256
 """Tokens of one prefill forward at most."""
-CHUNK_S, MIN_CHUNK_TOKENS = 8.0, 64
-"""About how long one may take, for a cancellation keeps whole ones alone; and how short that may make it."""
-DEAF_S, MIN_DEAF_TOKENS = 0.25, 16
-"""The same where none can end between two layers, and a cancellation has to wait."""
 SNAPSHOT_TOKENS = 512
 """In a long prefill a snapshot is taken every so many tokens."""
 SHARED_PRIORITY = 1
@@ -52,7 +50,7 @@ def _never() -> bool:
 class Engine:
     """One model with the cache behind it, for any number of live sequences. Not thread-safe: one thread owns it.
 
-    Guesses ahead `draft` tokens at a time, none at all with 0, and as many as pay with None.
+    Answers that are made at the same time meet in its `batch`. Guesses ahead `draft` tokens at a time, none at all with 0, and as many as pay with None.
     """
 
     def __init__(
@@ -60,6 +58,7 @@ class Engine:
     ) -> None:
         self.loaded = loaded
         self.chunk_tokens = chunk_tokens
+        self.batch = Batch(loaded)
         self.pace = Pace()
         self.kv_layout: KVLayout | None = None
         """The shapes of one token's KV and of the recurrent states; None where neither can be taken up again. Known
@@ -150,17 +149,20 @@ class Engine:
             done = len(sequence.state.tokens) - reuse.num_tokens
             yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
             return
-        decoding = Decoding(self._forwards, sequence, request)
+        decoding = Decoding(self._forwards, self.batch, sequence, request)
         decode_s, started = 0.0, time.perf_counter()
         with closing(decoding.tokens(logits, is_cancelled, is_over)) as tokens:
             for token in tokens:
+                if isinstance(token, Wanting):  # what the others do meanwhile takes this one's time
+                    yield token
+                    continue
                 decode_s += time.perf_counter() - started
                 yield token
                 started = time.perf_counter()  # an answer that was begun ahead waits here for its message
                 if decoding.num_generated == 1 and request.shared:
                     self._store_shared(sequence, request)
         decode_s += time.perf_counter() - started
-        if sequence.speculation is None and decoding.num_generated > 1:
+        if decoding.was_alone and sequence.speculation is None and decoding.num_generated > 1:
             self.pace.measure(1, decode_s / decoding.num_generated)
         self._count(request, reuse)
         prefilled = len(prompt) - reuse.num_tokens
@@ -209,19 +211,20 @@ class Engine:
         prompt, state = list(request.prompt), sequence.state
         points = self._snapshot_points(request)
         schedule = Schedule(prompt, self.loaded, self._fitting(chunk_tokens, state), points)
+        stride = Stride(self.pace)
         reuse = self._take_up(sequence, prompt, schedule) if request.reuse else Reuse(live=state.keep(0))
         total = len(prompt) - reuse.num_tokens
         yield Progress(0, total, reuse)
         logits: torch.Tensor | None = None
         while (start := len(state.tokens)) < len(prompt):
-            end = schedule.end(start)
-            inside = partial(
-                self._show_inside, sequence, Progress(start - reuse.num_tokens, total, reuse), end - start
-            )
+            end = schedule.end(start, stride.num_tokens if self.batch.is_open else None)
+            begun = Progress(start - reuse.num_tokens, total, reuse)
+            inside = partial(self._show_inside, sequence, begun, end - start)
             try:
                 if is_cancelled():
                     raise Interrupted
-                logits = self._compute(sequence, prompt[start:end], is_cancelled, inside)
+                with stride.measured(end - start):
+                    logits = self._compute(sequence, prompt[start:end], is_cancelled, inside)
             except Interrupted:
                 return reuse, None
             if end in points:
@@ -236,8 +239,7 @@ class Engine:
     def _fitting(self, chunk_tokens: int, state: KVState) -> int:
         """How many tokens one forward is to compute, at most `chunk_tokens`. The bits of exact models don't depend on it."""
         is_deaf = self.loaded.may_lose(state) or not self.loaded.network.num_layers
-        seconds, least = (DEAF_S, MIN_DEAF_TOKENS) if is_deaf else (CHUNK_S, MIN_CHUNK_TOKENS)
-        return min(chunk_tokens, max(least, self.pace.fitting(seconds, chunk_tokens)))
+        return longest(self.pace, chunk_tokens, is_deaf=is_deaf)
 
     def _store_shared(self, sequence: LiveSequence, request: Request) -> None:
         shared = min(request.shared, len(request.prompt))

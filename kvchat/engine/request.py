@@ -87,4 +87,10 @@ class Finished:
     num_generated: int
 
 
-EngineEvent = Progress | Token | Finished
+@dataclass(frozen=True, slots=True)
+class Wanting:
+    """The next tokens are wished for, to be computed with those of other answers before this one is gone on with."""
+
+
+WANTING = Wanting()
+EngineEvent = Progress | Token | Wanting | Finished

@@ -45,11 +45,13 @@ class Speculation:
         end = next((at for at, token in enumerate(guesses) if token in stop_ids), len(guesses))
         return guesses[:end]
 
-    def learn(self, guesses: Sequence[int], chosen: Sequence[int], seconds: float) -> None:
-        """The forward over one token and `guesses` took so long; after it the tokens `chosen` were."""
+    def learn(self, guesses: Sequence[int], chosen: Sequence[int], seconds: float | None) -> None:
+        """Behind the forward over one token and `guesses` the tokens `chosen` were. It took so long; None where others'
+        tokens were in it, too."""
         evidence, accepted = self._drafter.evidence, len(chosen) - 1
         self.drafts = Guessed(self.drafts.drafted + len(guesses), self.drafts.accepted + accepted)
-        self._foresight.measure(1 + len(guesses), len(chosen), seconds)
+        if seconds is not None:
+            self._foresight.measure(1 + len(guesses), len(chosen), seconds)
         if guesses:
             self._foresight.judge(evidence, len(guesses), accepted)
         elif evidence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -33,16 +33,24 @@ class Turns(Generic[T]):
             self._waiting[is_last].setdefault(owner, deque()).append(task)
             self._changed.notify()
 
-    def next(self) -> T | None:
-        """The task whose turn it is; waits for one. None once that has ended."""
+    def next(self, *, busy: Collection[object] = (), is_last: bool = True, waits: bool = True) -> T | None:
+        """The task whose turn it is, of an owner who is not `busy`, and one for when nothing else waits only if it
+        `is_last`. It waits for one if it `waits`; None where there is none, and once that has ended."""
+
+        def owner_of() -> tuple[OrderedDict[object, deque[T]], object] | None:
+            sorts = self._waiting if is_last else self._waiting[:1]
+            free = ((owners, owner) for owners in sorts for owner in owners if owner not in busy)
+            return next(free, None)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._has_ended or any(self._waiting))
-            if self._has_ended:
+            if waits:
+                self._changed.wait_for(lambda: self._has_ended or owner_of())
+            found = None if self._has_ended else owner_of()
+            if found is None:
                 return None
-            owners = next(owners for owners in self._waiting if owners)
-            owner, tasks = next(iter(owners.items()))
-            task = tasks.popleft()
-            if tasks:
+            owners, owner = found
+            task = owners[owner].popleft()
+            if owners[owner]:
                 owners.move_to_end(owner)  # the others come first
             else:
                 del owners[owner]

@@ -1,20 +1,23 @@
-"""The one thread that owns the model: it loads, then runs jobs in order; anything can be cancelled from outside.
+"""The one thread that owns the model: it loads, then runs jobs; anything can be cancelled from outside.
 
+Jobs of one owner run in order. Those of several run at once where the thing knows how, see `Rounds`, and else take turns.
 What is done while nobody waits gives way: it ends as soon as a job is queued, unless that job only looks.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
+from kvchat.engine.job import Job, JobKind, Stream
+from kvchat.engine.request import Wanting
+from kvchat.engine.rounds import Company, Rounds
 from kvchat.engine.turns import Turns
 from kvchat.errors import EngineDiedError
+
+__all__ = ["JobKind", "Stream", "Worker"]
 
 T = TypeVar("T")
 """What the worker loads and owns."""
@@ -22,95 +25,8 @@ E = TypeVar("E")
 """What a job yields."""
 
 
-class JobKind(Enum):
-    """What a job does to one that runs while nobody waits.
-
-    `WORK` ends it. `LOOK` leaves the thing as it is, and is run between two of its events. `IDLE` is such a job
-    itself, and takes the place of its owner's one before.
-    """
-
-    WORK = auto()
-    LOOK = auto()
-    IDLE = auto()
-
-
-@dataclass(slots=True, eq=False)
-class _Job(Generic[T]):
-    run: Callable[[T, Callable[[], bool]], Iterator[Any]]
-    kind: JobKind
-    owner: object = None
-    events: queue.SimpleQueue[tuple[str, Any]] = field(default_factory=queue.SimpleQueue)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    has_begun: bool = False
-    is_dropped: bool = False
-
-    def replaces(self, other: _Job[T]) -> bool:
-        """Whether it is computed ahead for whom the other one was, and so more to the point."""
-        return self.kind is JobKind.IDLE and self.owner is other.owner
-
-    def begin(self) -> bool:
-        """Let it run; False if it was dropped before."""
-        with self.lock:
-            self.has_begun = not self.is_dropped
-            return self.has_begun
-
-    def drop(self, error: BaseException | None = None) -> None:
-        """Cancel it; one that has not begun never will, and whoever reads it gets the error, or its end."""
-        self.cancelled.set()
-        with self.lock:
-            if self.has_begun or self.is_dropped:
-                return
-            self.is_dropped = True
-        self.events.put(("error", error) if error else ("end", None))
-
-
-class Stream(Iterator[E]):
-    """What one job yields, in order; raises what it raises. `cancel` may be called from any thread."""
-
-    def __init__(self, job: _Job[Any]) -> None:
-        self._job = job
-        self._has_ended = False
-
-    def __next__(self) -> E:
-        if self._has_ended:
-            raise StopIteration
-        try:
-            kind, value = self._job.events.get()
-        except BaseException:  # Ctrl-C: nobody waits any more, and least of all for a model that loads
-            self.cancel()
-            raise
-        if kind == "event":
-            event: E = value
-            return event
-        self._has_ended = True
-        if kind == "error":
-            raise value
-        raise StopIteration
-
-    def cancel(self) -> None:
-        """Let the job end soon; what it yields until then still comes."""
-        self._job.cancelled.set()
-
-    def close(self) -> None:
-        """Cancel the job, and wait until it has let go of the model; one that waits for it is dropped."""
-        self._job.drop()
-        while not self._has_ended:
-            self._has_ended = self._job.events.get()[0] != "event"
-
-    def __del__(self) -> None:
-        self._job.drop()  # as closing does, but nobody is there to wait
-
-    @classmethod
-    def of_nothing(cls) -> Stream[E]:
-        """One that has ended."""
-        job: _Job[Any] = _Job(lambda *_: iter(()), JobKind.LOOK)
-        job.drop()
-        return cls(job)
-
-
 class Worker(Generic[T]):
-    """Loads a thing in a thread of its own and lets jobs use it there, one after the other.
+    """Loads a thing in a thread of its own and lets jobs use it there; several at once where they have a `company`.
 
     When nobody waits for it yet, it may `settle` first; should that fail, the first job is to find out why.
     """
@@ -121,12 +37,14 @@ class Worker(Generic[T]):
         *,
         settle: Callable[[T], None] = lambda _: None,
         unload: Callable[[T], None] = lambda _: None,
+        company: Callable[[T], Company | None] = lambda _: None,
     ) -> None:
         self._load = load
+        self._company = company
         self._settle = settle
         self._unload = unload
-        self._jobs: Turns[_Job[T]] = Turns()
-        self._pending: set[_Job[T]] = set()
+        self._jobs: Turns[Job[T]] = Turns()
+        self._pending: set[Job[T]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -154,7 +72,7 @@ class Worker(Generic[T]):
 
     def run(
         self,
-        job: Callable[[T, Callable[[], bool]], Iterator[E]],
+        job: Callable[[T, Callable[[], bool]], Iterator[E | Wanting]],
         kind: JobKind = JobKind.WORK,
         owner: object = None,
     ) -> Stream[E]:
@@ -163,7 +81,7 @@ class Worker(Generic[T]):
         It can be cancelled from now on. Closing the stream cancels it, and waits until it has let go of the model.
         Raises EngineDiedError once closed.
         """
-        task: _Job[T] = _Job(job, kind, owner)
+        task: Job[T] = Job(job, kind, owner)
         with self._lock:
             self._start()
             for other in self._pending:
@@ -179,6 +97,12 @@ class Worker(Generic[T]):
             for task in self._pending:
                 if task.owner is owner:
                     task.cancelled.set()
+
+    def is_waiting(self, owner: object) -> bool:
+        """Whether something that `owner` asked for waits until others' work is done."""
+        with self._lock:
+            mine = [task for task in self._pending if task.owner is owner and task.kind is JobKind.WORK]
+            return self._thing is not None and bool(mine) and not any(task.has_begun for task in mine)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Cancel everything and end the thread, after it has unloaded; waits at most `timeout_s`.
@@ -211,38 +135,59 @@ class Worker(Generic[T]):
         if self._thing is not None and not self._jobs.is_waiting:
             with suppress(Exception):
                 self._settle(self._thing)
-        while (task := self._jobs.next()) is not None:
-            self._run_one(task)
+        self._serve(Rounds(self._company(self._thing) if self._thing is not None else None))
         if self._thing is not None:
             self._unload(self._thing)
 
-    def _run_one(self, task: _Job[T]) -> None:
-        if task.begin():
-            task.events.put(self._outcome(task))
+    def _serve(self, rounds: Rounds[T]) -> None:
+        """Run what is to be run until there never will be any more."""
+        while True:
+            while rounds.has_room and (task := self._next(rounds)) is not None:
+                if not self._begin(task):
+                    continue
+                if task.kind is JobKind.IDLE:
+                    self._run_idle(task)
+                else:
+                    rounds.add(task)
+            if not rounds.owners:
+                return
+            for ended in rounds.go():
+                self._done(ended)
+
+    def _next(self, rounds: Rounds[T]) -> Job[T] | None:
+        """What begins next; waits for it where nothing runs. Nobody's second job begins before the first has ended."""
+        owners = rounds.owners
+        return self._jobs.next(busy=owners, is_last=not owners, waits=not owners)
+
+    def _begin(self, task: Job[T]) -> bool:
+        if not task.begin():
+            self._done(task)
+            return False
+        task.steps = self._steps(task)
+        return True
+
+    def _steps(self, task: Job[T]) -> Iterator[Any]:
+        if self._failure is not None:
+            raise self._failure
+        assert self._thing is not None
+        yield from task.run(self._thing, task.cancelled.is_set)
+
+    def _run_idle(self, idle: Job[T]) -> None:
+        """Run what nobody waits for, and looks between its steps; work has cancelled it before it was queued."""
+        while idle.step():
+            while not idle.cancelled.is_set():
+                look = self._jobs.first(lambda one: one.kind is JobKind.LOOK)
+                if look is None:
+                    break
+                if self._begin(look):
+                    while look.step():
+                        pass
+                    self._done(look)
+        self._done(idle)
+
+    def _done(self, task: Job[T]) -> None:
         with self._lock:
             self._pending.discard(task)
-
-    def _outcome(self, task: _Job[T]) -> tuple[str, BaseException | None]:
-        """Put what the job yields among its events; how it ended."""
-        try:
-            if self._failure is not None:
-                raise self._failure
-            assert self._thing is not None
-            for event in task.run(self._thing, task.cancelled.is_set):
-                task.events.put(("event", event))
-                if task.kind is JobKind.IDLE:
-                    self._run_looks(task)
-        except BaseException as error:  # handed to whoever reads the stream
-            return "error", error
-        return "end", None
-
-    def _run_looks(self, idle: _Job[T]) -> None:
-        """Run the looks that came during an idle job; work has cancelled it before it was queued."""
-        while not idle.cancelled.is_set():
-            task = self._jobs.first(lambda one: one.kind is JobKind.LOOK)
-            if task is None:
-                return
-            self._run_one(task)
 
 
 def _closed() -> EngineDiedError:

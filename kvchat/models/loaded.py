@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from kvchat.models.company import Part, Together
 from kvchat.models.kinds import LONG, ids_of, is_generated, is_long
 from kvchat.models.kv_state import KVState
 from kvchat.models.lean.attention import ROWS_MULTIPLE
@@ -51,6 +52,10 @@ class Network(Protocol):
     @property
     def num_layers(self) -> int:
         """How many of these moments a forward has; 0 where it has none."""
+
+    @property
+    def together(self) -> Together | None:
+        """Computes generated tokens of several conversations, `generated_at_once` of them in all; None where it can't."""
 
     def new_state(self, rule: ReuseRule, capacity: int) -> KVState:
         """Empty KV for one conversation of up to `capacity` tokens, kept as `rule` allows."""
@@ -147,6 +152,30 @@ class LoadedModel:
             state.lose()
             raise
         state.advance(tokens)
+        return logits
+
+    @property
+    def num_together(self) -> int:
+        """How many generated tokens of several conversations one forward takes, each with the bits that it has alone; 0
+        where conversations are computed one after the other."""
+        can = self.is_exact and self.long_rope is None and self.network.together is not None
+        return self.network.generated_at_once if can else 0
+
+    def logits_together(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        """The logits of all tokens of parts of different states, for each [tokens, vocab] in float32; no more tokens in
+        all than `num_together`. States hold them afterwards; after an exception each says what it still holds."""
+        assert self.network.together is not None
+        for part in parts:
+            part.state.reserve(len(part.state.tokens) + len(part.tokens))
+        try:
+            with torch.inference_mode():
+                logits = self.network.together(parts)
+        except BaseException:
+            for part in parts:
+                part.state.lose()
+            raise
+        for part in parts:
+            part.state.advance(part.tokens)
         return logits
 
     def _rows(self, tokens: Sequence[int], start: int) -> int:

@@ -36,8 +36,8 @@ class Schedule:
             start -= 1
         return start
 
-    def end(self, start: int) -> int:
-        """Where the forward ends that begins at token `start`."""
+    def end(self, start: int, most: int | None = None) -> int:
+        """Where the forward ends that begins at token `start`, behind at most `most` given tokens where it may end anywhere."""
         rule, page = self._loaded.rule, self._loaded.page
         stop = self._stops[bisect_right(self._stops, start)]
         if rule.policy is ReusePolicy.NONE:
@@ -45,12 +45,13 @@ class Schedule:
         if rule.continuation is not Continuation.CHUNK:
             return start + 1 if start else self._stops[-2] if len(self._stops) > 1 else len(self._tokens)
         kind = is_generated(self._tokens[start])
+        chunk_tokens = min(most or self._chunk_tokens, self._chunk_tokens)
         if kind:
-            most = start + self._loaded.network.generated_at_once
+            end = start + self._loaded.network.generated_at_once
         else:
-            most = start + self._chunk_tokens if page == 1 else start // page * page + page
-        most = min(most, stop)
+            end = start + chunk_tokens if page == 1 else start // page * page + page
+        end = min(end, stop)
         if not self._loaded.is_exact:
-            return most
-        others = (at for at in range(start, most) if is_generated(self._tokens[at]) is not kind)
-        return next(others, most)
+            return end
+        others = (at for at in range(start, end) if is_generated(self._tokens[at]) is not kind)
+        return next(others, end)

@@ -35,8 +35,8 @@ def phase_text(status: Status) -> str:
     word = {"prefilling": "prefill", "decoding": "answering"}.get(status.phase, str(status.phase))
     if status.phase == "loading":
         word = status.detail or word
-    if status.phase == "ready" and status.total:
-        word = status.detail
+    if status.phase == "ready":
+        word = status.detail or word
     if not status.total:
         return word
     if status.phase == "loading":

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from kvchat.config import load_config
-from kvchat.engine.engine import CHUNK_S, CHUNK_TOKENS, MIN_CHUNK_TOKENS, MIN_DEAF_TOKENS, Engine
+from kvchat.engine.engine import CHUNK_TOKENS, Engine
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import Finish, Finished, Progress, Request, Token
+from kvchat.engine.stride import CHUNK_S, MIN_CHUNK_TOKENS, MIN_DEAF_TOKENS
 from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import load_model

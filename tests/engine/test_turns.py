@@ -58,3 +58,13 @@ def test_the_end_is_told_to_whoever_waits() -> None:
     waiting.join(10)
     turns.put("too late")
     assert seen == [None] and turns.next() is None
+
+
+def test_whose_task_runs_has_no_second_one_begun_and_what_comes_last_only_where_it_may() -> None:
+    turns: Turns[str] = Turns()
+    turns.put("a1", "a")
+    turns.put("c last", "c", is_last=True)
+    assert turns.next(busy=["a"], is_last=False, waits=False) is None
+    turns.put("b1", "b")
+    assert turns.next(busy=["a"], is_last=False, waits=False) == "b1"
+    assert [turns.next(), turns.next()] == ["a1", "c last"]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kvchat.engine.request import WANTING, Wanting
 from kvchat.engine.worker import JobKind, Worker
 from kvchat.errors import EngineDiedError
 
@@ -231,5 +232,108 @@ def test_one_stream_is_cancelled_and_the_others_go_on() -> None:
     first.cancel()
     assert list(first)[-1] == "cancelled"
     assert [next(second), next(second)] == ["model", "more"]
+    second.close()
+    worker.close()
+
+
+class Sums:
+    """What computes for several jobs at once: they want it, and see how many wanted it with them."""
+
+    most = 3
+
+    def __init__(self) -> None:
+        self.num_answers = 1
+        self.num_together = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.num_answers > 1
+
+    def admit(self, num_answers: int) -> None:
+        self.num_answers = num_answers
+
+    def compute(self) -> None:
+        self.num_together = self.num_answers
+
+
+def wanting(
+    steps: int, gate: threading.Event
+) -> Callable[[Sums, Callable[[], bool]], Iterator[int | Wanting]]:
+    def job(thing: Sums, is_cancelled: Callable[[], bool]) -> Iterator[int | Wanting]:
+        yield -1
+        gate.wait(10)
+        for _ in range(steps):
+            if thing.is_open:
+                yield WANTING
+            if is_cancelled():
+                return
+            yield thing.num_together if thing.is_open else 1
+
+    return job
+
+
+def test_jobs_of_several_owners_run_at_once_up_to_the_most() -> None:
+    worker = Worker(Sums, company=lambda thing: thing)
+    gate = threading.Event()
+    streams = [worker.run(wanting(40, gate), owner=number) for number in range(4)]
+    assert [next(stream) for stream in streams[:1]] == [-1]
+    gate.set()
+    heard = [list(stream) for stream in streams]
+    assert max(max(one) for one in heard) == 3, "no more than there is room for"
+    assert [len(one) - one.count(-1) for one in heard] == [40] * 4
+    assert heard[3].count(3) < 40
+    worker.close()
+
+
+def test_jobs_of_one_owner_run_in_order_whatever_others_do() -> None:
+    worker = Worker(Sums, company=lambda thing: thing)
+    order: list[str] = []
+
+    def job(name: str) -> Callable[[Sums, Callable[[], bool]], Iterator[str]]:
+        def run(_: Sums, __: Callable[[], bool]) -> Iterator[str]:
+            for step in range(3):
+                order.append(f"{name}{step}")
+                yield name
+
+        return run
+
+    streams = [worker.run(job(name), owner=name[0]) for name in ("a1-", "a2-", "b1-")]
+    for stream in streams:
+        list(stream)
+    mine = [step for step in order if step[0] == "a"]
+    assert mine == ["a1-0", "a1-1", "a1-2", "a2-0", "a2-1", "a2-2"]
+    assert order.index("b1-0") < order.index("a2-0")
+    worker.close()
+
+
+def test_one_that_fails_or_is_closed_leaves_those_that_run_beside_it() -> None:
+    worker = Worker(Sums, company=lambda thing: thing)
+
+    def broken(_: Sums, __: Callable[[], bool]) -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError
+
+    def steady(_: Sums, is_cancelled: Callable[[], bool]) -> Iterator[int]:
+        while not is_cancelled():
+            yield 2
+
+    staying, leaving = worker.run(steady, owner="a"), worker.run(steady, owner="b")
+    assert (next(staying), next(leaving)) == (2, 2)
+    with pytest.raises(ZeroDivisionError):
+        list(worker.run(broken, owner="c"))
+    leaving.close()
+    assert next(staying) == 2
+    worker.close()
+    list(staying)
+
+
+def test_who_waits_for_others_is_known_to_wait() -> None:
+    worker = Worker(lambda: "model")
+    first, second = worker.run(endless, owner="a"), worker.run(endless, owner="b")
+    next(first)
+    assert (worker.is_waiting("a"), worker.is_waiting("b"), worker.is_waiting("c")) == (False, True, False)
+    first.close()
+    next(second)
+    assert not worker.is_waiting("b")
     second.close()
     worker.close()

@@ -14,6 +14,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.backends.resident.rehearsal import rehearse
 from kvchat.cache.base import default_ram_bytes
 from kvchat.config import Config
+from kvchat.engine.request import Wanting
 from kvchat.engine.worker import JobKind, Stream, Worker
 
 E = TypeVar("E")
@@ -22,7 +23,7 @@ E = TypeVar("E")
 class SharedModel:
     """The model of `config`, loaded once, for any number of seats.
 
-    All seats' live KV together takes no more than `live_bytes`, but for the one that computes: the longest unused is let
+    All seats' live KV together takes no more than `live_bytes`, but for those that compute: the longest unused is let
     go of first. What it had is in blocks by then, if its calls may leave any.
     """
 
@@ -37,7 +38,10 @@ class SharedModel:
         self._lock = threading.Lock()  # over the seats and the warnings
         self._seats: dict[Seat, None] = {}  # the longest unused first
         self._worker: Worker[Talk] = Worker(
-            self._load, settle=rehearse, unload=lambda talk: talk.model.engine.close()
+            self._load,
+            settle=rehearse,
+            unload=lambda talk: talk.model.engine.close(),
+            company=lambda talk: talk.model.engine.batch,
         )
 
     def start(self) -> None:
@@ -72,12 +76,13 @@ class SharedModel:
         return self._worker.wait().model.info
 
     def make_room(self, user: Seat) -> None:
-        """Let go of what is longest unused until the rest fits; of `user`, whose turn it is, never. On the worker's thread."""
+        """Let go of what is longest unused until the rest fits; never of `user`, whose turn it is, or of what is in use. On the
+        worker's thread."""
         with self._lock:
             if user in self._seats:
                 self._seats[user] = self._seats.pop(user)
             used = sum(seat.live_bytes for seat in self._seats)
-            others = [seat for seat in self._seats if seat is not user]
+            others = [seat for seat in self._seats if seat is not user and not seat.is_busy]
             for seat in sorted(
                 others, key=lambda seat: not seat.is_passing
             ):  # stable: the longest unused first
@@ -92,7 +97,8 @@ class SharedModel:
         def job(talk: Talk, _: Callable[[], bool]) -> Iterator[None]:
             with self._lock:
                 for seat in self._seats:
-                    seat.let_go()
+                    if not seat.is_busy:
+                        seat.let_go()
             if talk.model.engine.cache is not None:
                 talk.model.engine.cache.clear_ram()
             yield
@@ -130,6 +136,8 @@ class Seat(LocalBackend):
     def __init__(self, shared: SharedModel, worker: Worker[Talk], *, is_passing: bool) -> None:
         super().__init__(shared.config, worker)
         self.is_passing = is_passing
+        self.is_busy = False
+        """Whether something runs here; what is live is in use then."""
         self._shared = shared
         self._talk: Talk | None = None
         self._is_closed = False
@@ -151,6 +159,8 @@ class Seat(LocalBackend):
         loading = self._shared.status
         if loading.phase is not Phase.READY:
             return loading
+        if self._worker.is_waiting(self):
+            return Status(Phase.READY, "waiting for other answers")
         return loading if self._status.phase is Phase.STARTING else self._status
 
     def let_go(self) -> None:
@@ -165,10 +175,14 @@ class Seat(LocalBackend):
         self.let_go()
 
     def _run(
-        self, job: Callable[[Talk, Callable[[], bool]], Iterator[E]], kind: JobKind = JobKind.WORK
+        self, job: Callable[[Talk, Callable[[], bool]], Iterator[E | Wanting]], kind: JobKind = JobKind.WORK
     ) -> Stream[E]:
-        def own(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[E]:
-            yield from job(self._seated(talk), is_cancelled)
+        def own(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[E | Wanting]:
+            before, self.is_busy = self.is_busy, True  # a look may come between what is computed ahead
+            try:
+                yield from job(self._seated(talk), is_cancelled)
+            finally:
+                self.is_busy = before
 
         return self._worker.run(own, kind, owner=self)
 

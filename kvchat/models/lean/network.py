@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import silu
 
+from kvchat.models.company import Part, Together
 from kvchat.models.kinds import ids_of, is_generated
 from kvchat.models.kv_state import KVState
 from kvchat.models.lean.attention import ROWS_MULTIPLE, Attention
+from kvchat.models.lean.company import Company
 from kvchat.models.lean.flash import Kernel, kernel
 from kvchat.models.lean.shape import LeanShape
 from kvchat.models.lean.state import LeanState
@@ -36,7 +39,6 @@ class _Place:
     attend: Kernel
     cos: torch.Tensor
     sin: torch.Tensor
-    is_one: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +115,48 @@ class LeanNetwork:
         signs = self._wide_signs if is_wide else self._signs
         stream = self.weights.embedding.take(torch.tensor(tokens)).unsqueeze(1) * signs
         cos, sin = self._rotations.at(start, len(tokens))
-        place = _Place(kernel(attention, attention.reach), cos, sin, is_one=len(tokens) == 1)
+        place = _Place(kernel(attention, attention.reach), cos, sin)
         views = state.views(start, start + len(tokens), attention.reach, is_flat=attention.is_flat)
         for step, (written, keys, values) in zip(self._steps[is_given], views, strict=True):
             self.pauses.pause()
-            heads = self._heads(step, stream, place)
+            heads = self._heads(step, stream, place.cos, place.sin)
             query, key_value = heads.split_with_sizes(self._split, 1)
             written.copy_(key_value)
-            added = step.out(place.attend(query, keys, values).reshape(len(tokens), -1))
-            stream = torch.addcmul(stream, added if place.is_one else added.unsqueeze(1), signs)
-            gate, up = step.gate_up(step.feed_forward_norm(stream)).split_with_sizes(self._halves, 1)
-            added = step.down(silu(gate) * up)
-            stream = torch.addcmul(stream, added if place.is_one else added.unsqueeze(1), signs)
+            attended = place.attend(query, keys, values).reshape(len(tokens), -1)
+            stream = self._behind(step, stream, attended, signs)
         norm = self.weights.norm.wide if is_wide else self.weights.norm.narrow
         return self.weights.head.scores(norm(stream[real - num_logits : real]), exact=is_wide)
+
+    @property
+    def together(self) -> Together:
+        """Products keep generated rows apart, whosever they are."""
+        return self._together
+
+    def _together(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        is_wide = not self._is_narrow
+        signs = self._wide_signs if is_wide else self._signs
+        company = Company(parts, partial(self._attention, is_given=False))
+        ids = torch.tensor([token for part in parts for token in ids_of(part.tokens)])
+        stream = self.weights.embedding.take(ids).unsqueeze(1) * signs
+        turns = [self._rotations.at(*place) for place in zip(company.starts, company.sizes, strict=True)]
+        cos, sin = (torch.cat(tables) for tables in zip(*turns, strict=True))
+        for step, held in zip(self._steps[False], company.layers(), strict=True):
+            self.pauses.pause()
+            query, key_value = self._heads(step, stream, cos, sin).split_with_sizes(self._split, 1)
+            stream = self._behind(step, stream, company.attended(query, key_value, held), signs)
+        norm = self.weights.norm.wide if is_wide else self.weights.norm.narrow
+        return list(torch.split(self.weights.head.scores(norm(stream), exact=is_wide), company.sizes))
+
+    def _behind(
+        self, step: _Step, stream: torch.Tensor, attended: torch.Tensor, signs: torch.Tensor
+    ) -> torch.Tensor:
+        """What a layer makes of its input and of what its heads found, [new, heads * head_dim]."""
+        is_one = len(attended) == 1
+        added = step.out(attended)
+        stream = torch.addcmul(stream, added if is_one else added.unsqueeze(1), signs)
+        gate, up = step.gate_up(step.feed_forward_norm(stream)).split_with_sizes(self._halves, 1)
+        added = step.down(silu(gate) * up)
+        return torch.addcmul(stream, added if is_one else added.unsqueeze(1), signs)
 
     @property
     def num_layers(self) -> int:
@@ -151,7 +181,7 @@ class LeanNetwork:
             is_given=is_given,
         )
 
-    def _heads(self, step: _Step, stream: torch.Tensor, place: _Place) -> torch.Tensor:
+    def _heads(self, step: _Step, stream: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values of a layer's input, turned, [new, heads + 2 kv_heads, head_dim]."""
         dim = self.shape.head_dim
         heads = step.qkv(step.norm(stream)).view(stream.shape[0], -1, dim)
@@ -159,9 +189,7 @@ class LeanNetwork:
             query_key, value = heads.split_with_sizes((len(step.head_norm), self.shape.kv_heads), 1)
             normed = torch.rms_norm(query_key, (dim,), None, self.shape.norm_epsilon) * step.head_norm
             heads = torch.cat((normed, value), 1)
-        return (
-            torch.addcmul(heads * place.cos, heads.roll(dim // 2, -1), place.sin) if step.rotates else heads
-        )
+        return torch.addcmul(heads * cos, heads.roll(dim // 2, -1), sin) if step.rotates else heads
 
     @property
     def mode(self) -> WeightsMode:

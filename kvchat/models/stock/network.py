@@ -80,6 +80,10 @@ class StockNetwork:
         """How many generated tokens one forward takes."""
         return 1
 
+    @property
+    def together(self) -> None:
+        """transformers' modules take one conversation's cache at a time."""
+
     def logits(
         self, tokens: Sequence[int], state: KVState, num_logits: int, *, rows: int, restarts: bool
     ) -> torch.Tensor:
