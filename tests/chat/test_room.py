@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from kvchat.backends.base import (
+    Ahead,
     Done,
     Event,
     FinishReason,
@@ -21,7 +26,9 @@ from kvchat.backends.base import (
 )
 from kvchat.chat.session import SUMMARY_REQUEST, Session, WhenFull
 from kvchat.chat.store import Store
+from kvchat.config import load_config
 from kvchat.errors import ContextOverflowError
+from kvchat.ui.oneshot import Form, OneShot
 from tests.chat.exchanges import finish, reopened, said
 from tests.chat.test_shortening import told
 from tests.scripted import ScriptedBackend
@@ -36,6 +43,11 @@ class SmallBackend(ScriptedBackend):
     ends = FinishReason.STOP
 
     num_summaries = 0
+    typed_behind: tuple[Turn, ...] = ()
+
+    def ahead(self, history: Sequence[Turn], options: Options, reach: Reach) -> Iterator[Ahead]:
+        self.typed_behind = tuple(history[:-1])
+        return super().ahead(history, options, reach)
 
     def prepare(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
         self.prepared.append(tuple(history))
@@ -51,7 +63,8 @@ class SmallBackend(ScriptedBackend):
             yield from super().answer(history, options)
             return
         self.num_summaries += 1
-        said = (*history[:-1], Turn(history[-1].role, f"say {self.summary}"))
+        text = self.summary if self.summary.startswith("slow ") else f"say {self.summary}"
+        said = (*history[:-1], Turn(history[-1].role, text))
         for event in super().answer(said, options):
             cut = isinstance(event, Done) and event.answer.finish_reason is FinishReason.STOP
             yield Done(replace(event.answer, finish_reason=self.ends)) if cut else event  # type: ignore[union-attr]
@@ -118,6 +131,7 @@ def test_what_is_made_in_idle_time_is_put_in_force_by_the_next_message(
     prepared, asked = backend.prepared[-1], len(backend.histories)
     assert [turn.text for turn in prepared[1:3]] == [SUMMARY_REQUEST, backend.summary]
     finish(session.ahead("typed", Reach.WHOLE))
+    assert backend.typed_behind == prepared
     notices = talk(session, 1, is_idle=False)
     assert len(notices) == 1
     assert len(backend.histories) == asked + 1
@@ -232,6 +246,43 @@ def test_a_summary_that_is_cancelled_while_one_waits_takes_the_message_back(
     assert done.answer.finish_reason is FinishReason.CANCELLED
     assert said(session) == before
     assert session.summary is None
+
+
+def test_a_message_does_not_wait_for_a_summary_that_is_made_in_idle_time(
+    session: Session, backend: SmallBackend
+) -> None:
+    backend.summary = "slow 300"
+    while length(session.history) <= 0.75 * CONTEXT:
+        talk(session, 1, is_idle=False)
+    idle = threading.Thread(target=session.prepare)
+    idle.start()
+    while not (backend.num_summaries and session.is_shortening):
+        time.sleep(0.005)
+    session.ask("in between")
+    idle.join()
+    assert told(session)[0] != SUMMARY_REQUEST
+    assert said(session)[-1] == "in between"
+    backend.summary = "the sum of it"
+    talk(session, 1)
+    assert told(session)[0] == SUMMARY_REQUEST
+
+
+def test_questions_of_a_file_go_on_past_the_context_and_say_so_on_stderr(session: Session) -> None:
+    stdout, stderr = StringIO(), StringIO()
+    texts = [f"fact {number} " + "and so on " * 3 for number in range(30)]
+    assert OneShot(session, Form(), stdout=stdout, stderr=stderr).run(texts) == 0
+    assert stdout.getvalue().count("you said") == 30
+    assert "kvchat: 8 older messages are told as a summary from here on" in stderr.getvalue()
+    quiet = StringIO()
+    assert OneShot(session, Form(quiet=True), stdout=stdout, stderr=quiet).run(texts) == 0
+    assert "from here on" not in quiet.getvalue()
+
+
+def test_the_setting_says_what_is_done(tmp_path: Path) -> None:
+    for value in ("auto", "drop", None):
+        config = load_config({"chat.when_full": value, "chat.save": False, "paths.data": tmp_path})
+        session = Session.from_config(ScriptedBackend(), config)
+        assert session.when_full == (value or "off")
 
 
 def test_after_going_back_nothing_is_summarised_before_there_is_need(
