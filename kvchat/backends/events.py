@@ -158,9 +158,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One line for the user that is not part of the answer: a warning, or that the engine was started again."""
+    """One line for the user that is not part of the answer: a warning, or that the engine was started again. One that is
+    no warning only tells what was done."""
 
     message: str
+    is_warning: bool = True
 
 
 @dataclass(frozen=True, slots=True)

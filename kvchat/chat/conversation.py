@@ -15,7 +15,8 @@ from kvchat.chat.export import exported
 from kvchat.chat.journal import Journal, new_row
 from kvchat.chat.messages import Messages
 from kvchat.chat.store import LATEST, NameTakenError, Store
-from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id, relinked, well_formed
+from kvchat.chat.telling import in_force, told
+from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id, well_formed
 from kvchat.errors import UsageError
 
 _MIN_PREFIX = 4
@@ -30,6 +31,8 @@ class Conversation:
     """
 
     _tip: str | None
+    _summary: str | None
+    """Of the summary that was put in force last; None where all is told."""
 
     def __init__(self, options: Options, system: str | None, *, store: Store | None, model: str) -> None:
         self.options = options
@@ -80,14 +83,19 @@ class Conversation:
         return self.history_of(self.path)
 
     def history_of(self, path: Sequence[Exchange], system: str | None = None) -> tuple[Turn, ...]:
-        """The messages of any exchanges, the system prompt (or another one) first.
+        """What the model is told of any exchanges: the system prompt (or another one) first, and the summary that is in
+        force instead of those that it stands for.
 
         For all of them it is still the time at which the tree's first message was sent, also in another branch and
         after years: a template that prints the date changes nothing of what was computed.
         """
+        return self._headed(told(path, self._in_force(path)), system)
+
+    def _headed(self, exchanges: Sequence[Exchange], system: str | None = None) -> tuple[Turn, ...]:
+        """The messages of exchanges that are told, the system prompt first."""
         text = system or self._system
         head = (Turn(Role.SYSTEM, text, pinned=self._is_pinned),) if text else ()
-        turns = head + self._messages.of(path, self.tokenizer)
+        turns = head + self._messages.of(exchanges, self.tokenizer)
         began = self._tree.began
         return (replace(turns[0], time_s=began), *turns[1:]) if turns else ()
 
@@ -95,6 +103,11 @@ class Conversation:
     def tip(self) -> Exchange | None:
         """The exchange that the next message follows."""
         return None if self._tip is None else self._tree[self._tip]
+
+    @property
+    def summary(self) -> Exchange | None:
+        """The summary that the model is told instead of the oldest messages, if one is in force."""
+        return self._in_force(self.path)
 
     @property
     def last(self) -> Answer | None:
@@ -166,6 +179,7 @@ class Conversation:
         row = self.store.session(key, oneshots=False)
         self._tree, self._messages = self.store.tree(row), Messages()
         self._tip, self._system, self._is_pinned, self.preset = row.tip, row.system, False, Preset()
+        self._summary = row.summary
         self._journal = Journal(self.store, row, is_stored=True)
         self.totals = Totals()
 
@@ -188,18 +202,6 @@ class Conversation:
     def clear(self) -> None:
         """Begin another conversation; the one before and the system prompt stay."""
         self.new()
-
-    def drop_oldest(self, num_exchanges: int) -> None:
-        """Go on without the oldest exchanges, as a branch; the whole conversation stays beside it.
-
-        Raises UsageError unless one at least is left.
-        """
-        path = self.path
-        if not 1 <= num_exchanges < len(path):
-            raise UsageError(
-                f"can't drop {num_exchanges} of {len(path)} messages", "at least one has to stay"
-            )
-        self._graft(path[num_exchanges:])
 
     def set_system(self, text: str | None, *, pinned: bool = False, preset: Preset | None = None) -> None:
         """Replace the system prompt from the next message on; what was said stays.
@@ -224,7 +226,7 @@ class Conversation:
     def _begin(self, system: str | None) -> None:
         self._system = well_formed(system) if system else None
         self._tree, self._messages = Tree(), Messages()
-        self._tip = None
+        self._tip = self._summary = None
         self._journal = Journal(self.store, new_row(self._system, self.model))
         self.totals = Totals()
 
@@ -249,12 +251,8 @@ class Conversation:
 
     def _move_to(self, tip: str | None) -> None:
         self._tip = tip
-        self._journal.change(system=self._system, model=self.model)
+        self._journal.change(system=self._system, model=self.model, summary=self._summary)
         self._journal.move(self.path)
 
-    def _graft(self, exchanges: Sequence[Exchange]) -> None:
-        """Copy exchanges one below the other from the root on, and move the tip to the last."""
-        copies = list(relinked(exchanges, None))
-        for copy in copies:
-            self._tree.put(copy)
-        self._move_to(copies[-1].id)
+    def _in_force(self, path: Sequence[Exchange]) -> Exchange | None:
+        return in_force(self._tree, path, self._summary)

@@ -35,11 +35,12 @@ class Journal:
         self._is_stored = is_stored
         self._stored_tip = row.tip if is_stored else None
         self._unsaved: set[str] = set()  # exchanges whose answer is in the store only in part
+        self._summaries: list[Sequence[Exchange]] = []  # paths to those that are not in the store
         self._has_failed = False
 
-    def change(self, *, system: str | None, model: str) -> None:
+    def change(self, *, system: str | None, model: str, summary: str | None) -> None:
         """Note what the session's next messages are asked with; it is written with the next move."""
-        self.row = replace(self.row, system=system, model=model)
+        self.row = replace(self.row, system=system, model=model, summary=summary)
 
     def mark(self, *, is_oneshot: bool) -> None:
         """Note whether the session is only asked without a dialogue; it is written with the next move."""
@@ -76,6 +77,15 @@ class Journal:
         """The answer at the end of `path` is what it is now."""
         self._unsaved.add(path[-1].id)
         self._attempt(lambda: self._answered(path))
+
+    def summary(self, path: Sequence[Exchange]) -> None:
+        """A summary stands at the end of `path`, beside what was said."""
+        self._summaries.append(path)
+        self._attempt(self._save_summaries)
+
+    def pin(self, exchange: Exchange) -> None:
+        """An exchange is pinned from now on, or no longer."""
+        self._attempt(lambda: self.store.pin(exchange.id, is_pinned=exchange.is_pinned))
 
     def settle(self, path: Sequence[Exchange]) -> None:
         """Write what could not be written before, at the end of a conversation."""
@@ -116,6 +126,12 @@ class Journal:
             if exchange.id in self._unsaved:
                 self.store.save_answer(self.row, path[:end])
                 self._unsaved.discard(exchange.id)
+        self._save_summaries()
+
+    def _save_summaries(self) -> None:
+        while self._summaries:
+            self.store.save_summary(self.row.tree, self._summaries[0])
+            del self._summaries[0]
 
     def _answered(self, path: Sequence[Exchange]) -> None:
         if path[-1].id == self.row.tip and (self.row.tip != self._stored_tip or len(self._unsaved) > 1):

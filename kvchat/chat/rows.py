@@ -40,7 +40,7 @@ _LAST_MOMENT_S = 253_370_764_800  # the year 9999 everywhere on Earth
 V = TypeVar("V", Usage, Timings, CacheReport)
 
 EXCHANGE_COLUMNS = (
-    "e.id, e.parent, e.user, e.model, e.options, e.created,"
+    "e.id, e.parent, e.user, e.model, e.options, e.created, e.pinned, e.follows,"
     " e.answer, e.reasoning, e.finish, e.statistics, t.tokenizer, t.ids"
 )
 """What `exchange_from_row` reads, in its order."""
@@ -48,7 +48,7 @@ EXCHANGE_COLUMNS = (
 
 SESSIONS = """
     SELECT s.id, s.tree, s.title, s.name, s.tip, s.system, s.model, s.created, s.updated,
-           coalesce(e.depth, 0), coalesce(e.tokens, 0), s.oneshot
+           coalesce(e.depth, 0), coalesce(e.tokens, 0), s.oneshot, s.summary
     FROM session s LEFT JOIN exchange e ON e.id = s.tip
 """
 """What `session_from_row` reads; a condition may follow, then the order."""
@@ -60,7 +60,7 @@ class SessionRow:
     """A session as it is kept. Times are in seconds since the epoch; `tree` names the tree that `tip` is in.
 
     `num_exchanges` lie on the path to the tip, which has `num_tokens` with its prompt and answer. `is_oneshot`: all of it
-    was asked without a dialogue.
+    was asked without a dialogue. `summary` is the exchange that is told instead of the oldest ones.
     """
 
     id: str
@@ -75,6 +75,7 @@ class SessionRow:
     num_exchanges: int = 0
     num_tokens: int = 0
     is_oneshot: bool = False
+    summary: str | None = None
 
     @property
     def label(self) -> str:
@@ -84,7 +85,8 @@ class SessionRow:
 
 def session_from_row(row: tuple[Any, ...]) -> SessionRow:
     """A session from a row of `SESSIONS`."""
-    session_id, tree, title, name, tip, system, model, created, updated, depth, tokens, oneshot = row
+    session_id, tree, title, name, tip, system, model, created, updated, depth, tokens, *rest = row
+    oneshot, summary = rest
     return SessionRow(
         id=text(session_id),
         tree=text(tree),
@@ -98,6 +100,7 @@ def session_from_row(row: tuple[Any, ...]) -> SessionRow:
         num_exchanges=int(number(depth)),
         num_tokens=int(number(tokens)),
         is_oneshot=bool(number(oneshot)),
+        summary=None if summary is None else text(summary),
     )
 
 
@@ -109,7 +112,7 @@ def statistics_json(answer: Answer) -> str:
 
 def exchange_from_row(row: tuple[Any, ...], encoded: Mapping[str, tuple[int, ...]]) -> Exchange:
     """The exchange of a row. One that was broken off has what was saved of its answer, as cancelled."""
-    exchange_id, parent, user, model, options, created, *answer = row
+    exchange_id, parent, user, model, options, created, pinned, follows, *answer = row
     return Exchange(
         text(exchange_id),
         None if parent is None else text(parent),
@@ -119,6 +122,8 @@ def exchange_from_row(row: tuple[Any, ...], encoded: Mapping[str, tuple[int, ...
         text(model),
         moment(created),
         encoded,
+        bool(number(pinned)),
+        None if follows is None else text(follows),
     )
 
 

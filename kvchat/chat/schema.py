@@ -69,14 +69,20 @@ MIGRATIONS = (
     """
     ALTER TABLE session ADD COLUMN oneshot INTEGER NOT NULL DEFAULT 0;  -- whether it was only asked without a dialogue
     """,
+    """
+    ALTER TABLE session ADD COLUMN summary TEXT;                        -- the exchange that is told instead of the oldest
+    ALTER TABLE exchange ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;  -- whether it stays word for word
+    ALTER TABLE exchange ADD COLUMN follows TEXT;  -- of a summary: the one before it, or empty; NULL for what was said
+    """,
 )
 """What made each version of the file from the one before; `user_version` counts those that were run."""
 
 COLUMNS = {
-    "exchange": "id, tree, parent, depth, user, answer, reasoning, finish, model, options, statistics, tokens, created",
+    "exchange": "id, tree, parent, depth, user, answer, reasoning, finish, model, options, statistics, tokens, created,"
+    " pinned, follows",
     "token_ids": "exchange, tokenizer, ids",
     "kv_tip": "exchange, root, tip",
-    "session": "id, tree, name, title, tip, system, model, created, updated, rank, oneshot",
+    "session": "id, tree, name, title, tip, system, model, created, updated, rank, oneshot, summary",
     "counter": "name, value",
 }
 """All that is kept, by table; what else the file has can be made from it."""

@@ -33,7 +33,7 @@ class Hit:
 
 
 def search(db: Connection, text: str, limit: int, *, is_indexed: bool) -> list[Hit]:
-    """Exchanges that contain all words of `text`, or words that begin with them; the newest first.
+    """Exchanges that contain all words of `text`, or words that begin with them; the newest first, no summaries.
 
     Raises UsageError when there is nothing to look for.
     """
@@ -67,7 +67,7 @@ def _indexed(db: Connection, words: list[str], limit: int) -> list[_Row]:
     query = " ".join('"' + word.replace('"', '""') + '"*' for word in words if any(map(str.isalnum, word)))
     return db.execute(
         f"{_COLUMNS} exchange_text f JOIN exchange e ON e.number = f.rowid"
-        " WHERE exchange_text MATCH ? ORDER BY f.rowid DESC LIMIT ?",
+        " WHERE exchange_text MATCH ? AND e.follows IS NULL ORDER BY f.rowid DESC LIMIT ?",
         (query, limit),
     ).fetchall()
 
@@ -77,7 +77,8 @@ def _scanned(db: Connection, words: list[str], limit: int) -> list[_Row]:
     db.create_function("folded", 1, lambda value: _folded(as_text(value)), deterministic=True)
     has_word = "(instr(folded(e.user), ?) OR instr(folded(e.answer), ?))"
     return db.execute(
-        f"{_COLUMNS} exchange e WHERE {' AND '.join(has_word for _ in words)} ORDER BY e.number DESC LIMIT ?",
+        f"{_COLUMNS} exchange e WHERE e.follows IS NULL AND {' AND '.join(has_word for _ in words)}"
+        " ORDER BY e.number DESC LIMIT ?",
         (*(_folded(word) for word in words for _ in "ua"), limit),
     ).fetchall()
 

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from types import TracebackType
 
-from kvchat.backends.base import (
-    Ahead,
-    Backend,
-    Done,
-    Event,
-    FinishReason,
-    Options,
-    Prefilling,
-    Reach,
-    Text,
-    Turn,
-)
-from kvchat.chat.answering import Answering, Events
+from kvchat.backends.base import Ahead, Backend, Options, Prefilling, Reach, Text
+from kvchat.chat.answering import Events
+from kvchat.chat.room import MakingRoom, StoppedError
+from kvchat.chat.room import WhenFull as WhenFull
+from kvchat.chat.shortening import SUMMARY_REQUEST as SUMMARY_REQUEST
 from kvchat.chat.store import Store
 from kvchat.chat.tree import Exchange, is_unfinished
 from kvchat.chat.tree import is_empty as is_empty
 from kvchat.chat.tree import new_id as new_id
 from kvchat.config import Config
-from kvchat.errors import KvchatError, UsageError
-
-SUMMARY_REQUEST = "Summarise our conversation so far in at most 150 words. Keep names, numbers, decisions and open questions."
-"""What the model is asked to compact a conversation; the summary then stands behind this message."""
+from kvchat.errors import UsageError
 
 
-class Session(Answering):
+class Session(MakingRoom):
     """A conversation with a backend, and its verbs. `options` and `model` may be replaced between two messages.
 
     All verbs that ask return the backend's events, the last of them `Done`. Closing them early cancels the answer and
@@ -58,6 +47,8 @@ class Session(Answering):
         options = Options(**asdict(config.sampling))
         session = cls(backend, options, config.chat.system, store=store, model=config.model.name)
         session.set_system(config.chat.system, pinned=config.chat.pin)
+        session.when_full = WhenFull(config.chat.when_full or WhenFull.OFF)
+        session.prepares = config.cache.prepare
         return session
 
     def send(self, text: str) -> Events:
@@ -99,6 +90,9 @@ class Session(Answering):
         tip = self._needed_tip("continue")
         if tip.answer is not None and not is_unfinished(tip.answer):
             raise UsageError("the last answer is complete", "say something, or /retry for another answer")
+        summary = self.summary
+        if summary is not None and summary.parent == tip.id:
+            self.expand()  # nothing would be told behind the summary that goes on
         if tip.answer is not None and self._tree.has_children(tip.id):
             tip = replace(
                 tip, id=new_id(), created=time.time()
@@ -109,11 +103,16 @@ class Session(Answering):
         """Compute ahead what the next message's prompt begins with; how many tokens that were.
 
         Behind an answer it is 0 for most models: only where the template drops reasoning from the past, or rewrites it,
-        is there something to do. After a move all that is not held is computed. Waits for its end; in another thread it
-        may be called while the user reads, for it ends as soon as something is asked, and what was computed stays.
+        is there something to do. After a move all that is not held is computed. If the context is getting full and
+        `when_full` is `auto` or `drop`, room is made. Waits for its end; in another thread it may be called while the user
+        reads, for it ends as soon as something is asked, and what was computed stays.
         Raises KvchatError as `Backend.answer` does.
         """
-        done, history = 0, self.history
+        with suppress(StoppedError), closing(self._room_ahead()) as events:
+            for _ in events:
+                if self._is_asked:
+                    return 0
+        done, history = 0, self._next_history(self.path)
         if history:
             for event in self.backend.prepare(history, self.chosen):
                 done = event.done if isinstance(event, Prefilling) else done
@@ -126,29 +125,11 @@ class Session(Answering):
         if not text:
             return self.backend.ahead((), self.chosen, reach)
         exchange = self._new_exchange(text, self._tip)
-        turns = self.history_of([*self.path, exchange])
+        turns = self._next_history([*self.path, exchange])
         if turns[0].time_s is None:  # the first message: about when it is sent
             self._typed_since = self._typed_since or time.time()
             turns = (replace(turns[0], time_s=self._typed_since), *turns[1:])
         return self.backend.ahead(turns, self._options_of(exchange), reach)
-
-    @property
-    def place(self) -> tuple[object, ...]:
-        """What the next prompt begins with depends on this; another place where it is not equal."""
-        return self.backend, self._tip, self.last, self._system, self._is_pinned, self.chosen.think
-
-    def compact(self, keep: int = 2) -> Events:
-        """Let the model summarise all but the last `keep` exchanges and go on with that, as a branch.
-
-        A summary that is cancelled changes nothing. Raises UsageError unless there is something to summarise.
-        """
-        return self._compacted(*self._parted(keep))
-
-    def compaction(self, keep: int) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
-        """What the model is asked to `compact`, and the conversation after that with an empty summary."""
-        older, recent = self._parted(keep)
-        head = self._new_exchange(SUMMARY_REQUEST, None)
-        return self.history_of([*older, head]), self.history_of([head, *recent])
 
     def change_model(self, name: str, backend: Backend) -> None:
         """Go on with another model. It has to be loaded; the one before is closed."""
@@ -177,34 +158,3 @@ class Session(Answering):
         if tip is None:
             raise UsageError(f"there is nothing to {verb}", "say something first")
         return tip
-
-    def _parted(self, keep: int) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
-        path = self.path
-        if not 0 <= keep < len(path):
-            raise UsageError(
-                f"nothing comes before the last {keep} messages", "there is nothing to summarise"
-            )
-        return path[: len(path) - keep], path[len(path) - keep :]
-
-    def _compacted(self, older: tuple[Exchange, ...], recent: tuple[Exchange, ...]) -> Events:
-        head = self._new_exchange(SUMMARY_REQUEST, None)
-        turns, options = self.history_of([*older, head]), self._options_of(head)
-        with closing(_closable(self.backend.answer(turns, options))) as events:
-            for event in events:
-                if isinstance(event, Done):
-                    self._keep_summary(replace(head, answer=event.answer), recent)
-                yield event
-
-    def _keep_summary(self, summary: Exchange, recent: tuple[Exchange, ...]) -> None:
-        answer = summary.answer
-        if answer is None or answer.finish_reason is FinishReason.CANCELLED:
-            return
-        if not answer.text.strip():
-            raise KvchatError("the model gave no summary", "try again, or drop the oldest messages")
-        self.totals = self.totals.plus(answer)
-        self._graft([replace(summary, answer=replace(answer, prompt=(), encoded=())), *recent])
-        self._journal.count(answer)
-
-
-def _closable(events: Iterator[Event]) -> Events:
-    yield from events

@@ -26,7 +26,7 @@ from kvchat.chat.rows import SessionRow as SessionRow
 from kvchat.chat.schema import Connection
 from kvchat.chat.search import Hit, search
 from kvchat.chat.tree import Exchange, Tree, well_formed
-from kvchat.chat.writes import Deleted, check_name, delete, move, save_answer, take_back
+from kvchat.chat.writes import Deleted, check_name, delete, move, pin, save_answer, save_summary, take_back
 from kvchat.chat.writes import NameTakenError as NameTakenError
 from kvchat.config import Config
 from kvchat.errors import KvchatError, UsageError
@@ -155,6 +155,14 @@ class Store:
     def save_answer(self, session: SessionRow, path: Sequence[Exchange]) -> None:
         """Save the answer at the end of `path`, with its ids. Raises NameTakenError as `move` does."""
         self.database.write(lambda db: save_answer(db, session, path))
+
+    def save_summary(self, tree: str, path: Sequence[Exchange]) -> None:
+        """Save the summary at the end of `path`, which stands beside what was said."""
+        self.database.write(lambda db: save_summary(db, tree, path))
+
+    def pin(self, exchange_id: str, *, is_pinned: bool) -> None:
+        """Keep an exchange word for word in every prompt, or no longer."""
+        self.database.write(lambda db: pin(db, exchange_id, is_pinned=is_pinned))
 
     def take_back(self, session: SessionRow, exchange_id: str) -> None:
         """Delete an exchange that nothing follows, and the session if nothing else was said in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,11 @@ class Exchange:
     """A node of the tree: what the user said and what came back; `answer` is None while it is being made.
 
     `options` and `model` are those that the answer is made with; `created` is in seconds since the epoch. `encoded`
-    has the answer's ids by tokenizer, for those other than the one that it was generated with.
+    has the answer's ids by tokenizer, for those other than the one that it was generated with. One that `is_pinned` stays
+    word for word in every prompt.
+
+    A summary is an exchange as well, beside what was said: it stands for all up to its parent, and `follows` is the id of
+    the summary before it, or empty. Without an answer it only leaves out. Of what was said `follows` is None.
     """
 
     id: str
@@ -86,6 +90,8 @@ class Exchange:
     model: str = ""
     created: float = 0.0
     encoded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    is_pinned: bool = False
+    follows: str | None = None
 
     @property
     def said(self) -> str:
@@ -103,18 +109,6 @@ class Exchange:
             return self.turns
         ids = self.encoded[tokenizer]
         return self.user, Turn(Role.ASSISTANT, self.answer.text, self.answer.reasoning, ids, tokenizer)
-
-
-def relinked(exchanges: Iterable[Exchange], parent: str | None) -> Iterator[Exchange]:
-    """Copies of exchanges under new ids, one below the other, the first below `parent`.
-
-    What was stored of their KV followed other messages.
-    """
-    for exchange in exchanges:
-        answer = replace(exchange.answer, prompt=(), kv_root="", kv_tip="") if exchange.answer else None
-        copy = replace(exchange, id=new_id(), parent=parent, answer=answer)
-        parent = copy.id
-        yield copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +256,11 @@ class Tree:
 
     def branches(self, tip: str | None, sessions: Mapping[str, Sequence[str]]) -> tuple[Branch, ...]:
         """All branches, the oldest first: every leaf, and every tip in `sessions` (tip -> its sessions' names)."""
-        parents = {exchange.parent for exchange in self._exchanges.values()}
+        said = [exchange for exchange in self._exchanges.values() if exchange.follows is None]
+        parents = {exchange.parent for exchange in said}
         tips = [
             exchange
-            for exchange in self._exchanges.values()
+            for exchange in said
             if exchange.id not in parents or exchange.id in sessions or exchange.id == tip
         ]
         current = {exchange.id for exchange in self.path(tip)}

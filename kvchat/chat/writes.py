@@ -52,16 +52,17 @@ def _put_session(db: Connection, session: SessionRow, *changes: str) -> None:
         "updated = excluded.updated",
         "rank = excluded.rank",
         "oneshot = excluded.oneshot",
+        "summary = excluded.summary",
         *changes,
     )
     if session.name and not db.execute("SELECT 1 FROM session WHERE id = ?", (session.id,)).fetchone():
         check_name(db, session.name, session.id)
     row = session.id, session.tree, session.title, session.name, session.tip, session.system, session.model
     db.execute(
-        "INSERT INTO session (id, tree, title, name, tip, system, model, created, updated, oneshot, rank)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(rank), 0) + 1 FROM session))"
+        "INSERT INTO session (id, tree, title, name, tip, system, model, created, updated, oneshot, summary, rank)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(rank), 0) + 1 FROM session))"
         f" ON CONFLICT (id) DO UPDATE SET {', '.join(what)}",
-        (*row, session.created, time.time(), session.is_oneshot),
+        (*row, session.created, time.time(), session.is_oneshot, session.summary),
     )
 
 
@@ -78,10 +79,11 @@ def _add_missing(db: Connection, tree: str, path: Sequence[Exchange]) -> None:
         first -= 1
     for depth, exchange in enumerate(path[first:], first + 1):
         asked = exchange.model, json.dumps(asdict(exchange.options)), exchange.created
+        kind = exchange.is_pinned, exchange.follows
         db.execute(
-            "INSERT INTO exchange (id, tree, parent, depth, user, model, options, created)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (exchange.id, tree, exchange.parent, depth, exchange.user.text, *asked),
+            "INSERT INTO exchange (id, tree, parent, depth, user, model, options, created, pinned, follows)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (exchange.id, tree, exchange.parent, depth, exchange.user.text, *asked, *kind),
         )
         _put_answer(db, exchange)
 
@@ -114,6 +116,16 @@ def save_answer(db: Connection, session: SessionRow, path: Sequence[Exchange]) -
     _add_missing(db, session.tree, path)
     _put_answer(db, path[-1])
     _put_session(db, replace(session, tip=path[-1].id))
+
+
+def save_summary(db: Connection, tree: str, path: Sequence[Exchange]) -> None:
+    """Save a summary that stands beside what was said, at the end of `path`."""
+    _add_missing(db, tree, path)
+
+
+def pin(db: Connection, exchange_id: str, *, is_pinned: bool) -> None:
+    """Keep an exchange word for word in every prompt, or no longer."""
+    db.execute("UPDATE exchange SET pinned = ? WHERE id = ?", (is_pinned, exchange_id))
 
 
 def take_back(db: Connection, session: SessionRow, exchange_id: str) -> None:

@@ -38,10 +38,13 @@ def chat(backends: Backends, args: argparse.Namespace, config: Config) -> int:
 
     def hold(start: Opening) -> int:
         with ending_at_once():
+            from kvchat.chat.room import WhenFull
+
             backend = backends.dialogue(start.config)
             backend.start()
             try:
                 session = start.session(backend)
+                session.when_full = WhenFull(start.config.chat.when_full or WhenFull.ASK)
                 run = _dialogue(backends, session, start.config, args)
             except BaseException:
                 backend.close()

@@ -53,6 +53,7 @@ _EXAMPLES: dict[str, object] = {
     "cache.ram": "2GiB",
     "cache.disk": "4GiB",
     "chat.system": "You are a helpful assistant.",
+    "chat.when_full": "auto",
     "paths.runtime": "/run/user/1000/kvchat",
 }
 """What to write for settings that have no value by default."""

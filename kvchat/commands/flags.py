@@ -17,6 +17,7 @@ from kvchat.config import (
     THINK,
     TYPE_AHEAD,
     WEIGHTS,
+    WHEN_FULL,
     parse_bytes,
 )
 
@@ -78,6 +79,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "leave nothing of the conversation on disk",
             "chat.save",
             {"action": "store_const", "const": False},
+        ),
+        Flag(
+            "--when-full",
+            "when the context gets full: summarise the oldest messages, let me choose, drop them, or nothing",
+            "chat.when_full",
+            {"choices": WHEN_FULL},
         ),
     ),
     "the model": (

@@ -13,6 +13,7 @@ from kvchat.ui.desk import Desk, SlashCommand
 from kvchat.ui.moves import MOVES
 from kvchat.ui.options_command import option_names, run_set
 from kvchat.ui.render import reuse_text, stats_line, weights_text
+from kvchat.ui.room import ROOM
 from kvchat.ui.tables import joined
 
 KEYS = (
@@ -210,6 +211,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("/help", "", "this list", _help, anytime=True),
     SlashCommand("/clear", "", "begin a new conversation", _clear),
     *MOVES,
+    *ROOM,
     SlashCommand("/system", "[TEXT|-]", "show, replace or remove the system prompt", _system),
     SlashCommand(
         "/set",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kvchat.backends.base import Backend, Phase, Role, Turn
 from kvchat.backends.inspection import CacheView
-from kvchat.chat.session import Session
+from kvchat.chat.session import Session, WhenFull
 from kvchat.chat.tree import Totals
 from kvchat.errors import ContextOverflowError
 from kvchat.ui.desk import Choice
@@ -16,6 +16,14 @@ FULL = 0.85
 """The share of the context from which on room is offered."""
 
 _KEEP = 2
+_FOR_GOOD = tuple(
+    Choice(f"/set when_full {value} --save · {about}", f"/set when_full {value} --save")
+    for value, about in (
+        ("auto", "from now on the oldest messages are summarised before it is full"),
+        ("drop", "from now on the oldest messages are left out"),
+        ("off", "never say this again"),
+    )
+)
 _SUMMARY_TOKENS = 200
 _NEVER_TOO_LONG = 1 << 16
 """A message of so few characters is left to the tokenizer."""
@@ -66,7 +74,13 @@ def check_length(backend: Backend, text: str) -> None:
         )
 
 
-def is_full(session: Session, context: int, *, back: int = 1) -> bool:
+def offers_room(session: Session, context: int) -> bool:
+    """Whether the user, who wants to choose, is to be told now how to make room: the context has just become nearly full."""
+    is_asked = session.when_full is WhenFull.ASK
+    return is_asked and _is_full(session, context) and not _is_full(session, context, back=2)
+
+
+def _is_full(session: Session, context: int, *, back: int = 1) -> bool:
     """Whether the last answer (or the one before, for `back` 2) filled most of the context."""
     path = session.path
     answer = path[-back].answer if len(path) >= back else None
@@ -83,15 +97,15 @@ def fullness(session: Session, context: int) -> str:
 
 def ways_to_room(session: Session) -> list[Choice]:
     """The commands that make room in the context, each with its cost; none where nothing can be left out."""
-    path, choices = session.path, []
-    if len(path) > _KEEP:
+    count, choices = len(session.word_for_word), []
+    if count > _KEEP:
         about = f"summarise all but the last {_KEEP} messages: {compaction_cost(session, _KEEP)}"
         choices.append(Choice(f"/compact · {about}", "/compact"))
-    if len(path) > 1:
+    if count > 1:
         dropped = _half(session)
-        line = cost_line(session, session.history_of(path[dropped:]))
+        line = cost_line(session, session.without_oldest(dropped))
         choices.append(Choice(f"/drop {dropped} · leave out the oldest: {line}", f"/drop {dropped}"))
-    return choices
+    return [*choices, *_FOR_GOOD] if choices else []
 
 
 def room_text(session: Session, context: int) -> str:
@@ -101,8 +115,8 @@ def room_text(session: Session, context: int) -> str:
 
 
 def _half(session: Session) -> int:
-    """How many exchanges from the oldest on hold half of the conversation; one at least stays."""
-    lengths = [sum(len(turn.text) for turn in exchange.turns) for exchange in session.path]
+    """How many exchanges from the oldest on hold half of what is told word for word; one at least stays."""
+    lengths = [sum(len(turn.text) for turn in exchange.turns) for exchange in session.word_for_word]
     count, left = 1, sum(lengths) - lengths[0]
     while count < len(lengths) - 1 and left > sum(lengths) / 2:
         left -= lengths[count]

@@ -15,7 +15,7 @@ from kvchat.ui import commands
 from kvchat.ui.cache_watch import CacheWatch
 from kvchat.ui.clean import for_messages, raw
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import check_length, is_full, room_text
+from kvchat.ui.cost import check_length, offers_room, room_text
 from kvchat.ui.desk import Asking, Attachment, Choice, Surroundings
 from kvchat.ui.endings import ending
 from kvchat.ui.files import with_files
@@ -140,7 +140,7 @@ class LineDialogue:
                 if isinstance(event, Text) and not event.reasoning:
                     self._write(event.text)
                 elif isinstance(event, Notice):
-                    self._write(error_line(event.message) + "\n")
+                    self._write((error_line(event.message) if event.is_warning else event.message) + "\n")
                 elif isinstance(event, Done):
                     context = backend.info().context
                     why = str(ending(self.session, event.answer, context))
@@ -161,7 +161,7 @@ class LineDialogue:
 
     def _offer_room(self, context: int) -> None:
         """Say how to make room when the context has just become nearly full."""
-        if is_full(self.session, context) and not is_full(self.session, context, back=2):
+        if offers_room(self.session, context):
             self._write(room_text(self.session, context) + "\n")
 
     def _write(self, text: str) -> None:

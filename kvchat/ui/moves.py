@@ -16,7 +16,7 @@ from kvchat.chat.warmth import Warmth, warmth
 from kvchat.errors import UsageError
 from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
 from kvchat.ui.clipboard import write_new
-from kvchat.ui.cost import compaction_cost, cost_line
+from kvchat.ui.cost import cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
 from kvchat.ui.figures import age_text
 from kvchat.ui.files import file_part, with_files
@@ -177,19 +177,6 @@ def _continue(desk: Desk, argument: str) -> Asking:
     return Asking(desk.session.continue_answer())
 
 
-def _compact(desk: Desk, argument: str) -> Asking:
-    keep = number(argument, 2)
-    events = desk.session.compact(keep)
-    return Asking(events, compaction_cost(desk.session, keep))
-
-
-def _drop(desk: Desk, argument: str) -> str:
-    count = number(argument, 1)
-    desk.session.drop_oldest(count)
-    what = "the oldest message is" if count == 1 else f"the oldest {count} messages are"
-    return _joined(f"{what} left out; the whole conversation stays as a branch", cost_line(desk.session))
-
-
 def _export(desk: Desk, argument: str) -> str:
     kind, _, name = argument.partition(" ")
     if "." in kind and not name:
@@ -256,8 +243,6 @@ MOVES: tuple[SlashCommand, ...] = (
     SlashCommand("/fork", "[NAME]", "continue in a copy of this conversation", _fork),
     SlashCommand("/branches", "", "show the tree of what was said", _branches),
     SlashCommand("/switch", "[BRANCH]", "go to another branch or session", _switch, choices=_branch_keys),
-    SlashCommand("/compact", "[N]", "let a summary replace all but the last N messages (2)", _compact),
-    SlashCommand("/drop", "[N]", "leave the oldest N messages out", _drop),
     SlashCommand(
         "/export",
         "[md|json|html] [FILE]",

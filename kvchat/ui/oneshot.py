@@ -108,7 +108,8 @@ class OneShot:
             self._bar.prefilling(event)
         elif isinstance(event, Notice):
             self._bar.stop()
-            self._note(f"kvchat: {event.message}\n")
+            if event.is_warning or not self.form.quiet:
+                self._note(f"kvchat: {event.message}\n")
         elif isinstance(event, Text) and not event.reasoning:
             self._bar.stop()
             self._end_reasoning()

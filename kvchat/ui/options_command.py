@@ -8,37 +8,44 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from kvchat.backends.base import MAX_TOKENS, Options, Phase
-from kvchat.config import load_config
+from kvchat.chat.session import WhenFull
+from kvchat.config import WHEN_FULL, load_config
 from kvchat.errors import UsageError
 from kvchat.ui.desk import Desk
 
 _SAVE = "--save"
+_WHEN_FULL = "when_full"
+_NAMES = (*(item.name for item in fields(Options)), _WHEN_FULL)
 
 
 def option_names(desk: Desk) -> list[str]:
     """What Tab offers."""
-    return [*(item.name for item in fields(Options)), _SAVE]
+    return [*_NAMES, _SAVE]
 
 
 def run_set(desk: Desk, argument: str) -> str:
-    """Show all options, or one, or change one for this conversation; with --save for all to come."""
+    """Show all options, or one, or change one for this conversation; with --save for all to come.
+
+    What is done when the context gets full counts among them.
+    """
     words = argument.split()
     saves = _SAVE in words
     key, _, value = " ".join(word for word in words if word != _SAVE).partition(" ")
     if key:
         _check(key)
-    if value:
+    if value and key == _WHEN_FULL:
+        desk.session.when_full, desk.session.has_chosen = _when_full(value), True
+    elif value:
         desk.session.set_option(key, _option(key, value))
     if saves:
         return _saved(desk, [key] if key else _changed(desk))
-    return "\n".join(_row(desk, name) for name in ([key] if key else asdict(Options())))
+    return "\n".join(_row(desk, name) for name in ([key] if key else _NAMES))
 
 
 def _check(key: str) -> None:
-    names = [item.name for item in fields(Options)]
-    if key not in names:
-        nearest = difflib.get_close_matches(key, names, n=1)
-        remedy = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(names)}"
+    if key not in _NAMES:
+        nearest = difflib.get_close_matches(key, _NAMES, n=1)
+        remedy = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(_NAMES)}"
         raise UsageError(f"no option is called {key!r}", remedy)
 
 
@@ -50,6 +57,14 @@ def _option(key: str, value: str) -> Any:
     return asdict(config.sampling)[key]
 
 
+def _when_full(value: str) -> WhenFull:
+    """What to do when the context gets full, from its word. Raises UsageError."""
+    if value == "default":
+        return WhenFull.ASK
+    config = load_config({"chat.when_full": value}, environ={"KVCHAT_CONFIG": os.devnull})
+    return WhenFull(config.chat.when_full or WhenFull.ASK)
+
+
 def _row(desk: Desk, name: str) -> str:
     value, where = _in_force(desk, name)
     return f"{f'{name} = {_shown(value)}':<32} {where}".rstrip()
@@ -58,6 +73,8 @@ def _row(desk: Desk, name: str) -> str:
 def _in_force(desk: Desk, name: str) -> tuple[object, str]:
     """What an option is for the next message, and where that comes from."""
     session = desk.session
+    if name == _WHEN_FULL:
+        return _how_full(desk)
     if name in session.preset.options:
         return session.preset.options[name], f"the prompt {session.preset.name}"
     value = getattr(session.options, name)
@@ -68,6 +85,12 @@ def _in_force(desk: Desk, name: str) -> tuple[object, str]:
     if value is None or value == ():
         return _of_model(desk, name)
     return value, "default"
+
+
+def _how_full(desk: Desk) -> tuple[object, str]:
+    """What is done when the context gets full, and who said so."""
+    session, given = desk.session, desk.surroundings.origins.get("chat.when_full", "default")
+    return str(session.when_full), "/set" if session.has_chosen else given
 
 
 def _of_model(desk: Desk, name: str) -> tuple[object, str]:
@@ -81,13 +104,19 @@ def _of_model(desk: Desk, name: str) -> tuple[object, str]:
 
 
 def _changed(desk: Desk) -> list[str]:
-    return [item.name for item in fields(Options) if desk.session.is_set(item.name)]
+    chosen = [_WHEN_FULL] if desk.session.has_chosen else []
+    return [item.name for item in fields(Options) if desk.session.is_set(item.name)] + chosen
 
 
 def _saved(desk: Desk, names: list[str]) -> str:
     if not names:
         return "nothing was changed with /set; there is nothing to save"
-    values = {f"sampling.{name}": _for_file(getattr(desk.session.options, name)) for name in names}
+    session = desk.session
+    values: dict[str, object] = {
+        f"sampling.{name}": _for_file(getattr(session.options, name)) for name in names if name != _WHEN_FULL
+    }
+    if _WHEN_FULL in names:
+        values[f"chat.{_WHEN_FULL}"] = str(session.when_full)
     path = desk.surroundings.save_settings(values)
     return f"{', '.join(names)} saved in {path}; new conversations start with that"
 
@@ -97,6 +126,8 @@ def _for_file(value: object) -> object:
 
 
 def _shown(value: object) -> str:
+    if value in WHEN_FULL:
+        return str(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None or value == ():

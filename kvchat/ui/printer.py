@@ -30,6 +30,10 @@ class Printer:
         """Print dim lines."""
         self._screen.print_above(dim(sanitize(text)))
 
+    def tell(self, text: str) -> None:
+        """Print what was done, broken between words."""
+        self.show(self.wrapped(text))
+
     def echo(self, text: str) -> None:
         """Print what was entered, of much of it the beginning."""
         more = len(text) - _ECHOED

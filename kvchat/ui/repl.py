@@ -9,14 +9,14 @@ from contextlib import suppress
 from typing import Any
 
 from kvchat.backends.base import Answer, Backend, Done, Event, Notice, Phase
-from kvchat.chat.session import Session, is_empty
+from kvchat.chat.session import Session, WhenFull, is_empty
 from kvchat.config import Config
 from kvchat.errors import EXIT_INTERRUPTED, ContextOverflowError, KvchatError, ModelUnavailableError
 from kvchat.ui import commands
 from kvchat.ui.answer import Tail
 from kvchat.ui.clean import sanitize
 from kvchat.ui.clipboard import clipboard_sequence
-from kvchat.ui.cost import fullness, is_full, room_text, ways_to_room
+from kvchat.ui.cost import fullness, offers_room, room_text, ways_to_room
 from kvchat.ui.desk import Attachment, Choice, Surroundings
 from kvchat.ui.endings import ending
 from kvchat.ui.engine_watch import EngineWatch
@@ -189,7 +189,7 @@ class Repl:
     def on_event(self, event: Event) -> None:
         """Show it."""
         if isinstance(event, Notice):
-            self._warn(event.message)
+            (self._warn if event.is_warning else self._printer.tell)(event.message)
         elif isinstance(event, Done):
             self._on_done(event.answer)
         else:
@@ -202,7 +202,7 @@ class Repl:
             self._engine.give_up(error)
             return
         self._printer.error(error.message, error.remedy)
-        if isinstance(error, ContextOverflowError):
+        if isinstance(error, ContextOverflowError) and self.session.when_full is WhenFull.ASK:
             self._turns.start(self._offer_room, not self._screen.buffer.text)
         if not commands.is_command(text):  # a command is in the history; here it would begin the next message
             self._turns.waiting.appendleft(text)
@@ -233,7 +233,7 @@ class Repl:
         figures = stats_line(answer, self._bar.context, columns)
         self._live.end(then="\n".join(dim(line) for line in (why, figures) if line) + "\n")
         self._bar.look_at_cache()
-        if is_full(self.session, self._bar.context) and not is_full(self.session, self._bar.context, back=2):
+        if offers_room(self.session, self._bar.context):
             self._turns.start(self._offer_room, False)
         if is_empty(answer) and self._turns.running:
             self._keyboard.put_back(self._turns.running)

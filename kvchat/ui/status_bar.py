@@ -46,7 +46,9 @@ class StatusBar:
         status = self._engine.status()
         name = self._engine.name(otherwise=self._config.model.name)
         parts = [*mode, name, sign or phase_text(status)]
-        if status.phase in (Phase.PREFILLING, Phase.DECODING):
+        if self._session.is_shortening:
+            parts = [*mode, name, sign or "summarising"]
+        elif status.phase in (Phase.PREFILLING, Phase.DECODING):
             parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, name]
         if used := self._used():
             parts.append(f"ctx {used}/{self.context}")

@@ -88,7 +88,13 @@ def test_a_file_of_an_earlier_version_keeps_its_order(path: Path) -> None:
     store.database.write(lambda db: db.execute("ALTER TABLE session RENAME COLUMN rank TO other"))
     store.database.write(lambda db: db.execute("DROP INDEX session_rank"))
     store.database.write(lambda db: db.execute("ALTER TABLE session DROP COLUMN other"))
-    store.database.write(lambda db: db.execute("ALTER TABLE session DROP COLUMN oneshot"))
+    for table, column in (
+        ("session", "oneshot"),
+        ("session", "summary"),
+        ("exchange", "pinned"),
+        ("exchange", "follows"),
+    ):
+        store.database.write(lambda db: db.execute(f"ALTER TABLE {table} DROP COLUMN {column}"))  # noqa: B023
     store.database.write(lambda db: db.execute("CREATE INDEX session_updated ON session(updated)"))
     store.database.write(lambda db: db.execute("PRAGMA user_version = 2"))
     store.close()

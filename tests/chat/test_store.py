@@ -252,7 +252,22 @@ def test_a_report_of_before_tiers_had_names_in_it_is_read_with_its_tiers() -> No
     from kvchat.chat.rows import exchange_from_row
 
     def report(cache: str) -> CacheReport:
-        row = ("e", None, "hi", "m", "{}", 1.0, "hello", "", "stop", f'{{"cache": {cache}}}', "t", b"")
+        row = (
+            "e",
+            None,
+            "hi",
+            "m",
+            "{}",
+            1.0,
+            0,
+            None,
+            "hello",
+            "",
+            "stop",
+            f'{{"cache": {cache}}}',
+            "t",
+            b"",
+        )
         answer = exchange_from_row(row, {}).answer
         assert answer is not None
         return answer.cache

@@ -55,8 +55,3 @@ def test_what_is_gone_is_evicted_and_what_never_was_says_nothing(session: Sessio
     session.ask("not stored")
     assert held(session, {}) == Warmth()
     assert str(Warmth()) == ""
-
-
-def test_copies_below_a_summary_are_not_taken_for_stored(session: Session) -> None:
-    session.drop_oldest(1)
-    assert held(session, {("model", "tip-2"): 48}) == Warmth()

@@ -141,18 +141,50 @@ def test_going_on_shows_the_last_turns(terminal: Terminal, tmp_path: Path) -> No
     terminal.leave()
 
 
-def test_compact_and_drop_leave_the_whole_conversation_as_a_branch(terminal: Terminal) -> None:
+def test_compact_and_drop_shorten_what_is_told_and_expand_goes_back(terminal: Terminal) -> None:
     say(terminal, "one", "two", "three", "four")
     terminal.enter("/compact")
     terminal.wait_for("for the summary")
     terminal.settle()
-    terminal.enter("/drop 2")
-    terminal.wait_for("the oldest 2 messages are left out")
+    terminal.enter("/drop 1")
+    terminal.wait_for("the oldest message is left out")
     terminal.wait_for("tokens stay cached")
     say(terminal, "five")
-    terminal.wait_for("[3] you said: five")
+    terminal.wait_for("[5] you said: five")
     terminal.enter("/branches")
-    terminal.wait_for("4 messages: one")
+    terminal.wait_for("5 messages: one")
+    terminal.enter("/expand")
+    terminal.wait_for("the model is told the whole conversation from the summary before on")
+    say(terminal, "six")
+    terminal.wait_for("[9] you said: six")
+    leave(terminal)
+
+
+def test_a_message_is_pinned_and_unpinned(terminal: Terminal) -> None:
+    say(terminal, "one", "two")
+    terminal.enter("/pin 1")
+    terminal.wait_for("message 1 and what was answered stay word for word")
+    terminal.enter("/unpin")
+    terminal.wait_for("1 · one")
+    terminal.type("\r")
+    terminal.wait_for("no message is pinned now")
+    terminal.enter("/unpin")
+    terminal.wait_for("/pin pins the last one")
+    leave(terminal)
+
+
+def test_the_choice_of_what_to_do_with_a_full_context_is_kept(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.enter("/set when_full")
+    terminal.wait_for("when_full = ask")
+    terminal.enter("/set when_full never")
+    terminal.wait_for("is not one of auto, ask, drop, off")
+    terminal.enter("/set when_full auto --save")
+    terminal.wait_for("when_full saved in")
+    leave(terminal)
+    terminal = again(terminal, tmp_path)
+    terminal.enter("/set when_full")
+    terminal.wait_for("when_full = auto")
+    assert "config.toml" in "".join(row.strip() for row in terminal.rows)
     leave(terminal)
 
 
@@ -266,6 +298,7 @@ def test_room_is_offered_before_the_context_overflows(terminal: Terminal) -> Non
     assert "/compact · summarise all but the last 2" in shown
     assert "/drop 2 · leave out the oldest" in shown
     assert "tokens stay cached" in shown
+    assert "/set when_full auto --save · from now on the oldest messages are summarised" in shown
     terminal.type("2\r")
     terminal.wait_for("the oldest 2 messages are left out")
     terminal.until(lambda: "> overflow" in terminal.visible, "the message in the input")
