@@ -80,9 +80,9 @@ class ReadyModel:
     messages: Messages = field(default_factory=Messages)
 
     def stores(self, keeping: Keeping) -> bool:
-        """Whether what a call computes is given to the cache; one off the disk is as private, unless it `is_shared`."""
-        cache = self.engine.cache
-        is_private = not self.is_shared and (cache is None or not cache.settings.disk_bytes)
+        """Whether what a call computes is given to the cache; one in RAM alone is as private, unless it `is_shared`."""
+        settings = self.engine.cache.settings if self.engine.cache else CacheSettings()
+        is_private = not (self.is_shared or settings.disk_bytes or settings.further)
         return keeping.mode == "rw" and (keeping.saves or is_private)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from kvchat.backends.calls import about
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.wire import from_wire
 from kvchat.config import Config
+from tests.cache.test_third_tier import PlainFolder
 
 HISTORY = [Turn(Role.SYSTEM, "be brief", pinned=True), Turn(Role.USER, "the quick brown fox " * 12)]
 OTHER = [Turn(Role.USER, "something else")]
@@ -67,6 +70,19 @@ def test_calls_with_the_cache_off_compute_everything_beside_others_that_reuse(ba
     assert answer(backend).timings.cache_n == len(first.prompt) - 1
     assert backend.cache(HISTORY, keeping=Keeping("off")).mode == "off"
     assert backend.cache(HISTORY).mode == "rw"
+
+
+def test_a_further_tier_is_no_place_for_what_is_not_saved(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    backend = LocalBackend(make_config(chat__save=False))
+    (tmp_path / "attic").mkdir()
+    with closing(backend):
+        talk = backend._worker.wait()
+        cache = talk.model.engine.cache
+        assert cache is not None and talk.model.stores(Keeping(saves=False))
+        cache.settings = replace(cache.settings, further=(PlainFolder(tmp_path / "attic"),))
+        assert not talk.model.stores(Keeping(saves=False))
 
 
 def test_an_engine_without_a_disk_keeps_unsaved_answers_in_memory(make_config: Callable[..., Config]) -> None:
