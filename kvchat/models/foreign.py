@@ -12,6 +12,8 @@ from kvchat.models.documents import read_object, shown
 from kvchat.models.sources.folder import tensor_dtypes
 
 _PLAIN = "take the model as its authors published it (in bfloat16), or a GGUF of it"
+METHODS = frozenset(("fp8", "mxfp4"))
+"""What packs weights and is read here (see scaled.py)."""
 _METHODS: Mapping[str, str] = MappingProxyType(
     {
         "gptq": "GPTQ",
@@ -31,10 +33,9 @@ _METHODS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What packs weights, by the name that config.json has for it."""
-_READ_THROUGH_TRANSFORMERS = frozenset(("fp8", "mxfp4"))
 _FP8 = frozenset(("F8_E4M3", "F8_E5M2"))
 _PACKED = frozenset((*_FP8, "U8", "I8", "I16", "U16", "I32", "U32", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"))
-_SCALES = ("_scale_inv", "_scale", "_scales")
+_SCALES = "_scale_inv"
 
 
 def check_weights(folder: Path, name: str) -> None:
@@ -48,7 +49,7 @@ def check_weights(folder: Path, name: str) -> None:
         raise ModelUnavailableError(
             f"{name} is packed by {_METHODS[method]}, which kvchat does not read", _PLAIN
         )
-    if stated and method not in _READ_THROUGH_TRANSFORMERS:
+    if stated and method not in METHODS:
         raise ModelUnavailableError(
             f"{name} is packed by {shown(method)}, which kvchat does not know", _PLAIN
         )
@@ -61,7 +62,7 @@ def _check_scales(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     for tensor, dtype in dtypes.items():
         if dtype not in _PACKED or not tensor.endswith(("weight", "_proj")):
             continue
-        has_scales = any(f"{tensor}{ending}" in dtypes for ending in _SCALES)
+        has_scales = f"{tensor}{_SCALES}" in dtypes
         if not has_scales or not config.get("quantization_config"):
             what = f"{name}: its tensor {tensor} is stored as {dtype}" + (
                 ", and config.json does not say how to read it" if has_scales else " without scales"

@@ -30,6 +30,7 @@ from kvchat.models.lean.shape import LeanShape, lean_shape
 from kvchat.models.loaded import LoadedModel, id_list
 from kvchat.models.progress import Progress, silent
 from kvchat.models.reuse import BLOCKS
+from kvchat.models.scaled import ScaledCheckpoint
 from kvchat.models.weights.choice import choose_weights, why_no_integers
 from kvchat.models.weights.making import has_integers
 from kvchat.models.weights.mode import Weights, WeightsMode
@@ -135,7 +136,8 @@ def _lean(folder: Path, gguf: Path | None) -> _Lean | None:
     """None unless the folder's model is one that our network surely runs right."""
     try:
         config = read_object(folder / "config.json")
-        shape = lean_shape(config) if flash.HAS_CPU_FLASH else None
+        plain = {key: item for key, item in config.items() if key != "quantization_config"}  # is read here
+        shape = lean_shape(plain) if flash.HAS_CPU_FLASH else None
         found = _Lean(config, shape, checkpoint_of(folder, gguf)) if shape else None
     except Exception:  # a config or a file that can't be read: transformers says what is wrong with it
         return None
@@ -146,7 +148,7 @@ def checkpoint_of(folder: Path, gguf: Path | None) -> Checkpoint:
     """A model's tensors: the folder's own, or those of the GGUF that it was made for."""
     if gguf is not None and not any(folder.glob("*.safetensors")):
         return GgufCheckpoint.open(gguf)
-    return SafetensorsCheckpoint(folder)
+    return ScaledCheckpoint.of(folder) or SafetensorsCheckpoint(folder)
 
 
 def _needs_transformers(settings: ModelConfig) -> bool:

@@ -17,7 +17,6 @@ from kvchat.models.kinds import as_generated
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.progress import silent
-from kvchat.models.reuse import layer_types_of
 from tests.families.shrink import CONTEXT_KEYS, WINDOW_KEYS, random_tokens, tiny_random_model
 from tests.families.zoo import VARIANTS
 from tests.models.tiny_gguf import Type, tiny_hf_model, write_gguf
@@ -63,12 +62,6 @@ def exact_rows(model: LoadedModel, num_prompts: int) -> list[ExactRow]:
     return list(compare(model, all_of_them[::step]))
 
 
-def sees_all(model: LoadedModel) -> bool:
-    """Whether all layers look at all tokens that are near: else a flipped bit of one may change nothing."""
-    config = getattr(getattr(model.network, "model", None), "config", None)
-    return config is None or "indexed_attention" not in layer_types_of(config.get_text_config(decoder=True))
-
-
 def _prompts(model: LoadedModel) -> Iterator[list[int]]:
     for number, length in enumerate(LENGTHS):
         yield random_tokens(length, seed=number)
@@ -97,7 +90,9 @@ def _sizes(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(family).get_text_config(decoder=True)
-    sizes = dict.fromkeys(CONTEXT_KEYS, CONTEXT) | dict.fromkeys(WINDOW_KEYS, WINDOW)
+    sizes = dict.fromkeys((*CONTEXT_KEYS, "max_target_positions"), CONTEXT) | dict.fromkeys(
+        WINDOW_KEYS, WINDOW
+    )
     stated = {key: options.get(key, getattr(config, key, None)) for key in sizes}
     return {
         **options,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from kvchat.models.gguf.architectures import DENSE, Architecture, Settings
+from kvchat.models.gguf.architectures import DENSE, Architecture, Settings, expert_rules
 from kvchat.models.gguf.keys import Keys
 from kvchat.models.gguf.rules import (
     Rule,
@@ -119,12 +119,11 @@ def _falcon_h1(keys: Keys, config: Settings) -> Settings:
 
 def _granite_hybrid(keys: Keys, config: Settings) -> Settings:
     heads = keys.layers("attention.head_count_kv") or []
-    keys.expect("expert_count", 0)
-    keys.expect("expert_used_count", 0)
     return _ssm(keys) | {
         "num_key_value_heads": max(heads, default=0),
         "layer_types": ["attention" if count else "mamba" for count in heads],
-        "num_local_experts": 0,
+        "num_local_experts": keys.whole("expert_count", 0),
+        "num_experts_per_tok": keys.whole("expert_used_count", 0),
         "shared_intermediate_size": keys.whole("expert_shared_feed_forward_length"),
         "mamba_expand": keys.whole("ssm.inner_size") // config["hidden_size"],
         "attention_multiplier": keys.number("attention.scale"),
@@ -205,9 +204,10 @@ _FALCON_H1 = {
 _GRANITE_HYBRID = {
     **DENSE,
     **_HYBRID,
-    "ffn_gate.weight": Rule("shared_mlp.input_linear.weight", stacked, 0),
-    "ffn_up.weight": Rule("shared_mlp.input_linear.weight", stacked, 1),
-    "ffn_down": Rule("shared_mlp.output_linear"),
+    **expert_rules("block_sparse_moe", "router"),
+    **{f"ffn_gate{end}.weight": Rule("shared_mlp.input_linear.weight", stacked, 0) for end in ("", "_shexp")},
+    **{f"ffn_up{end}.weight": Rule("shared_mlp.input_linear.weight", stacked, 1) for end in ("", "_shexp")},
+    **{f"ffn_down{end}": Rule("shared_mlp.output_linear") for end in ("", "_shexp")},
 }
 
 

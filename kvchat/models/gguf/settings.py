@@ -210,8 +210,12 @@ def deepseek(keys: Keys, config: Settings) -> Settings:
     """Latent attention and experts in groups; version 3 chooses them by sigmoid."""
     rotated = keys.whole("rope.dimension_count")
     rope = {key: item for key, item in config["rope_parameters"].items() if key != "partial_rotary_factor"}
-    if rope["rope_type"] != "default":
-        keys.expect("rope.scaling.type", "none")  # its attention scale depends on it, which is not done here
+    if rope["rope_type"] == "yarn":
+        keys.value("rope.scaling.yarn_log_multiplier")
+        multiplier = 10 * keys.gguf.number("rope.scaling.yarn_log_multiplier")  # stored as it is used there
+        rope |= {"mscale": multiplier, "mscale_all_dim": multiplier}
+    elif rope["rope_type"] != "default":
+        keys.expect("rope.scaling.type", "none", "yarn")
     latent, size = keys.whole("attention.kv_lora_rank"), keys.whole("attention.key_length_mla")
     keys.value("attention.value_length")
     is_v3 = keys.value("expert_gating_func", 1) == 2  # sigmoid, with a bias for each expert
@@ -219,6 +223,7 @@ def deepseek(keys: Keys, config: Settings) -> Settings:
     return {
         "model_type": "deepseek_v3" if is_v3 else "deepseek_v2",
         "rope_parameters": rope,
+        "partial_rotary_factor": 1.0,
         "num_key_value_heads": config["num_attention_heads"],
         "head_dim": rotated,
         "q_lora_rank": keys.whole("attention.q_lora_rank", 0) or None,

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from kvchat.config import ModelConfig
 from kvchat.errors import KvchatError, ModelUnavailableError, OutOfMemoryError, UntrustedCodeError
@@ -32,6 +33,7 @@ from kvchat.models.gguf.families import family_of
 from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.loaded import LoadedModel, id_list
+from kvchat.models.scaled import ScaledCheckpoint
 from kvchat.models.sources.folder import tensor_shapes, weight_files
 from kvchat.models.stock import attention, experts
 from kvchat.models.stock.adapter import apply_adapter, check_adapter
@@ -96,9 +98,13 @@ def _load(
     if adapter:
         check_adapter(adapter)
     stored = _gguf_tensors(folder, gguf)
+    scaled = ScaledCheckpoint.of(folder) if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+    if scaled:
+        del config.quantization_config
+    made = stored or scaled
     need = (
-        Need(_num_bytes(stored, dtype), kv_bytes_per_token(config, dtype))
-        if stored
+        Need(_num_bytes(made, dtype), kv_bytes_per_token(config, dtype))
+        if made
         else memory_need(folder, config, dtype)
     )
     check_memory(name, need, place.free, device=device, context=settings.context)
@@ -110,7 +116,8 @@ def _load(
         if stored:
             model = _filled(config, stored, dtype, name=name)
         else:
-            model = _read_weights(folder, config, dtype, name=name, trusts_code=settings.trust_remote_code)
+            reading = Reading(folder, dtype, name, settings.trust_remote_code, scaled)
+            model = _read_weights(config, reading)
         if adapter:
             model = apply_adapter(model, adapter)
         model = model.to(device).eval()
@@ -139,7 +146,7 @@ def _gguf_tensors(folder: Path, gguf: Path | None) -> GgufCheckpoint | StockGguf
     return GgufCheckpoint.open(gguf) if family_of(header) else StockGguf.of(header)
 
 
-def _num_bytes(stored: GgufCheckpoint | StockGguf, dtype: torch.dtype) -> int:
+def _num_bytes(stored: GgufCheckpoint | StockGguf | ScaledCheckpoint, dtype: torch.dtype) -> int:
     return sum(math.prod(stored.shape(name)) for name in stored.names) * dtype.itemsize
 
 
@@ -166,18 +173,32 @@ def _why_no_second_form(dtype: torch.dtype, *, fits: bool) -> str:
     return "" if fits else "the integers would not fit beside the weights"
 
 
-def _read_weights(folder: Path, config: Any, dtype: torch.dtype, *, name: str, trusts_code: bool) -> Any:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What safetensors are read from, as what, and for which model; `scaled` where they are no plain numbers."""
+
+    folder: Path
+    dtype: torch.dtype
+    name: str
+    trusts_code: bool
+    scaled: ScaledCheckpoint | None
+
+
+def _read_weights(config: Any, reading: Reading) -> Any:
     """The model with all of its weights from the files. Raises ModelUnavailableError, naming a tensor that is not there."""
+    folder, name, scaled = reading.folder, reading.name, reading.scaled
     if not (
-        trusts_code and getattr(config, "auto_map", None)
+        reading.trusts_code and getattr(config, "auto_map", None)
     ):  # code of its own may not stand a model without memory
         _check_sizes(folder, config, name)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
+    source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if scaled else AutoModelForCausalLM
+    model, report = source.from_pretrained(
+        None if scaled else folder,
         config=config,
-        dtype=dtype,
+        dtype=reading.dtype,
         local_files_only=True,
-        trust_remote_code=trusts_code,
+        trust_remote_code=reading.trusts_code,
+        state_dict=scaled.as_needed() if scaled else None,
         ignore_mismatched_sizes=True,  # they are in the report, with their sizes
         output_loading_info=True,
     )

@@ -139,6 +139,7 @@ def test_every_row_of_the_table_has_been_held_against_libllama() -> None:
         ("gemma3-4b", "gemma3.rope.scaling.type", "sideways", "'sideways', which is unknown"),
         ("llama-yarn", "llama.rope.scaling.attn_factor", 1.5, "attn_factor"),
         ("deepseek2", "deepseek2.rope.scaling.type", "yarn", "yarn"),
+        ("deepseek2-yarn", "deepseek2.rope.scaling.yarn_log_multiplier", 0.0, "yarn_log_multiplier"),
         ("granite", "granite.attention.dreams", 1, "granite.attention.dreams"),
     ],
 )
