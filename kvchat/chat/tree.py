@@ -197,6 +197,9 @@ class Tree:
     def __getitem__(self, exchange_id: str) -> Exchange:
         return self._exchanges[exchange_id]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._exchanges))  # another thread may add one
+
     def __contains__(self, exchange_id: object) -> bool:
         return exchange_id in self._exchanges
 
