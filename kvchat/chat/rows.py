@@ -104,7 +104,11 @@ def session_from_row(row: tuple[Any, ...]) -> SessionRow:
 
 def statistics_json(answer: Answer) -> str:
     """What is kept of an answer's numbers."""
-    values = {"usage": answer.usage, "timings": answer.timings, "cache": answer.cache}
+    values: dict[str, Usage | Timings | CacheReport] = {
+        "usage": answer.usage,
+        "timings": answer.timings,
+        "cache": answer.cache,
+    }
     return json.dumps({name: _shallow(value) for name, value in values.items()}, ensure_ascii=False)
 
 
