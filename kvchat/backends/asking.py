@@ -39,7 +39,7 @@ class Question:
             return cls._bare(model, turns, options)
         template, messages = conversation(model, turns)
         tokens = template.tokens(messages, think=options.think)
-        ids = ids_of(tokens)
+        ids = model.ids.of(tokens)
         check_room(ids, model)
         return cls(
             turns=tuple(turns),

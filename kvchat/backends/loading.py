@@ -24,6 +24,7 @@ from kvchat.models.device import is_out_of_memory
 from kvchat.models.documents import boundary
 from kvchat.models.fingerprint import fingerprint
 from kvchat.models.generation import not_done
+from kvchat.models.kinds import GrowingIds
 from kvchat.models.loaded import PAGE_TOKENS, LoadedModel
 from kvchat.models.loader import Origins, load_model
 from kvchat.models.numbers import check_numbers
@@ -78,6 +79,7 @@ class ReadyModel:
     ready_at: float
     is_shared: bool = False
     messages: Messages = field(default_factory=Messages)
+    ids: GrowingIds = field(default_factory=GrowingIds)
 
     def stores(self, keeping: Keeping) -> bool:
         """Whether what a call computes is given to the cache; one in RAM alone is as private, unless it `is_shared`."""

@@ -5,7 +5,7 @@ The two sides may be of different versions: what one does not know it leaves out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -37,22 +37,34 @@ def to_wire(value: Any) -> Any:
 
 def from_wire(kind: Any, value: Any) -> Any:
     """The value of type `kind` that `to_wire` wrote. Raises KeyError, TypeError or ValueError if it is no such value."""
-    if value is None:
-        return None
+    return _reader(kind)(value)
+
+
+@cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """What reads values of a type; found out once, for a long conversation has many of a few types."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is UnionType or (arguments and type(None) in arguments):
-        return from_wire(next(argument for argument in arguments if argument is not type(None)), value)
+    if origin is UnionType or (arguments and NoneType in arguments):
+        return _reader(next(argument for argument in arguments if argument is not NoneType))
     if origin is tuple:
-        inner = arguments[0]
-        return tuple(value) if inner in (int, str) else tuple(from_wire(inner, item) for item in value)
-    if is_dataclass(kind):
-        assert isinstance(kind, type)
-        return kind(
-            **{name: from_wire(hint, value[name]) for name, hint in _hints(kind).items() if name in value}
-        )
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(value)
-    return value
+        read: Callable[[Any], Any] = tuple if arguments[0] in (int, str) else _tuple_of(_reader(arguments[0]))
+    elif is_dataclass(kind):
+        read = _fields_of(kind)
+    elif isinstance(kind, type) and issubclass(kind, Enum):
+        read = kind
+    else:
+        return lambda value: value
+    return lambda value: None if value is None else read(value)
+
+
+def _tuple_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda values: tuple(map(read, values))
+
+
+def _fields_of(kind: Any) -> Callable[[Any], Any]:
+    """What reads a dataclass."""
+    readers = [(name, _reader(hint)) for name, hint in get_type_hints(kind).items()]
+    return lambda value: kind(**{name: read(value[name]) for name, read in readers if name in value})
 
 
 def error_to_wire(error: BaseException) -> dict[str, str]:
@@ -77,8 +89,3 @@ def error_from_wire(value: Mapping[str, str]) -> KvchatError:
 @cache
 def _names(kind: type[Any]) -> tuple[str, ...]:
     return tuple(item.name for item in fields(kind))
-
-
-@cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind)

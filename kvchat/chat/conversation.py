@@ -232,7 +232,7 @@ class Conversation:
 
     def _learn_of_others(self) -> None:
         """Add what other terminals said in this tree."""
-        self._tree.learn(self.store.exchanges(self._journal.row.tree))
+        self._tree.learn(self.store.exchanges(self._journal.row.tree, self._tree))
 
     def _checked(self, name: str | None) -> str | None:
         """The name, as it can be written. Raises UsageError for one that can't be given."""

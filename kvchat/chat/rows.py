@@ -10,6 +10,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from sys import byteorder
 from typing import Any, TypeVar
 
@@ -106,8 +107,24 @@ def session_from_row(row: tuple[Any, ...]) -> SessionRow:
 
 def statistics_json(answer: Answer) -> str:
     """What is kept of an answer's numbers."""
-    usage, timings, cache = asdict(answer.usage), asdict(answer.timings), asdict(answer.cache)
-    return json.dumps({"usage": usage, "timings": timings, "cache": cache}, ensure_ascii=False)
+    values: dict[str, Usage | Timings | CacheReport] = {
+        "usage": answer.usage,
+        "timings": answer.timings,
+        "cache": answer.cache,
+    }
+    return json.dumps({name: _shallow(value) for name, value in values.items()}, ensure_ascii=False)
+
+
+@lru_cache(maxsize=64)
+def options_json(options: Options) -> str:
+    """What is kept of the options of an answer; those of a whole conversation are mostly the same."""
+    return json.dumps(asdict(options))
+
+
+def _shallow(value: Usage | Timings | CacheReport) -> dict[str, Any]:
+    """The fields of a value, which has no others within."""
+    found = {name: getattr(value, name) for name in _KINDS[type(value)]}
+    return found | ({"tiers": dict(value.tiers)} if isinstance(value, CacheReport) else {})
 
 
 def exchange_from_row(row: tuple[Any, ...], encoded: Mapping[str, tuple[int, ...]]) -> Exchange:
@@ -118,7 +135,7 @@ def exchange_from_row(row: tuple[Any, ...], encoded: Mapping[str, tuple[int, ...
         None if parent is None else text(parent),
         Turn(Role.USER, text(user)),
         _answer(*answer),
-        _options(_object(options)),
+        _options(text(options)),
         text(model),
         moment(created),
         encoded,
@@ -176,7 +193,9 @@ def _object(value: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _options(values: dict[str, Any]) -> Options:
+@lru_cache(maxsize=64)
+def _options(written: str) -> Options:
+    values = _object(written)
     known = {name: value for name, value in values.items() if value is not None and name in _OPTIONS}
     stop = known.pop("stop", ())
     stops = tuple(each for each in stop if isinstance(each, str)) if isinstance(stop, list) else ()
@@ -200,8 +219,8 @@ def _report(values: dict[str, Any]) -> CacheReport:
 
 def _fits(value: object, kind: type[object]) -> bool:
     """Whether a value from JSON is of a kind; numbers are, whole or not, if they can be reckoned with."""
-    if kind in (int, float):
-        return type(value) in (int, float) and number(value) == value
+    if kind is int or kind is float:
+        return type(value) in (int, float) and -_MOST < value < _MOST  # type: ignore[operator]
     return type(value) is kind
 
 

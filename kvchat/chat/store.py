@@ -6,7 +6,8 @@ Exchanges form trees; a session is a named tip in one. All sessions that were fo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvchat.backends.inspection import CacheTotals
@@ -131,15 +132,17 @@ class Store:
             )
         return tree
 
-    def exchanges(self, tree: str) -> list[Exchange]:
-        """All exchanges of a tree, parents first. One that was broken off has what was saved of its answer."""
+    def exchanges(self, tree: str, known: Iterable[str] = ()) -> list[Exchange]:
+        """All exchanges of a tree but those that are `known`, parents first. One that was broken off has what was saved
+        of its answer."""
         query = f"""
             SELECT {EXCHANGE_COLUMNS} FROM exchange e LEFT JOIN token_ids t
                 ON t.rowid = (SELECT min(rowid) FROM token_ids WHERE exchange = e.id)
-            WHERE e.tree = ? ORDER BY e.number
+            WHERE e.tree = ? AND e.id NOT IN (SELECT value FROM json_each(?)) ORDER BY e.number
         """
-        rows = self.database.read(lambda db: db.execute(query, (tree,)).fetchall())
-        encoded = self.database.read(lambda db: _encoded(db, tree))
+        about = tree, json.dumps(list(known))
+        rows = self.database.read(lambda db: db.execute(query, about).fetchall())
+        encoded = self.database.read(lambda db: _encoded(db, tree)) if rows else {}
         return [exchange_from_row(row, encoded.get(text(row[0]), {})) for row in rows]
 
     def save_incoming(self, exchange_id: str, text: str, reasoning: str) -> None:

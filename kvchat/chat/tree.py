@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -190,6 +190,9 @@ class Tree:
 
     def __getitem__(self, exchange_id: str) -> Exchange:
         return self._exchanges[exchange_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._exchanges))  # another thread may add one
 
     def __contains__(self, exchange_id: object) -> bool:
         return exchange_id in self._exchanges

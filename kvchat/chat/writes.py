@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from kvchat.chat.rows import SessionRow, ids_to_blob, statistics_json, text
+from kvchat.chat.rows import SessionRow, ids_to_blob, options_json, statistics_json, text
 from kvchat.chat.schema import Connection
 from kvchat.chat.tree import Exchange
 from kvchat.errors import UsageError
@@ -78,7 +77,7 @@ def _add_missing(db: Connection, tree: str, path: Sequence[Exchange]) -> None:
     while first and not db.execute("SELECT 1 FROM exchange WHERE id = ?", (path[first - 1].id,)).fetchone():
         first -= 1
     for depth, exchange in enumerate(path[first:], first + 1):
-        asked = exchange.model, json.dumps(asdict(exchange.options)), exchange.created
+        asked = exchange.model, options_json(exchange.options), exchange.created
         kind = exchange.is_pinned, exchange.follows
         db.execute(
             "INSERT INTO exchange (id, tree, parent, depth, user, model, options, created, pinned, follows)"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvchat.models.kv_state import common_prefix
+
 GENERATED = 1 << 30
 """Added to the id of a generated token; vocabularies are smaller."""
 LONG = 1 << 29
@@ -27,6 +29,24 @@ def as_generated(ids: Sequence[int]) -> list[int]:
 def ids_of(tokens: Sequence[int]) -> list[int]:
     """The ids of tokens of either kind."""
     return [token & _ID for token in tokens]
+
+
+class GrowingIds:
+    """The ids of token lists that grow at their end: what one begins with as the last one did is not read again."""
+
+    def __init__(self) -> None:
+        self.num_read = 0
+        """Tokens whose ids were read."""
+        self._last: tuple[list[int], list[int]] = [], []
+
+    def of(self, tokens: list[int]) -> list[int]:
+        """Their ids, in a new list. `tokens` may not be changed afterwards."""
+        before, ids = self._last
+        same = common_prefix(before, tokens)
+        ids = ids[:same] + ids_of(tokens[same:])
+        self.num_read += len(tokens) - same
+        self._last = tokens, ids
+        return list(ids)
 
 
 def is_generated(token: int) -> bool:

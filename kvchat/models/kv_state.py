@@ -74,8 +74,8 @@ class KVState(Protocol):
         """Give back the memory of the `excess`; what is to be kept of it must be stored by now."""
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the longest common prefix, in tokens; bisected, so that equal lists cost a few comparisons."""
+def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
+    """Length of the longest common prefix; bisected, so that equal lists cost a few comparisons."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
         return high

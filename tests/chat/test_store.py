@@ -276,3 +276,14 @@ def test_a_report_of_before_tiers_had_names_in_it_is_read_with_its_tiers() -> No
     assert report(old) == CacheReport(5, {"ram": 16, "disk": 32}, 53, "new text")
     assert report('{"live": 5, "tiers": {"attic": 3, "ram": "x"}}') == CacheReport(5, {"attic": 3}, 0, "")
     assert report('{"live": 5, "tiers": [1]}').tiers == {}
+
+
+def test_of_a_tree_only_the_exchanges_that_are_not_known_are_read(tmp_path: Path) -> None:
+    session = Session(ScriptedBackend(), store=Store(tmp_path / "kvchat.db"))
+    for number in range(5):
+        session.ask(f"message {number}")
+    ids = [exchange.id for exchange in session.path]
+    tree = session.store.session(session.id).tree
+    assert [each.id for each in session.store.exchanges(tree, ids[:3])] == ids[3:]
+    assert session.store.exchanges(tree, ids) == []
+    assert [each.id for each in session.store.exchanges(tree)] == ids

@@ -70,7 +70,7 @@ class ChatTemplate:
         self._tools: Any = None
         self._traits: Traits = traits_of(source, tokenizer.control, self._program, tokenizer.names)
         self._reader = MessageReader(tokenizer, self._traits)
-        self._growing = GrowingPrompts(self._program, self._reader, tokenizer)
+        self.growing = GrowingPrompts(self._program, self._reader, tokenizer)
         self.closing_ids = self._find_closing()
 
     @property
@@ -124,7 +124,7 @@ class ChatTemplate:
             said = self.unfinished(messages)
             is_given = messages[-1].tokens is None
             return self.tokens(messages[:-1], think=think) + (said if is_given else as_generated(said))
-        grown = self._growing.tokens(self._taken(messages), self._framing(_options(think), answering))
+        grown = self.growing.tokens(self._taken(messages), self._framing(_options(think), answering))
         if grown is not None:
             return grown
         given, rendering, lost = self._built(messages, think, answering)

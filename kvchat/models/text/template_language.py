@@ -70,7 +70,7 @@ class TemplateProgram:
         self, template: jinja2.Template, new: Sequence[Message], names: Mapping[str, Any], now: datetime
     ) -> str:
         """What a template writes of which so many messages are `new`."""
-        given = {"strftime_now": now.strftime, "tools": None, "documents": None} | names
+        given: dict[str, Any] = {"strftime_now": now.strftime, "tools": None, "documents": None, **names}
         size = sum(len(text) for message in new for text in message.values()) + len(str(given["tools"]))
         try:
             with self._turn:

@@ -7,7 +7,7 @@ read from the syntax; what messages a pass looks at is seen as it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class Steps:
 class Looked:
     """The messages as one rendering from message `first` on sees them: one by one, or by their number."""
 
-    def __init__(self, messages: Sequence[dict[str, Any]], first: int, ahead: int) -> None:
+    def __init__(self, messages: Sequence[Mapping[str, Any]], first: int, ahead: int) -> None:
         self.reach = ahead
         self.is_unsure = False
         self.num_steps = len(messages) - first
@@ -67,14 +67,15 @@ class Looked:
         self._ahead = ahead
         self._at: int | None = 0  # the pass of the loop that may be running; None behind it
 
-    def __getitem__(self, number: Any) -> dict[str, Any]:
+    def __getitem__(self, number: Any) -> Mapping[str, Any]:
         if self._at is not None:
             is_known = type(number) is int and number >= 0
             self.is_unsure = self.is_unsure or not is_known
             self.reach = max(self.reach, number - self._at if is_known else 0)
-        return self._messages[number]
+        found: Mapping[str, Any] = self._messages[number]
+        return found
 
-    def steps(self) -> Iterator[dict[str, Any]]:
+    def steps(self) -> Iterator[Mapping[str, Any]]:
         """The messages that the loop goes over. Who asks for the next early may still be with the one before."""
         for number in range(self._first, len(self._messages)):
             self._at = max(0, number - self._ahead)
