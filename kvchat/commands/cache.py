@@ -109,7 +109,8 @@ def _folder_text(info: FolderInfo) -> str:
     codec = info.meta.codec if info.meta else "?"
     files = f"{info.num_files} file{'' if info.num_files == 1 else 's'}"
     counts = f"{files:>10}  {info.num_tokens:>9} tokens  {size_text(info.num_bytes):>9}"
-    return f"{one_line(_name(info)):<32} {counts}  {codec}{' (lossy)' if codec == 'int8' else ''}"
+    kind = " (lossy)" if codec == "int8" else f", packed to {info.share:.2f}" if info.share < 1 else ""
+    return f"{one_line(_name(info)):<32} {counts}  {codec}{kind}"
 
 
 def cache_trace(args: argparse.Namespace, config: Config) -> Iterator[str]:
