@@ -32,7 +32,7 @@ from kvchat.cache.folder import (
 from kvchat.cache.header import pack_header
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
-from kvchat.cache.shelf import Shelf
+from kvchat.cache.run import StoredRun
 from kvchat.cache.stats import CacheStats, StatsCounter
 from kvchat.cache.transfer import Transfer
 
@@ -61,7 +61,7 @@ class DiskTier(Tier):
         self._warned: set[str] = set()
         self._transfer = Transfer(meta, may_pack=settings.codec == "packed")
         self._index = FolderIndex(self.folder, meta, self._transfer, self.condemn)
-        self._shelf = Shelf(self._root)
+        self._shelf = self._index.shelf
         self._newest_ns = 0
         self._resting = self._resumes_at = 0.0
 
@@ -132,7 +132,7 @@ class DiskTier(Tier):
             with suppress(OSError):
                 self._newest_ns = max(self._newest_ns, path.stat().st_mtime_ns)
                 self._stamp_now(path)
-                self._shelf.used(self.folder, str(name), self._newest_ns)
+                self._shelf.used(piece.run, self._newest_ns)
                 if name.priority < priority:
                     self._raise_priority(name, priority)
 
@@ -160,12 +160,12 @@ class DiskTier(Tier):
         with suppress(OSError, filelock.Timeout), self._turn(0.0):
             self._evict_for(0, frozenset())
 
-    def condemn(self, name: EntryName | None, error: Exception) -> None:
+    def condemn(self, run: StoredRun | None, error: Exception) -> None:
         """Treat a file (None is the whole folder) as a miss, with one warning; delete it if it is surely damaged.
 
         What the system refuses to read is no damage: it is a miss now, and asked for again.
         """
-        if name is None:
+        if run is None:
             self._warn_once("folder", f"the cache folder {self.folder} is not used: {error}")
             return
         if not isinstance(error, EntryError):
@@ -173,10 +173,8 @@ class DiskTier(Tier):
                 "read", f"a stored file can't be read now and its tokens are computed again: {error}"
             )
             return
-        is_removed = (
-            self._settings.mode == "rw" and not error.is_kept and remove_file(self.folder / str(name))
-        )
-        self._index.drop(name, is_removed=is_removed)
+        is_deleted = self._settings.mode == "rw" and not error.is_kept and remove_file(run.path)
+        self._index.drop(run, is_deleted=is_deleted)
         self._stats.add(CacheStats(corrupt_files=1))
         self._warn_once("corrupt", f"a stored file is not used and its tokens are computed again: {error}")
 
@@ -240,28 +238,23 @@ class DiskTier(Tier):
         """
         self._newest_ns = max(self._newest_ns, self._shelf.newest_ns)
         excess = self._shelf.num_bytes + num_bytes - self._settings.disk_bytes
-        evicted = self._shelf.evict(excess, ((self.folder.name, key) for key in kept))
-        for run in (run for run in evicted or () if run.folder == self.folder):
-            self._index.lose(run.text)
-        self._stats.add(CacheStats(evicted_files=len(evicted or ())))
-        return evicted is not None
+        num_evicted = self._shelf.evict(excess, ((self.folder.name, key) for key in kept))
+        self._stats.add(CacheStats(evicted_files=num_evicted or 0))
+        return num_evicted is not None
 
     @contextmanager
     def _turn(self, timeout_s: float) -> Iterator[None]:
         """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
         with hold_lock(self._root, timeout_s) as turn:
             self._shelf.refresh(turn)
-            self._index.sync(turn, lambda: self._shelf.names(self.folder))
             yield
             self._shelf.settle()
-            self._index.settle()
 
     def _write(self, name: EntryName, *parts: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""
         self._describe(name.key)
         path = self.folder / str(name)
         self._put(path, name.key, *parts)
-        self._index.admit(name)
         self._stamp_now(path)
         self._shelf.add(self.folder, name)
 
@@ -283,8 +276,6 @@ class DiskTier(Tier):
         raised = name._replace(priority=priority)
         with suppress(filelock.Timeout), self._turn(self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
-            self._index.lose(str(name))
-            self._index.admit(raised)
             self._shelf.add(self.folder, raised, was=name)
 
 

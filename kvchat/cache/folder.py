@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -87,10 +87,12 @@ def scan_folder(root: Path) -> FolderScan:
                 if entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
                     left_over.append(folder / entry.name)
                 continue
-            with suppress(OSError):
+            try:
                 if not entry.is_dir(follow_symlinks=False):
                     stat = entry.stat(follow_symlinks=False)
                     files.append(StoredFile(folder, name, stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                continue
     return FolderScan(tuple(files), tuple(left_over), refused[0] if refused else None)
 
 

@@ -79,7 +79,7 @@ class Header:
         block_bytes = meta.snapshot_bytes if name.is_state else meta.block_bytes
         codec = STATE_CODEC if name.is_state else meta.codec
         is_shaped = (self.block_size, self.block_bytes, self.codec) == (meta.block_size, block_bytes, codec)
-        if not is_shaped or (not self.is_packed and any(size != block_bytes for size in self.sizes)):
+        if not is_shaped or (not self.is_packed and set(self.sizes) != {block_bytes}):
             raise EntryError("it belongs elsewhere")
 
 
@@ -131,7 +131,8 @@ def read_header(descriptor: int) -> Header:
     file_bytes = os.fstat(descriptor).st_size
     if not _PREAMBLE.size < header_bytes <= min(file_bytes, _MAX_HEADER_BYTES):
         raise EntryError("it is truncated")
-    begin += os.pread(descriptor, max(0, header_bytes - len(begin)), len(begin))
+    if len(begin) < header_bytes:
+        begin += os.pread(descriptor, header_bytes - len(begin), len(begin))
     body = begin[_PREAMBLE.size : header_bytes]
     if xxhash.xxh3_64_intdigest(body) != expected:
         raise EntryError("its header's checksum is wrong")
@@ -166,7 +167,7 @@ def read_blocks(descriptor: int, header: Header, first: int, into: memoryview) -
 def _unpack_body(body: bytes, header_bytes: int, *, is_packed: bool) -> Header:
     try:
         (length,) = _LENGTH.unpack_from(body)
-        facts = _facts(json.loads(body[_LENGTH.size : _LENGTH.size + length]))
+        facts = _facts(json.loads(body[_LENGTH.size : _LENGTH.size + length].decode()))
         tokens_at = _LENGTH.size + length
         sizes_at = tokens_at + facts["num_tokens"] * TOKEN_BYTES
         checksums_at = sizes_at + facts["num_blocks"] * 4
@@ -178,8 +179,8 @@ def _unpack_body(body: bytes, header_bytes: int, *, is_packed: bool) -> Header:
             block_bytes=facts["block_bytes"],
             codec=facts["codec"],
             tokens=body[tokens_at:sizes_at],
-            sizes=tuple(np.frombuffer(body[sizes_at:checksums_at], "<u4").tolist()),
-            checksums=tuple(np.frombuffer(body, "<u8", offset=checksums_at).tolist()),
+            sizes=struct.unpack(f"<{facts['num_blocks']}I", body[sizes_at:checksums_at]),
+            checksums=struct.unpack(f"<{facts['num_blocks']}Q", body[checksums_at:]),
             payload_offset=header_bytes,
             is_packed=is_packed,
         )

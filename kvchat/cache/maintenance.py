@@ -57,9 +57,18 @@ class FolderInfo:
     oldest_s: float
     num_snapshots: int = 0
 
+    @property
+    def share(self) -> float:
+        """Of the bytes that all of it would take as it lies in RAM, the part that it takes in files; 1 where nobody knows."""
+        if self.meta is None or self.num_files == 0:
+            return 1.0
+        blocks = self.num_tokens // self.meta.block_size * self.meta.block_bytes
+        return self.num_bytes / max(1, blocks + self.num_snapshots * self.meta.snapshot_bytes)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
-        return {**asdict(self), "path": str(self.path), "meta": self.meta.to_json() if self.meta else None}
+        meta = self.meta.to_json() if self.meta else None
+        return {**asdict(self), "path": str(self.path), "meta": meta, "share": self.share}
 
 
 @dataclass(frozen=True, slots=True)

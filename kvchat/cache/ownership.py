@@ -12,7 +12,7 @@ from kvchat.cache.entry import EntryError
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def open_own(path: Path) -> int:
+def open_own(path: Path | str) -> int:
     """The descriptor of a regular file that is ours alone, no link. Raises OSError, and EntryError for another."""
     flags = (
         os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

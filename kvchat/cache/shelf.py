@@ -1,98 +1,119 @@
-"""All stored files of all fingerprints as one process knows them, and which of them go first; knows no KV and no hashes.
+"""All stored files of all fingerprints as one process knows them, and which of them go first; knows no KV and no chain.
 
-A listing is kept from one write to the next and brought up to date: a folder is listed again where another process held the
-lock in between, or where the folder has changed. So evicting a file takes no scan of all of them. That a file was used by
-another process is seen when it is about to go.
+The folder is the index: names are listed again where something has changed, headers are read when first needed. So neither
+looking something up nor evicting a file takes a scan of all of them. That a file was used by another process is seen when
+it is about to go.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from kvchat.cache.entry import NO_PARENT, EntryName, is_old_name
-from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file
+from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, is_old_name
+from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file, turn_of
+from kvchat.cache.ownership import check_folder
 from kvchat.cache.policy import LeastRecentlyUsed
+from kvchat.cache.run import StoredRun
 from kvchat.cache.tree import lineage
 
+# A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
+RACY_NS = 2_100_000_000
 
-@dataclass(slots=True, eq=False)
-class ShelvedRun:
-    """A file as the policy knows it: `text` is its `name` as it stands in the folder, `used_ns` when it was last used, as
-    far as was seen."""
+_Stamp = tuple[int, int]
 
-    folder: Path
-    text: str
-    name: EntryName
-    num_bytes: int
-    used_ns: int
-    parent: ShelvedRun | None = None
-    num_children: int = 0
 
-    @property
-    def priority(self) -> int:
-        return self.name.priority
+class Watcher(Protocol):
+    """Who is told of the files of one folder."""
 
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        return self.folder / self.text
+    def added(self, run: StoredRun) -> None:
+        """A file is there."""
 
-    @property
-    def id(self) -> FileId:
-        """Its folder's name and its key."""
-        return self.folder.name, self.name.key
+    def removed(self, run: StoredRun) -> None:
+        """A file is gone."""
+
+    def refused(self, error: EntryError) -> None:
+        """The folder can't be used."""
 
 
 class Shelf:
-    """The files under one byte budget. For whoever holds the folder's lock, and for one thread."""
+    """The files under one byte budget, of which one folder is watched. Safe for threads; what says so needs the folder's lock."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, own: Path, watcher: Watcher) -> None:
+        self.lock = threading.RLock()
         self.num_bytes = 0
-        """Bytes of all files."""
+        """Bytes of all files, as of the last `refresh`."""
         self.newest_ns = 0
         """The latest time at which any was used."""
         self._root = root
+        self._own = own
+        self._watcher = watcher
         self._policy = LeastRecentlyUsed()
         self._turn: int | None = None
-        self._settled: tuple[int, dict[Path, tuple[int, int]]] = -1, {Path(): (0, 0)}  # of no folder
-        self._folders: dict[Path, dict[str, ShelvedRun]] = {}
-        self._stamps: dict[Path, tuple[int, int]] = {}
-        self._by_id: dict[FileId, ShelvedRun] = {}
-        self._waiting: dict[FileId, dict[ShelvedRun, None]] = {}
+        self._is_racy = False
+        self._settled: tuple[int, dict[Path, _Stamp]] = -1, {Path(): (0, 0)}  # of no folder
+        self._folders: dict[Path, dict[str, StoredRun]] = {}
+        self._stamps: dict[Path, _Stamp] = {}
+        self._by_id: dict[FileId, StoredRun] = {}
+        self._waiting: dict[FileId, dict[StoredRun, None]] = {}
         """Orphans, by the file that they continue."""
 
+    def look(self) -> None:
+        """See what the watched folder holds now, where it may have changed. From any thread, without the folder's lock."""
+        with self.lock:
+            try:
+                stat = check_folder(self._own)
+                stamp = stat.st_ino, stat.st_mtime_ns
+                if self._stamps.get(self._own) == stamp and not (
+                    self._is_racy and turn_of(self._root) != self._turn
+                ):
+                    return
+                self._is_racy = abs(time.time_ns() - stat.st_mtime_ns) < RACY_NS
+                with os.scandir(self._own) as entries:
+                    self._list(self._own, entries)
+                self._stamps[self._own] = stamp
+            except (FileNotFoundError, NotADirectoryError):
+                self._list(self._own, ())
+            except EntryError as error:
+                self._list(self._own, ())
+                self._watcher.refused(error)
+            except OSError:  # what was seen is still there, as far as anybody knows
+                self._stamps.pop(self._own, None)
+
     def refresh(self, turn: int | None) -> None:
-        """See what others did since; `turn` is the number that `hold_lock` gave. Raises OSError where it can't be seen."""
+        """See what others did since; `turn` is the number that the lock gave. Needs it. Raises OSError where it can't be seen."""
         refused: list[OSError] = []
         folders = fingerprint_folders(self._root, refused)
         if refused:
             raise refused[0]
-        is_alone = turn is not None and self._turn is not None and turn == self._turn + 1
-        self._turn = None  # until all is seen
-        for folder in self._folders.keys() - set(folders):
-            self._list(folder, [])
-        for folder in folders:
-            if not is_alone or self._stamps.get(folder) != _stamp(folder):
-                with os.scandir(folder) as entries:
-                    self._list(folder, entries)
-            self._stamps[folder] = _stamp(folder)
-        self._turn = turn
+        with self.lock:
+            is_alone = turn is not None and self._turn is not None and turn == self._turn + 1
+            self._turn = None  # until all is seen
+            for folder in self._folders.keys() - set(folders):
+                self._list(folder, ())
+            for folder in folders:
+                stamp = _stamp(folder)
+                if not is_alone or self._stamps.get(folder) != stamp:
+                    with os.scandir(folder) as entries:
+                        self._list(folder, entries, is_locked=True)
+                self._stamps[folder] = _stamp(folder)
+            self._turn, self._is_racy = turn, True
 
     def settle(self) -> None:
-        """All that happened since `refresh` is known: no folder has to be listed again for it."""
-        for folder in self._folders:
-            self._stamps[folder] = _stamp(folder)
-        self._settled = self.num_bytes, {folder: self._stamps[folder] for folder in self._folders}
+        """All that happened since `refresh` is known: no folder has to be listed again for it. Needs the lock."""
+        with self.lock:
+            for folder in (self._own, *self._folders):
+                with suppress(FileNotFoundError):
+                    self._stamps[folder] = _stamp(folder)
+            self._settled = self.num_bytes, {folder: self._stamps[folder] for folder in self._folders}
 
     def settled_bytes(self) -> int | None:
-        """Bytes of all files, as was known when they were last settled; None where that may not be so any more.
-
-        From any thread.
-        """
+        """Bytes of all files, as was known when they were last settled; None where that may not be so any more."""
         known, stamps = self._settled
         try:
             folders = fingerprint_folders(self._root)
@@ -103,55 +124,58 @@ class Shelf:
             return None
         return known if is_same else None
 
-    def names(self, folder: Path) -> dict[str, EntryName]:
-        """The files of a folder, by their names as they stand there."""
-        return {text: run.name for text, run in self._folders.get(folder, {}).items()}
-
     def add(self, folder: Path, name: EntryName, was: EntryName | None = None) -> None:
-        """A file was written, or renamed from what it `was`, and is the one used last."""
-        self._drop(self._folders.get(folder, {}).get(str(was or name)))
-        text = str(name)
-        stat = (folder / text).stat()
-        self._put(ShelvedRun(folder, text, name, stat.st_size, stat.st_mtime_ns))
+        """A file was written, or renamed from what it `was`, and is the one used last. Needs the lock."""
+        with self.lock:
+            self._drop(self._folders.get(folder, {}).get(str(was or name)))
+            text = str(name)
+            stat = (folder / text).stat()
+            self._put(StoredRun(folder, text, name, stat.st_size, stat.st_mtime_ns))
 
-    def used(self, folder: Path, text: str, used_ns: int) -> None:
+    def lose(self, run: StoredRun) -> None:
+        """A file was found to be gone, or was deleted."""
+        with self.lock:
+            if self._folders.get(run.folder, {}).get(run.text) is run:
+                self._drop(run)
+
+    def used(self, run: StoredRun, used_ns: int) -> None:
         """A file was used."""
-        run = self._folders.get(folder, {}).get(text)
-        self.newest_ns = max(self.newest_ns, used_ns)
-        if run:
+        with self.lock:
+            self.newest_ns = max(self.newest_ns, used_ns)
             run.used_ns = used_ns
-            self._policy.used(run)
+            if self._folders.get(run.folder, {}).get(run.text) is run:
+                self._policy.used(run)
 
-    def evict(self, excess: int, kept: Iterable[FileId]) -> list[ShelvedRun] | None:
-        """Delete files of `excess` bytes, but for `kept` and what they continue; returns which.
+    def evict(self, excess: int, kept: Iterable[FileId]) -> int | None:
+        """Delete files of `excess` bytes, but for `kept` and what they continue; returns how many. Needs the lock.
 
         None, with nothing deleted, where that is not enough.
         """
-        protected = {
-            run for file_id in kept if file_id in self._by_id for run in lineage(self._by_id[file_id])
-        }
-        if excess > self.num_bytes - sum(run.num_bytes for run in protected):
-            return None
-        left = self.num_bytes - max(0, excess)
-        evicted: list[ShelvedRun] = []
-        while self.num_bytes > left:
-            run = self._victim(lambda run: run.num_children == 0 and run not in protected)
-            if run is None:
+        with self.lock:
+            protected = {
+                run for file_id in kept if file_id in self._by_id for run in lineage(self._by_id[file_id])
+            }
+            if excess > self.num_bytes - sum(run.num_bytes for run in protected):
                 return None
-            if remove_file(run.path):
-                self._drop(run)
-                evicted.append(run)
-            else:
-                protected.add(run)
-        return evicted
+            left, num_evicted = self.num_bytes - max(0, excess), 0
+            while self.num_bytes > left:
+                run = self._victim(lambda run: run.num_children == 0 and run not in protected)
+                if run is None:
+                    return None
+                if remove_file(run.path):
+                    self._drop(run)
+                    num_evicted += 1
+                else:
+                    protected.add(run)
+            return num_evicted
 
-    def _victim(self, can_go: Callable[[ShelvedRun], bool]) -> ShelvedRun | None:
+    def _victim(self, can_go: Callable[[StoredRun], bool]) -> StoredRun | None:
         """What goes next: an orphan, or what the policy says, if no other process has used it meanwhile."""
         orphans = (run for runs in self._waiting.values() for run in runs if can_go(run))
         if orphan := next(orphans, None):
             return orphan
         while True:
-            run: ShelvedRun | None = self._policy.victim(can_go)
+            run: StoredRun | None = self._policy.victim(can_go)
             if run is None:
                 return None
             try:
@@ -160,36 +184,36 @@ class Shelf:
                 return run  # it is gone already, or can't be looked at
             if used_ns <= run.used_ns:
                 return run
-            self.used(run.folder, run.text, used_ns)
+            self.used(run, used_ns)
 
-    def _list(self, folder: Path, entries: Iterable[os.DirEntry[str]]) -> None:
-        """Bring what is known of a folder up to date, and delete what is of no use there."""
-        known = self._folders.setdefault(folder, {})
+    def _list(self, folder: Path, entries: Iterable[os.DirEntry[str]], *, is_locked: bool = False) -> None:
+        """Bring what is known of a folder up to date; with the lock, delete what is of no use there."""
+        known = self._folders.get(folder, {})
         gone = set(known)
-        new: list[ShelvedRun] = []
+        new: list[StoredRun] = []
         for entry in entries:
             if entry.name in known:
                 gone.discard(entry.name)
-            elif entry.name.endswith(TEMPORARY) or is_old_name(entry.name):
+            elif is_locked and (entry.name.endswith(TEMPORARY) or is_old_name(entry.name)):
                 remove_file(folder / entry.name)
             elif name := EntryName.parse(entry.name):
                 with suppress(FileNotFoundError):
                     if not entry.is_dir(follow_symlinks=False):
                         stat = entry.stat(follow_symlinks=False)
-                        new.append(ShelvedRun(folder, entry.name, name, stat.st_size, stat.st_mtime_ns))
+                        new.append(StoredRun(folder, entry.name, name, stat.st_size, stat.st_mtime_ns))
         for text in gone:
             self._drop(known[text])
         for run in sorted(new, key=lambda run: run.used_ns):
             self._put(run)
-        if not known:
-            del self._folders[folder]
+        self._stamps.pop(folder, None)  # what was seen is told by whoever lists
 
-    def _put(self, run: ShelvedRun) -> None:
+    def _put(self, run: StoredRun) -> None:
         self._folders.setdefault(run.folder, {})[run.text] = run
-        self._by_id[run.id] = run
+        file_id = run.file_id
+        self._by_id[file_id] = run
         self.num_bytes += run.num_bytes
         self.newest_ns = max(self.newest_ns, run.used_ns)
-        for child in self._waiting.pop(run.id, ()):
+        for child in self._waiting.pop(file_id, ()):
             child.parent = run
             run.num_children += 1
         if run.name.parent != NO_PARENT:
@@ -200,15 +224,20 @@ class Shelf:
             else:
                 run.parent.num_children += 1
         self._policy.added(run)
+        if run.folder == self._own:
+            self._watcher.added(run)
 
-    def _drop(self, run: ShelvedRun | None) -> None:
+    def _drop(self, run: StoredRun | None) -> None:
         if run is None:
             return
         self._policy.removed(run)
-        del self._folders[run.folder][run.text]
+        files = self._folders[run.folder]
+        del files[run.text]
+        if not files:
+            del self._folders[run.folder]
         self.num_bytes -= run.num_bytes
-        if self._by_id.get(run.id) is run:
-            del self._by_id[run.id]
+        if self._by_id.get(run.file_id) is run:
+            del self._by_id[run.file_id]
         above = run.folder.name, run.name.parent
         if run.parent:
             run.parent.num_children -= 1
@@ -216,17 +245,14 @@ class Shelf:
             self._waiting[above].pop(run, None)
             if not self._waiting[above]:
                 del self._waiting[above]
-        if run.num_children:
-            self._orphan(run)
-
-    def _orphan(self, parent: ShelvedRun) -> None:
-        """What continues a run that is gone waits for another one of that key."""
-        for run in self._folders[parent.folder].values():
-            if run.parent is parent:
-                run.parent = None
-                self._waiting.setdefault(parent.id, {})[run] = None
+        for child in list(files.values()) if run.num_children else ():
+            if child.parent is run:  # it waits for another one of that key
+                child.parent = None
+                self._waiting.setdefault(run.file_id, {})[child] = None
+        if run.folder == self._own:
+            self._watcher.removed(run)
 
 
-def _stamp(folder: Path) -> tuple[int, int]:
+def _stamp(folder: Path) -> _Stamp:
     stat = folder.lstat()
     return stat.st_ino, stat.st_mtime_ns

@@ -29,6 +29,7 @@ from kvchat.ui.clean import one_line
 from kvchat.ui.figures import age_text, percent_text, seconds_text, size_text, tier_text
 
 _DAY_S = 86400.0
+_LINES_AT_ONCE = 1000
 _PRIORITIES = {0: "", 1: "shared", 2: "pinned"}
 
 
@@ -42,13 +43,18 @@ def cache_ls(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """One line a stored run, the one used last first."""
     scan = scan_folder(config.paths.cache)
     folders = {info.path: info for info in list_folders(config.paths.cache, scan)}
-    names = {path: _name(info) for path, info in folders.items()}
+    names = {path: one_line(_name(info)) for path, info in folders.items()}
     now_s = time.time()
-    for file in sorted(scan.files, key=lambda file: -file.mtime_ns):
+    files = sorted(scan.files, key=lambda file: -file.mtime_ns)
+    for at in range(
+        0, len(files), _LINES_AT_ONCE
+    ):  # there may be 100,000, and each that is printed is flushed
+        some = files[at : at + _LINES_AT_ONCE]
         if args.json:
-            yield json.dumps(_run_json(file, folders.get(file.folder)), ensure_ascii=False)
+            rows = (_run_json(file, folders.get(file.folder)) for file in some)
+            yield "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         else:
-            yield _run_text(file, names.get(file.folder, "?"), now_s)
+            yield "\n".join(_run_text(file, names.get(file.folder, "?"), now_s) for file in some)
 
 
 def _run_json(file: StoredFile, info: FolderInfo | None) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def _run_text(file: StoredFile, model: str, now_s: float) -> str:
     tokens = f"tokens {name.start}-{name.end}"
     age = age_text(max(0.0, now_s - file.mtime_ns / 1e9))
     kept = _PRIORITIES.get(name.priority, f"priority {name.priority}")
-    line = f"{one_line(model):<32} {tokens:<20} {size_text(file.num_bytes):>9}  {age:>6}  {kept}"
+    line = f"{model:<32} {tokens:<20} {size_text(file.num_bytes):>9}  {age:>6}  {kept}"
     return line.rstrip()
 
 
@@ -103,7 +109,8 @@ def _folder_text(info: FolderInfo) -> str:
     codec = info.meta.codec if info.meta else "?"
     files = f"{info.num_files} file{'' if info.num_files == 1 else 's'}"
     counts = f"{files:>10}  {info.num_tokens:>9} tokens  {size_text(info.num_bytes):>9}"
-    return f"{one_line(_name(info)):<32} {counts}  {codec}{' (lossy)' if codec == 'int8' else ''}"
+    kind = " (lossy)" if codec == "int8" else f", packed to {info.share:.2f}" if info.share < 1 else ""
+    return f"{one_line(_name(info)):<32} {counts}  {codec}{kind}"
 
 
 def cache_trace(args: argparse.Namespace, config: Config) -> Iterator[str]:

@@ -108,8 +108,8 @@ def measured_disk(root: Path, num_blocks: int) -> dict[str, float]:
         "first_lookup_ms": first_s * 1e3,
         "lookup_ms": again_s * 1e3,
         "index_mb": index_bytes / 1e6,
-        "evict_us_a_block": evict_s / len(evicted) / num_blocks * 1e6,
-        "evict_us_a_file": evict_s / len(evicted) * 1e6,
+        "evict_us_a_block": evict_s / evicted / num_blocks * 1e6,
+        "evict_us_a_file": evict_s / evicted * 1e6,
         "ls_s": listed_s(root),
     }
 

@@ -132,3 +132,12 @@ def test_listing_verifying_and_pruning_load_no_torch(root):
         "import kvchat.cache.base, kvchat.cache.disk, kvchat.cache.ram, kvchat.cache.writer; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)
+
+
+def test_the_folder_says_to_what_share_it_is_packed(tmp_path):
+    shares = {}
+    for codec in ("raw", "packed"):
+        store(tiny_cache(tmp_path / codec, codec=codec), list(range(64)))
+        (info,) = list_folders(tmp_path / codec)
+        shares[codec] = info.share
+    assert shares["packed"] < shares["raw"] - 0.1

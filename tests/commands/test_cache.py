@@ -97,6 +97,7 @@ def test_stat_says_what_each_model_has_stored(run: Run, tmp_path: Path) -> None:
     assert model["meta"]["codec"] == "raw"
     code, out, _ = run("stat")
     assert (code, "raw" in out, f"{model['num_tokens']} tokens" in out) == (0, True, True)
+    assert ("packed to" in out) == (model["share"] < 1)
 
 
 def test_stat_shows_the_totals_of_all_time_and_creates_no_store(run: Run, tmp_path: Path) -> None:
