@@ -14,6 +14,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.backends.resident.rehearsal import rehearse
 from kvchat.cache.base import default_ram_bytes
 from kvchat.config import Config
+from kvchat.engine.engine import PASSING_PRIORITY
 from kvchat.engine.request import Wanting
 from kvchat.engine.worker import JobKind, Stream, Worker
 
@@ -49,7 +50,7 @@ class SharedModel:
         self._worker.start()
 
     def seat(self, *, is_passing: bool = False) -> Seat:
-        """A seat for one more conversation; what is live at one that `is_passing` goes first."""
+        """A seat for one more conversation; what is live at one that `is_passing` goes first, and so do its blocks in RAM."""
         seat = Seat(self, self._worker, is_passing=is_passing)
         with self._lock:
             self._seats[seat] = None
@@ -190,6 +191,7 @@ class Seat(LocalBackend):
         """What is live of this conversation; a new beginning where nothing is."""
         self._shared.make_room(self)
         talk = self._talk or Talk(shared.model, shared.model.engine.new_sequence())
+        talk.sequence.priority = PASSING_PRIORITY if self.is_passing else 0
         if not self._is_closed:
             self._talk = talk
         return talk
