@@ -137,10 +137,10 @@ def test_a_warning_is_told_at_every_seat_once(shared: SharedModel) -> None:
 def test_what_passing_requests_left_goes_before_what_a_terminal_may_come_back_to(
     make_config: Callable[..., Config], is_passing: bool
 ) -> None:
-    model = SharedModel(make_config(cache__disk="0", cache__ram="1MB"), live_bytes=0)
+    model = SharedModel(make_config(cache__disk="0", cache__ram="300KB"), live_bytes=0)
     terminal = model.seat()
     before = said(terminal, LONG * 8)
-    for number in range(24):
+    for number in range(16):
         other = model.seat(is_passing=is_passing)
         said(other, f"{number} {LONG * 8}")
         other.close()
