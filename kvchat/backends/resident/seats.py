@@ -28,9 +28,11 @@ class SharedModel:
     go of first. What it had is in blocks by then, if its calls may leave any.
     """
 
-    def __init__(self, config: Config, *, live_bytes: int | None = None) -> None:
-        """`live_bytes` is by default what the blocks in RAM may take."""
+    def __init__(self, config: Config, *, live_bytes: int | None = None, is_shared: bool = True) -> None:
+        """`live_bytes` is by default what the blocks in RAM may take. Unless it `is_shared` all seats are one user's program's,
+        and what one of them does not save the others may still take up from RAM."""
         self.config = config
+        self._is_shared = is_shared
         self.status = Status(Phase.STARTING)
         """How far loading has come; what is done for one seat, that seat says."""
         ram_bytes = default_ram_bytes() if config.cache.ram is None else config.cache.ram
@@ -118,7 +120,7 @@ class SharedModel:
             self._show(Status(Phase.FAILED, str(error)))
             raise
         self._show(Status(Phase.READY))
-        return Talk(replace(talk.model, is_shared=True), talk.sequence)
+        return Talk(replace(talk.model, is_shared=self._is_shared), talk.sequence)
 
     def _show(self, status: Status) -> None:
         self.status = status
