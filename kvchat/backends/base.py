@@ -117,6 +117,7 @@ class ModelInfo:
     `template` is what its chat template does to a conversation's past: `append-safe` keeps it, `reasoning-stripping`
     drops the reasoning of answers, `rewriting` changes more. `weights` is what decoding reads, `weights_why` the reason
     in a few words. `adapter` is the folder of one that is in its weights.
+    So many conversations as `num_at_once` are answered at the same time, and with 1 one after the other.
     A template that `takes_tools` tells the model of them; `stop_ids` are the tokens that end an answer.
     """
 
@@ -140,6 +141,7 @@ class ModelInfo:
     is_exact: bool = False
     takes_tools: bool = False
     stop_ids: tuple[int, ...] = ()
+    num_at_once: int = 1
 
 
 class Backend(Protocol):

@@ -25,6 +25,8 @@ CLOSE_TIMEOUT_S = 10.0
 """How long the engine may take to write what it still has to write."""
 SIGN_TIMEOUT_S = 3.0
 """How long it may take to notice that it is to end: one that was stopped never does."""
+SEATS = "has_seats"
+"""What an engine's first message has beside its settings."""
 
 _LAST_WORDS_S = 1.0
 _GONE_S = 5.0
@@ -33,14 +35,16 @@ _GONE_S = 5.0
 class EngineChild:
     """One engine process, and the connection to it. A thread of the connection starts it, so nobody waits for that."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, has_seats: bool = False) -> None:
+        """If it `has_seats`, calls name the seat that they are made at; those at different ones are answered at once."""
         self._process: subprocess.Popen[bytes] | None = None
         self._is_started = threading.Event()
         self._is_gone = threading.Event()
         self._why = ""
         self._last_words: deque[str] = deque(maxlen=20)
         self._hearer = threading.Thread(target=self._hear, name="kvchat-stderr", daemon=True)
-        self.connection = Connection(config.to_json(), self._spawn, self._bury)
+        hello = {**config.to_json(), SEATS: has_seats}
+        self.connection = Connection(hello, self._spawn, self._bury)
 
     @property
     def has_loaded(self) -> bool:

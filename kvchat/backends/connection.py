@@ -35,9 +35,10 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was made, and what comes back."""
+    """A call that was made at a seat, and what comes back."""
 
     number: int
+    seat: int = 0
     replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
 
 
@@ -87,7 +88,8 @@ class Connection:
         """Make a call; its last reply comes for sure, `died` at the latest."""
         with self._lock:
             self._last_number += 1
-            call = self._calls[self._last_number] = Call(self._last_number)
+            call = Call(self._last_number, message.get("seat", 0))
+            self._calls[call.number] = call
             is_dead = self.is_dead
         if is_dead:
             call.replies.put(("died", None))
@@ -106,10 +108,11 @@ class Connection:
                 self._history.told(turns)
         return is_sent
 
-    def cancel(self, *calls: Call) -> None:
-        """Have calls end soon, by default all that are being made here."""
+    def cancel(self, *calls: Call, seat: int | None = None) -> None:
+        """Have calls end soon, by default all that are being made here, or at one seat."""
         with self._lock:
-            numbers = [call.number for call in calls] or [*self._calls]
+            made = calls or [call for call in self._calls.values() if seat in (None, call.seat)]
+            numbers = [call.number for call in made]
         for number in numbers:
             self.send({"call": "cancel", "target": number})
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from kvchat.backends.base import Done, Keeping, Options, Phase, Reach, Status
+from kvchat.backends.child import SEATS
 from kvchat.backends.retelling import History, Ids, prompt_telling
 from kvchat.backends.wire import error_to_wire, from_wire, to_wire
 from kvchat.config import Config
@@ -21,6 +22,7 @@ from kvchat.errors import EngineDiedError
 
 if TYPE_CHECKING:
     from kvchat.backends.local import LocalBackend
+    from kvchat.backends.resident.seats import SharedModel
     from kvchat.engine.worker import Stream
 
 STATUS_INTERVAL_S = 0.05
@@ -37,6 +39,8 @@ class EngineProcess:
         self._replies = replies
         self._write_lock = threading.Lock()
         self._backend: LocalBackend | None = None
+        self._model: SharedModel | None = None  # of an engine that has seats
+        self._seats: dict[int, LocalBackend] = {}
         self._backend_ready = threading.Event()
         self._failure: BaseException | None = None
         self._is_ending = False
@@ -51,15 +55,17 @@ class EngineProcess:
         first = self._calls.readline()
         if not first:
             return
-        config = Config.from_json(json.loads(first))
-        _in_background(self._open, config)
+        hello = json.loads(first)
+        has_seats = bool(hello.pop(SEATS, False))
+        _in_background(self._open, Config.from_json(hello), has_seats)
         self.report_in_background()
         for line in self._calls:
             self.hear(line)
         self._is_ending = True
         _in_background(_end_after, DRAIN_TIMEOUT_S)
-        if self._backend is not None:
-            self._backend.close()
+        whole = self._model or self._backend
+        if whole is not None:
+            whole.close()
 
     def hear(self, line: bytes) -> None:
         """Begin what one line asks for. What was cut off in mid-line, or is no call, is left out."""
@@ -70,11 +76,13 @@ class EngineProcess:
         """Tell each change of status from now on, until the end."""
         _in_background(self._report_status)
 
-    def _open(self, config: Config) -> None:
+    def _open(self, config: Config, has_seats: bool) -> None:
         try:
             from kvchat.backends.local import LocalBackend  # torch: seconds, while the reader goes on reading
+            from kvchat.backends.resident.seats import SharedModel
 
-            self._backend = LocalBackend(config)
+            self._model = SharedModel(config, is_shared=False) if has_seats else None
+            self._backend = self._model.seat() if self._model else LocalBackend(config)
             self._backend.start()
         except BaseException as error:  # told to whoever calls
             self._failure = error
@@ -125,25 +133,25 @@ class EngineProcess:
         self._backend_ready.wait()
         if self._failure is not None:
             raise self._failure
-        assert self._backend is not None
+        backend = self._at(call.get("seat", 0))
         if call["call"] == "info":
-            return to_wire(self._backend.info())
+            return to_wire(backend.info())
         if call["call"] == "count":
-            return self._backend.count(call["text"])
+            return backend.count(call["text"])
         if call["call"] not in ("answer", "warm", "prepare", "ahead", "cache", "prompt"):
             raise EngineDiedError(f"the engine knows no {call['call']!r}", "leave, and start kvchat again")
         history, options = call["history"], from_wire(Options, call["options"])
         if call["call"] == "prompt":
-            return self._backend.prompt(history, options)
+            return backend.prompt(history, options)
         keeping = from_wire(Keeping, call.get("keeping"))
         if call["call"] == "cache":
-            view = self._backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
+            view = backend.cache(history, options, has_rows=call["has_rows"], keeping=keeping)
             return to_wire(view)
         streams: dict[str, Callable[..., Stream[Any]]] = {
-            "answer": self._backend.answer,
-            "warm": self._backend.warm,
-            "prepare": self._backend.prepare,
-            "ahead": partial(self._backend.ahead, reach=Reach(call.get("reach", "typed"))),
+            "answer": backend.answer,
+            "warm": backend.warm,
+            "prepare": backend.prepare,
+            "ahead": partial(backend.ahead, reach=Reach(call.get("reach", "typed"))),
         }
         events = streams[call["call"]](history, options, keeping=keeping)
         with self._lock:
@@ -156,6 +164,16 @@ class EngineProcess:
                 {"id": number, "kind": "event", "value": {"type": type(event).__name__, "value": value}}
             )
         return None
+
+    def _at(self, number: int) -> LocalBackend:
+        """The backend of a seat; an engine without seats has one for all."""
+        assert self._backend is not None
+        if self._model is None or not number:
+            return self._backend
+        with self._lock:
+            if number not in self._seats:
+                self._seats[number] = self._model.seat()
+            return self._seats[number]
 
     def _done(self, number: int, event: Done, call: dict[str, Any]) -> Any:
         """The end of an answer, for a terminal that may know most of its prompt."""

@@ -267,6 +267,7 @@ def _describe(engine: Engine, template: ChatTemplate, *, load_ms: float) -> Mode
         stop_ids=tuple(sorted(loaded.eos_ids | set(template.closing_ids))),
         weights=loaded.weights.mode.value,
         weights_why=loaded.weights.why,
+        num_at_once=engine.batch.most,
         defaults=Options(
             max_tokens=settings.get("max_new_tokens"),
             stop=(stops,) if isinstance(stops, str) else tuple(stops),

@@ -78,10 +78,11 @@ class ProcessBackend:
     def count(self, text: str) -> int:
         return self._ask({"call": "count", "text": text}, int)
 
-    def cancel(self) -> None:
+    def cancel(self, seat: int | None = None) -> None:
+        """See `Backend.cancel`; of an engine that has seats what is made at one of them, by default at all."""
         child = self._child
         if child is not None:
-            child.connection.cancel()
+            child.connection.cancel(seat=seat)
 
     def close(self) -> None:
         with self._lock:
@@ -89,9 +90,11 @@ class ProcessBackend:
         if child is not None:
             child.end()
 
-    def answer(self, history: Sequence[Turn], options: Options) -> Generator[Event, None, None]:
+    def answer(
+        self, history: Sequence[Turn], options: Options, *, seat: int = 0
+    ) -> Generator[Event, None, None]:
         said: list[base.Text] = []
-        call = self._about("answer", history, options)
+        call = self._about("answer", history, options, seat=seat)
         child = self._living(anew=True)
         num_deaths = 0
         while num_deaths < 2:

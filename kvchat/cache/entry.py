@@ -81,7 +81,7 @@ class EntryName(NamedTuple):
         first, last = chain.hashes[start].hex(), chain.hashes[-1].hex()
         at = chain.num_tokens(start)
         key = key_of(parent, at, ids, is_state=is_state)
-        return cls(key, parent, first, last, at, len(ids) // TOKEN_BYTES, priority, is_state)
+        return cls(key, parent, first, last, at, len(ids) // TOKEN_BYTES, max(0, priority), is_state)
 
 
 def is_old_name(text: str) -> bool:

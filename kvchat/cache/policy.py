@@ -24,6 +24,8 @@ from kvchat.cache.rates import Rates, Tip, TipKind
 FACTORS = (1.0, 4.0, 16.0)
 """So many times as much is a run worth by its priority: 0, shared by many conversations, pinned. All age alike."""
 SHARED = 1
+PASSING_FACTOR = 1e-9
+"""Of what has a priority below 0: it goes before all else, whatever it is worth."""
 
 _BINS_A_DOUBLING = 4
 _RANKS_LAST_S = 1.0
@@ -264,7 +266,8 @@ class Worth(Policy):
 
     def _rank(self, key: _Key, held: _Held) -> float:
         age_s = self._ranked[0] - held.tip.used_s if self._ranked[0] > -math.inf else 0.0
-        factor = FACTORS[max(0, min(held.run.priority, len(FACTORS) - 1))]
+        priority = min(held.run.priority, len(FACTORS) - 1)
+        factor = FACTORS[priority] if priority >= 0 else PASSING_FACTOR
         worth = self.rates.worth(self.rates.level(held.tip), age_s)
         return float(factor * worth * 2.0 ** (key[3] / _BINS_A_DOUBLING))
 

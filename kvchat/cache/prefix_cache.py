@@ -89,7 +89,7 @@ class PrefixCache:
             return self._match_blocks(chain)
         return self._match_state(id_bytes(tokens), chain)
 
-    def contains(self, tokens: Sequence[int], *, priority: int = 0) -> dict[str, int]:
+    def contains(self, tokens: Sequence[int], *, priority: int = -1) -> dict[str, int]:
         """How many of `tokens` each tier holds by itself, from the root on, at no less than a priority; changes nothing.
 
         Where a snapshot is needed to take anything up again, the tier that holds the deepest one counts.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from kvchat.config import Config
@@ -14,6 +15,7 @@ from kvchat.errors import UsageError, reason_of
 from kvchat.remotes import target_of
 
 _LONGEST_KEY = 4096
+_NUM_SEATS = 8  # requests that are answered at once, and conversations that are live
 
 
 def served(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -28,12 +30,16 @@ def served(args: argparse.Namespace, config: Config) -> Iterator[str]:
             "the server needs packages that are not installed", "pip install 'kvchat[serve]'"
         ) from None
     from kvchat.backends.base import Options
+    from kvchat.backends.child import EngineChild
     from kvchat.backends.process import ProcessBackend
+    from kvchat.backends.seated import SeatedBackend
 
     door = Door(args.host, args.port, _key(args))
     listener = listen(door)
-    backend = ProcessBackend(replace(config, chat=replace(config.chat, save=args.save)))
-    server = Server(backend, Options(**asdict(config.sampling)), door)
+    wanted = replace(config, chat=replace(config.chat, save=args.save))
+    backend = ProcessBackend(wanted, partial(EngineChild, has_seats=True))
+    seats = [SeatedBackend(backend, number) for number in range(_NUM_SEATS)]
+    server = Server(backend, Options(**asdict(config.sampling)), door, seats=seats)
     host = f"[{door.host}]" if ":" in door.host else door.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     try:

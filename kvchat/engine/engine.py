@@ -41,6 +41,8 @@ SHARED_PRIORITY = 1
 """Of blocks that many conversations begin with, against 0 for those of one."""
 PINNED_PRIORITY = 2
 """Of blocks that a person wants kept."""
+PASSING_PRIORITY = -1
+"""Of blocks that were computed for somebody who asks and leaves; on the disk they are as good as any."""
 
 
 def _never() -> bool:
@@ -115,8 +117,9 @@ class Engine:
         and it `is_kept`; what is held for nothing is let go of in any case."""
         state = sequence.state
         with suppress(OutOfMemoryError):
+            own = priority or sequence.priority
             self._forwards.with_room(
-                lambda: self._holding.store(state, num_tokens, priority=priority, is_kept=is_kept), state
+                lambda: self._holding.store(state, num_tokens, priority=own, is_kept=is_kept), state
             )
 
     def close(self) -> None:

@@ -20,11 +20,13 @@ class LiveSequence:
     the engine holds. A sampler belongs to one answer, and lives as long as its decoding.
     """
 
-    __slots__ = ("on_progress", "speculation", "state")
+    __slots__ = ("on_progress", "priority", "speculation", "state")
 
     def __init__(self, state: KVState, speculation: Speculation | None = None) -> None:
         self.state = state
         self.speculation = speculation
+        self.priority = 0
+        """Of its blocks that are neither shared nor pinned."""
         self.on_progress: Callable[[Progress], None] = unheard
         """Is told between the layers of a prefill's forwards how far it came; `generate` yields the same behind each."""
 

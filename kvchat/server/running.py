@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from kvchat.backends.base import DEFAULTS, Answer, Backend, Done, Event, Options, Turn
+from kvchat.server.seats import Answerer
 
 
 class Engine(Backend, Protocol):
@@ -24,7 +25,7 @@ class Running:
 
     def __init__(
         self,
-        backend: Engine,
+        backend: Answerer,
         turns: Sequence[Turn],
         options: Options,
         *,
@@ -48,7 +49,7 @@ class Running:
             yield event
 
     def cancel(self) -> None:
-        """End it soon, if it has not ended. No other answer begins before `on_end`, so none is cancelled with it."""
+        """End it soon, if it has not ended. No other answer begins at its seat before `on_end`, so none is cancelled with it."""
         self._is_cancelled.set()
         if not self._has_ended:
             self._backend.cancel()

@@ -1,9 +1,9 @@
-"""What all endpoints share: one backend that takes turns, and what is remembered of its answers. Knows no protocol."""
+"""What all endpoints share: one backend with its seats, and what is remembered of its answers. Knows no protocol."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -15,6 +15,7 @@ from kvchat.server.metrics import Metrics
 from kvchat.server.question import Question, remember
 from kvchat.server.refusals import RefusedError, refusal_of
 from kvchat.server.running import Engine, Running
+from kvchat.server.seats import Answerer, Seats
 from kvchat.server.turnstile import MAX_WAITING, Turnstile
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -36,9 +37,14 @@ def served_name(info: ModelInfo) -> str:
 
 
 class Service:
-    """One server's state. `defaults` is how it answers where a request doesn't say. All in one event loop."""
+    """One server's state. `defaults` is how it answers where a request doesn't say. All in one event loop.
 
-    def __init__(self, backend: Engine, defaults: Options, limits: Limits) -> None:
+    Answers are made at the backend's `seats`, as many at once as the model allows; by default it is one alone.
+    """
+
+    def __init__(
+        self, backend: Engine, defaults: Options, limits: Limits, seats: Sequence[Answerer] = ()
+    ) -> None:
         self.backend = backend
         self.defaults = defaults
         self.limits = limits
@@ -46,6 +52,7 @@ class Service:
         self.beginnings = Beginnings()
         self.metrics = Metrics()
         self.turnstile = Turnstile(max_waiting=limits.num_waiting)
+        self._seats = Seats(seats or (backend,))
         self._info: ModelInfo | None = None
         self._looking: asyncio.Task[None] | None = None
 
@@ -58,6 +65,7 @@ class Service:
         """The loaded model; waits for it. Raises KvchatError."""
         if self._info is None:
             self._info = await asyncio.to_thread(self.backend.info)
+            self.turnstile.widen(min(self._seats.num_seats, self._info.num_at_once))
         return self._info
 
     def refusal(self, error: BaseException) -> RefusedError:
@@ -78,16 +86,22 @@ class Service:
         Raises RefusedError where too many wait.
         """
         await self.turnstile.enter(question.client)
+        seat = self._seats.take(question.turns)
+
+        def free() -> None:
+            self._seats.give_back(seat, question.turns)
+            self.turnstile.leave()
+
         try:
             running = Running(
-                self.backend,
+                seat,
                 question.turns,
                 question.options,
                 on_answer=lambda answer: self._note(question, answer),
-                on_end=self._ended,
+                on_end=lambda: self._ended(free),
             )
         except BaseException:
-            self.turnstile.leave()
+            free()
             raise
         try:
             yield running
@@ -98,8 +112,8 @@ class Service:
         self.metrics.count_answer(answer)
         remember(question, answer, self.memory, self.beginnings)
 
-    def _ended(self) -> None:
-        self.turnstile.leave()
+    def _ended(self, free: Callable[[], None]) -> None:
+        free()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ from kvchat.server.app import app_of
 from kvchat.server.guard import Door
 from kvchat.server.protocol import MAX_HEAD_BYTES, BoundedProtocol
 from kvchat.server.running import Engine
+from kvchat.server.seats import Answerer
 from kvchat.server.service import Limits, Service
 
 MAX_CONNECTIONS = 256
@@ -50,9 +52,10 @@ class Server(uvicorn.Server):
         door: Door,
         *,
         limits: Limits | None = None,
+        seats: Sequence[Answerer] = (),
         head_s: float | None = None,
     ) -> None:
-        self.service = Service(backend, defaults, limits or Limits())
+        self.service = Service(backend, defaults, limits or Limits(), seats)
         protocol: Any = BoundedProtocol
         if head_s is not None:
             protocol = type("Protocol", (BoundedProtocol,), {"head_timeout_s": head_s})

@@ -22,6 +22,12 @@ class Turnstile:
         self._max_waiting, self._max_of_one = max_waiting, max_of_one
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
+    def widen(self, max_running: int) -> None:
+        """So many may run from now on, no fewer than before."""
+        for _ in range(max_running - self._max_running):
+            self._max_running += 1
+            self.leave()
+
     @property
     def num_waiting(self) -> int:
         """Requests that wait."""

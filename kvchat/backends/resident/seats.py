@@ -14,6 +14,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.backends.resident.rehearsal import rehearse
 from kvchat.cache.base import default_ram_bytes
 from kvchat.config import Config
+from kvchat.engine.engine import PASSING_PRIORITY
 from kvchat.engine.request import Wanting
 from kvchat.engine.worker import JobKind, Stream, Worker
 
@@ -27,9 +28,11 @@ class SharedModel:
     go of first. What it had is in blocks by then, if its calls may leave any.
     """
 
-    def __init__(self, config: Config, *, live_bytes: int | None = None) -> None:
-        """`live_bytes` is by default what the blocks in RAM may take."""
+    def __init__(self, config: Config, *, live_bytes: int | None = None, is_shared: bool = True) -> None:
+        """`live_bytes` is by default what the blocks in RAM may take. Unless it `is_shared` all seats are one user's program's,
+        and what one of them does not save the others may still take up from RAM."""
         self.config = config
+        self._is_shared = is_shared
         self.status = Status(Phase.STARTING)
         """How far loading has come; what is done for one seat, that seat says."""
         ram_bytes = default_ram_bytes() if config.cache.ram is None else config.cache.ram
@@ -49,7 +52,7 @@ class SharedModel:
         self._worker.start()
 
     def seat(self, *, is_passing: bool = False) -> Seat:
-        """A seat for one more conversation; what is live at one that `is_passing` goes first."""
+        """A seat for one more conversation; what is live at one that `is_passing` goes first, and so do its blocks in RAM."""
         seat = Seat(self, self._worker, is_passing=is_passing)
         with self._lock:
             self._seats[seat] = None
@@ -117,7 +120,7 @@ class SharedModel:
             self._show(Status(Phase.FAILED, str(error)))
             raise
         self._show(Status(Phase.READY))
-        return Talk(replace(talk.model, is_shared=True), talk.sequence)
+        return Talk(replace(talk.model, is_shared=self._is_shared), talk.sequence)
 
     def _show(self, status: Status) -> None:
         self.status = status
@@ -190,6 +193,7 @@ class Seat(LocalBackend):
         """What is live of this conversation; a new beginning where nothing is."""
         self._shared.make_room(self)
         talk = self._talk or Talk(shared.model, shared.model.engine.new_sequence())
+        talk.sequence.priority = PASSING_PRIORITY if self.is_passing else 0
         if not self._is_closed:
             self._talk = talk
         return talk

@@ -131,3 +131,31 @@ def test_a_warning_is_told_at_every_seat_once(shared: SharedModel) -> None:
         assert isinstance(seat, Seat)
         told = [event for event in seat.answer([user("hello")], GREEDY) if not isinstance(event, Text)]
         assert any(getattr(event, "message", "") == "the disk is full" for event in told)
+
+
+@pytest.mark.parametrize("is_passing", [True, False])
+def test_what_passing_requests_left_goes_before_what_a_terminal_may_come_back_to(
+    make_config: Callable[..., Config], is_passing: bool
+) -> None:
+    model = SharedModel(make_config(cache__disk="0", cache__ram="300KB"), live_bytes=0)
+    terminal = model.seat()
+    before = said(terminal, LONG * 8)
+    for number in range(16):
+        other = model.seat(is_passing=is_passing)
+        said(other, f"{number} {LONG * 8}")
+        other.close()
+    again = said(terminal, LONG * 8)
+    assert again.cache.live == 0 and again.completion == before.completion
+    is_held = again.usage.cached_tokens >= again.usage.prompt_tokens - 32
+    assert is_held is is_passing, "there is no room for all of them"
+    model.close()
+
+
+def test_a_terminal_that_goes_on_from_what_passed_makes_it_its_own(
+    make_config: Callable[..., Config],
+) -> None:
+    model = SharedModel(make_config(cache__disk="0"), live_bytes=0)
+    said(model.seat(is_passing=True), LONG * 3)
+    found = said(model.seat(), LONG * 3)
+    assert found.usage.cached_tokens == found.usage.prompt_tokens // 16 * 16
+    model.close()
