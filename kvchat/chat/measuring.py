@@ -33,11 +33,11 @@ class Measuring(Shortening):
             known = self.backend.cache(history, self.chosen, has_rows=False).prompt_tokens
         except ContextOverflowError:  # a message that is longer than the context
             known = 0
-        return known or _num_bytes(history) // _BYTES_A_TOKEN
+        return known or num_bytes(history) // _BYTES_A_TOKEN
 
     def is_longer(self, history: Sequence[Turn], limit: int) -> bool:
         """Whether a prompt has more tokens; counted only where its bytes leave that open."""
-        return _num_bytes(history) > limit and self.length(history) > limit
+        return num_bytes(history) > limit and self.length(history) > limit
 
     def _num_recent(self, path: Sequence[Exchange], asked: Sequence[Turn], *, is_told: bool) -> int | None:
         """How many exchanges at the end of a path stay word for word when room is made for the turns `asked`.
@@ -55,14 +55,14 @@ class Measuring(Shortening):
             most, least = min(room, int(RECENT * context)), length + made - context if is_told else 0
         if room < 0:
             return None
-        a_byte = length / max(1, _num_bytes(history))
+        a_byte = length / max(1, num_bytes(history))
         recent = path[first_word_for_word(path, summary) :]
-        sizes = [a_byte * _num_bytes(exchange.turns) for exchange in reversed(recent)]
+        sizes = [a_byte * num_bytes(exchange.turns) for exchange in reversed(recent)]
         ends = [sum(sizes[: count + 1]) for count in range(len(sizes))]
         num_fitting = len(list(takewhile(lambda end: end <= max(most, least), ends)))
         return num_fitting or int(bool(sizes) and sizes[0] <= room)
 
 
-def _num_bytes(history: Sequence[Turn]) -> int:
+def num_bytes(history: Sequence[Turn]) -> int:
     """Bytes of texts, and what is about them."""
     return sum(len(turn.text.encode()) + len(turn.reasoning.encode()) + _FRAME_BYTES for turn in history)

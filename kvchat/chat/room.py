@@ -24,7 +24,7 @@ from kvchat.backends.base import (
     Turn,
 )
 from kvchat.chat.answering import Events
-from kvchat.chat.measuring import LEAST_ANSWER, Measuring
+from kvchat.chat.measuring import LEAST_ANSWER, Measuring, num_bytes
 from kvchat.chat.shortening import flaw
 from kvchat.chat.telling import first_word_for_word
 from kvchat.chat.tree import Exchange
@@ -80,11 +80,9 @@ class MakingRoom(Measuring):
         self._draft: Shorter | None = None  # without
         self._given_up_at: object = None
         self._expanded: object = None
-
-    @property
-    def is_shortening(self) -> bool:
+        self._counted: object = None  # what was told with the last answer, which says its length
+        self.is_shortening = False
         """Whether a summary is being made in idle time."""
-        return self._idle.locked()
 
     def compact(self, keep: int = 2) -> Events:
         """See `Shortening.compact`."""
@@ -112,6 +110,7 @@ class MakingRoom(Measuring):
                 if not (yield from self._make_room(exchange)):
                     raise _told_of_pins(error, self.pinned) from error
                 yield from super()._answered(exchange, temperature)
+            self._counted = self._telling(self._tip)
         except StoppedError:
             yield Done(Answer.cut_short(NEVER_BEGUN))
 
@@ -123,9 +122,8 @@ class MakingRoom(Measuring):
             return
         if ready is not None and self._is_valid(ready, path):
             yield self._begin_epoch(ready, path)
-        history = (*self.history_of(path), *exchange.turns)
         context = self.backend.info().context
-        if context and self.is_longer(history, int(context * (1 - LEAST_ANSWER))):
+        if context and self._is_over(path, exchange.turns, int(context * (1 - LEAST_ANSWER))):
             yield from self._make_room(exchange)
 
     def _make_room(self, exchange: Exchange) -> Generator[Event, None, bool]:
@@ -166,7 +164,7 @@ class MakingRoom(Measuring):
             draft = self._draft if self._draft and self._is_valid(self._draft, path) else None
             if draft is None:
                 self._given_up_at = place  # unless something comes of it
-                draft = yield from self._shortened(path, None)
+                draft = yield from self._shown(self._shortened(path, None))
             if draft is None:
                 return
             self._draft, self._given_up_at = draft, None
@@ -184,8 +182,7 @@ class MakingRoom(Measuring):
         if self._ready is not None and self._is_valid(self._ready, path):
             return False
         context = self.backend.info().context
-        is_new = self._given_up_at != place
-        return bool(context) and is_new and self.is_longer(self.history_of(path), int(DUE * context))
+        return bool(context) and self._given_up_at != place and self._is_over(path, (), int(DUE * context))
 
     def _next_history(self, path: Sequence[Exchange]) -> tuple[Turn, ...]:
         """What the model is told of a path when the next message is sent."""
@@ -243,6 +240,28 @@ class MakingRoom(Measuring):
                     event = Prefilling(done, limit, 0)
                 if not isinstance(event, Done):
                     yield event
+
+    def _is_over(self, path: Sequence[Exchange], asked: Sequence[Turn], limit: int) -> bool:
+        """Whether a path and what is asked behind it have more tokens; counted only where the last answer does not tell."""
+        answer = path[-1].answer
+        if answer is not None and self._counted == self._telling(path[-1].id):
+            known = answer.usage.total_tokens
+            if not asked or known + num_bytes(asked) <= limit:
+                return known > limit
+        return self.is_longer((*self.history_of(path), *asked), limit)
+
+    def _telling(self, tip: str | None) -> object:
+        """What the length of a prompt up to a tip depends on."""
+        return tip, self._summary, self._num_pinnings, self._system, self.model
+
+    def _shown(
+        self, events: Generator[Event, None, Shorter | None]
+    ) -> Generator[Event, None, Shorter | None]:
+        self.is_shortening = True
+        try:
+            return (yield from events)
+        finally:
+            self.is_shortening = False
 
     def _is_valid(self, shorter: Shorter, path: Sequence[Exchange]) -> bool:
         """Whether a summary that was made follows the one in force, and stands for a part of this path."""

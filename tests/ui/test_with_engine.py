@@ -198,3 +198,17 @@ def test_a_model_that_is_not_there_ends_in_one_line_and_exit_code_three(tmp_path
     terminal = Terminal(tmp_path, "-m", str(tmp_path / "nowhere"), module="kvchat")
     assert terminal.end() == 3
     assert any("nowhere" in row for row in terminal.rows)
+
+
+def test_a_dialogue_goes_on_past_its_context_and_says_what_is_kept(open_terminal: Open) -> None:
+    terminal = open_terminal("--when-full", "auto", "--context", "400", "--no-share")
+    for number in range(9):
+        terminal.enter(f"message {number}: " + "and so on " * 3)
+        terminal.settle()
+    terminal.wait_for("older messages are")
+    told = "".join(terminal.rows)
+    assert "from here on" in told
+    assert "do not fit" not in told
+    terminal.enter("/expand")
+    terminal.wait_for("the model is told the whole conversation")
+    terminal.leave()
