@@ -10,6 +10,7 @@ from typing import Any
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import shown
 from kvchat.models.gguf.architectures import STOCK, Architecture
+from kvchat.models.gguf.delta_architectures import DELTA
 from kvchat.models.gguf.file import GgufFile, GgufTensor
 from kvchat.models.gguf.keys import ELSEWHERE, Keys, stored_dtype
 from kvchat.models.gguf.older_architectures import OLDER
@@ -46,7 +47,7 @@ def architecture_of(gguf: GgufFile) -> Architecture | None:
         name = "llama-experts"
     if name == "falcon" and "blk.0.attn_norm_2.weight" in gguf.tensors:
         name = "falcon-two-norms"
-    return STOCK.get(name) or OLDER.get(name)
+    return STOCK.get(name) or OLDER.get(name) or DELTA.get(name)
 
 
 def understand(gguf: GgufFile) -> Understood:
@@ -59,7 +60,7 @@ def understand(gguf: GgufFile) -> Understood:
     keys = Keys(gguf)
     config = _config(keys, architecture)
     keys.check_all_read()
-    return Understood(config, _sources(gguf, architecture))
+    return Understood(config, _sources(gguf, architecture, config["num_hidden_layers"]))
 
 
 def _config(keys: Keys, architecture: Architecture) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _sizes(keys: Keys) -> dict[str, Any]:
     sizes = {
         "hidden_size": hidden,
         "intermediate_size": keys.whole("feed_forward_length", 0),
-        "num_hidden_layers": keys.whole("block_count"),
+        "num_hidden_layers": keys.whole("block_count") - keys.whole("nextn_predict_layers", 0),
         "num_attention_heads": heads,
         "num_key_value_heads": _kv_heads(keys, heads),
         "head_dim": keys.whole("attention.key_length", by_heads),
@@ -103,7 +104,7 @@ def _sizes(keys: Keys) -> dict[str, Any]:
         keys.expect("attention.value_length", sizes["head_dim"])
     largest = max((size for tensor in gguf.tensors.values() for size in tensor.shape), default=0)
     if not (
-        sizes["num_hidden_layers"] <= len(gguf.tensors)
+        0 < sizes["num_hidden_layers"] <= len(gguf.tensors)
         and vocabulary_size(gguf) <= sizes["vocab_size"]
         and max(hidden, heads, sizes["head_dim"]) <= max(largest, 1 << 16)
         and heads % max(1, sizes["num_key_value_heads"]) == 0
@@ -120,10 +121,13 @@ def _kv_heads(keys: Keys, heads: int) -> int:
     return max(by_layer) if by_layer else keys.whole("attention.head_count_kv", heads)
 
 
-def _sources(gguf: GgufFile, architecture: Architecture) -> dict[str, Source]:
+def _sources(gguf: GgufFile, architecture: Architecture, num_layers: int) -> dict[str, Source]:
+    """What is made of the file; layers behind the model's own only guess ahead, and are left out."""
     found: dict[str, dict[int, tuple[Rule, GgufTensor]]] = {}
     for name, tensor in gguf.tensors.items():
-        if name in _FACTORS or name.removesuffix(".weight").endswith("attn_rot_embd"):
+        block = _BLOCK.fullmatch(name)
+        is_ahead = block is not None and int(block[1]) >= num_layers
+        if name in _FACTORS or is_ahead or name.removesuffix(".weight").endswith("attn_rot_embd"):
             continue
         target, rule = _target(name, architecture) or (None, None)
         if target is None or rule is None:

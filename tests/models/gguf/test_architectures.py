@@ -17,6 +17,7 @@ import torch
 from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.architectures import STOCK
+from kvchat.models.gguf.delta_architectures import DELTA
 from kvchat.models.gguf.families import FAMILIES
 from kvchat.models.gguf.importing import write_model
 from kvchat.models.gguf.older_architectures import OLDER
@@ -29,7 +30,7 @@ from tests.models.gguf.architecture_files import TOKENS, write_from_record
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 RECORDS: dict[str, Any] = json.loads((FIXTURES / "architectures.json").read_text(encoding="utf-8"))
-ALWAYS = ("llama3", "mixtral", "gemma3-4b", "gpt_oss", "falcon_h1", "deepseek2")
+ALWAYS = ("llama3", "mixtral", "gemma3-4b", "gpt_oss", "falcon_h1", "deepseek2", "qwen35")
 GELU = ("gemma", "gemma2", "gemma3-4b", "starcoder2", "gpt2", "bloom", "falcon", "falcon7")
 """llama.cpp looks GELU up in a table of float16, whose steps are 1e-3 of what they stand for."""
 
@@ -122,7 +123,7 @@ def of_46_layers(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_row_of_the_table_has_been_held_against_libllama() -> None:
-    rows = {*STOCK, *OLDER, *FAMILIES} - {
+    rows = {*STOCK, *OLDER, *DELTA, *FAMILIES} - {
         "llama-experts",
         "falcon-two-norms",
     }  # told apart by what a file holds
@@ -169,6 +170,24 @@ def test_a_tensor_too_few_or_too_many_is_refused_by_its_name(
     tensors = {key: shape for key, shape in record["tensors"].items() if key != removed}
     with pytest.raises(ModelUnavailableError, match=said):
         imported(tmp_path, record | {"tensors": tensors | ({added: [64]} if added else {})})
+
+
+def test_layers_that_only_guess_ahead_are_left_out(tmp_path: Path) -> None:
+    record = RECORDS["qwen35"]
+    last = {name: shape for name, shape in record["tensors"].items() if name.startswith("blk.3.")}
+    ahead = {name.replace("blk.3.", "blk.4."): shape for name, shape in last.items()}
+    said = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    said["qwen35.attention.recurrent_layers"] = [True, True, True, False, False]
+    whole = record | {
+        "metadata": record["metadata"] | said,
+        "tensors": record["tensors"] | ahead | {"blk.4.nextn.eh_proj.weight": [64, 128]},
+    }
+    assert np.abs(logits(imported(tmp_path, whole)) - np.array(record["logits"])).max() < 1e-3
+    with pytest.raises(ModelUnavailableError, match="contradicts itself"):
+        (tmp_path / "none").mkdir()
+        imported(
+            tmp_path / "none", record | {"metadata": record["metadata"] | {"qwen35.nextn_predict_layers": 4}}
+        )
 
 
 def test_a_window_of_phi_3_is_kept_where_llama_cpp_leaves_it_out(tmp_path: Path) -> None:
