@@ -108,9 +108,9 @@ def test_a_message_that_can_not_fit_is_neither_saved_nor_sent(
 
 def test_only_what_is_surely_too_long_is_refused_by_its_length() -> None:
     backend = ScriptedBackend()
-    check_length(backend, "=" * 16 * CONTEXT)
+    check_length(backend, "=" * 128 * CONTEXT)
     with pytest.raises(ContextOverflowError):
-        check_length(backend, "=" * 33 * CONTEXT)
+        check_length(backend, "=" * 257 * CONTEXT)
 
 
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from kvchat.config import Config
 from kvchat.engine.request import Wanting
 from kvchat.engine.worker import JobKind, Stream, Worker
 from kvchat.models.kinds import ids_of
+from kvchat.models.pauses import Interrupted
 
 E = TypeVar("E")
 """What a job yields."""
@@ -73,13 +74,16 @@ class LocalBackend:
 
         def job(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[Event | Wanting]:
             started = max(submitted, talk.model.ready_at)
-            if not was_measured(turns, talk.model, is_cancelled):
+            question = None
+            with suppress(Interrupted):
+                if was_measured(turns, talk.model, is_cancelled):
+                    question = Question.of(talk.model, turns, options)
+            if question is None:
                 tokenizer = talk.model.tokenizer.id
                 yield base.Done(base.Answer.cut_short(base.NEVER_BEGUN, tokenizer=tokenizer))
                 return
             if talk.model.engine.cache is not None:
                 talk.model.engine.cache.stats.begin_turn()
-            question = Question.of(talk.model, turns, options)
             answer = answering(talk, question, keeping, is_cancelled, self._show, started)
             try:
                 with closing(answer):
@@ -192,7 +196,11 @@ class LocalBackend:
     def _run(
         self, job: Callable[[Talk, Callable[[], bool]], Iterator[E | Wanting]], kind: JobKind = JobKind.WORK
     ) -> Stream[E]:
-        return self._worker.run(job, kind, owner=self)
+        def heard(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[E]:
+            with suppress(Interrupted), talk.model.tokenizer.hearing(is_cancelled):
+                yield from job(talk, is_cancelled)
+
+        return self._worker.run(heard, kind, owner=self)
 
     def _mean(self, turns: Sequence[Turn], options: Options) -> object:
         """What is asked now, or typed: the same thing as before if it is the same; turns don't compare their clocks."""

@@ -36,6 +36,7 @@ _OPTIONS: Mapping[str, type[object]] = {
     "think": bool,
     "repeat_stop": bool,
 }
+_USUAL_OPTIONS = 1024  # characters; longer ones are remembered of no row
 _MOST = 2.0**64
 _LAST_MOMENT_S = 253_370_764_800  # the year 9999 everywhere on Earth
 V = TypeVar("V", Usage, Timings, CacheReport)
@@ -135,7 +136,7 @@ def exchange_from_row(row: tuple[Any, ...], encoded: Mapping[str, tuple[int, ...
         None if parent is None else text(parent),
         Turn(Role.USER, text(user)),
         _answer(*answer),
-        _options(text(options)),
+        (_options if len(text(options)) <= _USUAL_OPTIONS else _read_options)(text(options)),
         text(model),
         moment(created),
         encoded,
@@ -193,14 +194,17 @@ def _object(value: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-@lru_cache(maxsize=64)
-def _options(written: str) -> Options:
+def _read_options(written: str) -> Options:
     values = _object(written)
     known = {name: value for name, value in values.items() if value is not None and name in _OPTIONS}
     stop = known.pop("stop", ())
     stops = tuple(each for each in stop if isinstance(each, str)) if isinstance(stop, list) else ()
     fitting = {name: value for name, value in known.items() if _fits(value, _OPTIONS[name])}
     return Options(**fitting, stop=stops)
+
+
+_options = lru_cache(maxsize=64)(_read_options)
+"""The same; those of a whole conversation are mostly the same."""
 
 
 def _value(blank: V, values: dict[str, Any]) -> V:

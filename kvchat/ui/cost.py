@@ -27,8 +27,8 @@ _FOR_GOOD = tuple(
 _SUMMARY_TOKENS = 200
 _NEVER_TOO_LONG = 1 << 16
 """A message of so few characters is left to the tokenizer."""
-_CHARACTERS_A_TOKEN = 32
-"""More than any text has on average."""
+_CHARACTERS_A_TOKEN = 256
+"""More than the longest token of any published vocabulary; the longest are runs of spaces."""
 
 
 def cost_line(session: Session, history: Sequence[Turn] | None = None) -> str:

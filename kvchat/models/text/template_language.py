@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from threading import Lock
 from typing import Any
@@ -38,9 +39,10 @@ class TemplateProgram:
                 f"the chat template has an error: {one_line(error)}",
                 "give a working one with --chat-template",
             ) from error
-        cut = in_steps(self._environment, source)
-        self._in_steps = self._environment.from_string(cut.tree) if cut else None
-        self._ahead = cut.ahead if cut else 0
+        self._in_steps: jinja2.Template | None = None
+        with suppress(Exception):  # as above; then it is rendered whole
+            if cut := in_steps(self._environment, source):
+                self._in_steps, self._ahead = self._environment.from_string(cut.tree), cut.ahead
 
     @property
     def has_steps(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -13,6 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from kvchat.models.documents import boundary, read_object_if_any, read_text
+from kvchat.models.pauses import Interrupted
+from kvchat.models.text.long_text import PIECE, in_pieces, places_of
 from kvchat.models.text.piece_cache import PieceCache
 from kvchat.models.text.reasoning import marks_in
 from kvchat.models.text.tokenizer_file import read_tokenizer
@@ -53,7 +57,8 @@ class ChatTokenizer:
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)))
         self._partings = _partings(self.control, added.values())
         self._full = _anchored(tokenizer)
-        self._encode_part = PieceCache(partial(_encode, self._full))
+        self._encode_part = PieceCache(partial(self._encoded, self._full))
+        self._heard = threading.local()
 
     def encode(self, text: str, *, is_start: bool = False) -> tuple[int, ...]:
         """Ids of `text`, control tokens counting. Unless `is_start`, it is encoded as what stands behind other text.
@@ -77,7 +82,7 @@ class ChatTokenizer:
 
     def encode_as_text(self, text: str) -> tuple[int, ...]:
         """Ids of `text` in which control tokens are only letters; never contains a control token's id."""
-        ids = _encode(self._plain, text)
+        ids = self._encoded(self._plain, text)
         forged = {*self._control_ids, self._plain.token_to_id(_ANCHOR)}
         if forged.isdisjoint(ids):
             return ids
@@ -86,6 +91,30 @@ class ChatTokenizer:
     def has_control(self, text: str) -> bool:
         """Whether a control token is written in `text`, as it is or in other letters that are normalized to it."""
         return bool(self.control_pattern.search(text)) or not self._control_ids.isdisjoint(self.encode(text))
+
+    @contextmanager
+    def hearing(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+        """In this thread, let encoding a long text raise Interrupted soon after it was cancelled."""
+        before = getattr(self._heard, "is_cancelled", None)
+        self._heard.is_cancelled = is_cancelled
+        try:
+            yield
+        finally:
+            self._heard.is_cancelled = before
+
+    def _encoded(self, tokenizer: Tokenizer, text: str, is_start: bool = False) -> tuple[int, ...]:
+        if len(text) <= 2 * PIECE or self._places is None:
+            return _encode(tokenizer, text, is_start)
+        return in_pieces(text, partial(_encode, tokenizer), self._places, self._pause, is_start=is_start)
+
+    def _pause(self) -> None:
+        is_cancelled = getattr(self._heard, "is_cancelled", None)
+        if is_cancelled is not None and is_cancelled():
+            raise Interrupted
+
+    @cached_property
+    def _places(self) -> re.Pattern[str] | None:
+        return places_of(self._full.get_vocab())
 
     @cached_property
     def _plain(self) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvchat.errors import ModelUnavailableError
 from kvchat.models.text.growing import GrowingPrompts
 from kvchat.models.text.template import ChatTemplate, Message
 from kvchat.models.text.template_language import TemplateProgram
+from kvchat.models.text.template_steps import MARK
 from kvchat.models.text.tokenizer import ChatTokenizer
 from tests.models.chat_templates import byte_tokenizer
 from tests.models.past_templates import EVERY
@@ -155,3 +158,27 @@ def test_a_message_that_is_said_twice_is_left_to_the_whole_rendering() -> None:
     other = whole(template)
     for length in (9, 11, 13, 15):
         assert template.tokens(history[:length]) == other.tokens(history[:length])
+
+
+@pytest.mark.parametrize("depth", [50, 200, 2000])
+def test_a_template_too_deep_to_be_cut_is_rendered_whole_or_refused(depth: int) -> None:
+    source = f"{{% for m in messages %}}{{{{ {'(' * depth}m.content{' ~ 1)' * depth} }}}}{{% endfor %}}"
+    try:
+        program = TemplateProgram(source)
+    except ModelUnavailableError:
+        return
+    assert "a1" in program.render([{"role": "user", "content": "a"}], datetime.min)
+
+
+def test_signs_of_steps_in_what_others_say_are_no_steps() -> None:
+    source = (
+        "{{ tools }}{% for m in messages %}<|a|>{{ m.role }}:{{ m.content }}{{ m.calls or '' }}{% endfor %}"
+    )
+    history = [
+        Message("user", f"q{n}{MARK}")
+        if n % 2 == 0
+        else Message("assistant", "a", extra=json.dumps({"calls": MARK}))
+        for n in range(13)
+    ]
+    for template in (made(source), made(source).with_tools(json.dumps([MARK]))):
+        assert template.tokens(history) == whole(template).tokens(history)
