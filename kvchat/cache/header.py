@@ -79,7 +79,8 @@ class Header:
         block_bytes = meta.snapshot_bytes if name.is_state else meta.block_bytes
         codec = STATE_CODEC if name.is_state else meta.codec
         is_shaped = (self.block_size, self.block_bytes, self.codec) == (meta.block_size, block_bytes, codec)
-        if not is_shaped or (not self.is_packed and set(self.sizes) != {block_bytes}):
+        is_sized = codec in ("raw", STATE_CODEC) if self.is_packed else set(self.sizes) == {block_bytes}
+        if not is_shaped or not is_sized:
             raise EntryError("it belongs elsewhere")
 
 

@@ -14,7 +14,7 @@ from kvchat.cache.encoding import Encoding
 from kvchat.cache.entry import EntryError, FolderMeta
 from kvchat.cache.packing import Packing, block_packing, snapshot_packing
 from kvchat.cache.transfer import SCRATCH_BYTES, packing_pays
-from tests.cache.arena import BLOCK_SIZE, TINY, load, store, stored_files, tiny_cache
+from tests.cache.arena import BLOCK_SIZE, TINY, computed_arena, load, store, stored_files, tiny_cache
 
 TOKENS = list(range(100, 148))
 REAL = KVLayout(((3, 64),) * 8, "bfloat16")
@@ -192,14 +192,23 @@ def test_a_long_packed_run_is_read_ahead_in_order(tmp_path, monkeypatch):
     assert SCRATCH_BYTES > 2**20
 
 
-def test_a_file_that_says_its_blocks_are_larger_than_they_can_be_is_a_miss(tmp_path):
+@pytest.mark.parametrize(("codec", "version"), [("packed", 2), ("raw", 3), ("int8", 3)])
+def test_a_file_that_lies_about_being_packed_is_a_miss(tmp_path, codec, version):
     root = tmp_path / "kv"
-    store(disk_cache(root), TOKENS)
+    store(disk_cache(root, codec), TOKENS)
     (path,) = stored_files(root)
     content = bytearray(path.read_bytes())
-    content[8] = 2  # says that it is not packed
+    content[8] = version
     path.write_bytes(content)
     warnings: list[str] = []
-    assert load(disk_cache(root, warnings=warnings), TOKENS).end == 0 and len(warnings) == 1
+    planes = computed_arena([])
+    cache = disk_cache(root, codec, warnings)
+    with cache.lease(cache.match(TOKENS)) as lease:
+        assert cache.load(lease, planes, 0, 48).end == 0 and len(warnings) == 1
+
+
+def test_a_folder_of_packed_files_is_described_as_one_of_raw_ones(tmp_path):
+    store(disk_cache(tmp_path / "kv"), TOKENS)
+    (path,) = stored_files(tmp_path / "kv")
     meta = json.loads((path.parent / "meta.json").read_text())
     assert FolderMeta.from_json(meta).codec == "raw"
