@@ -103,7 +103,9 @@ class _Sending:
             own = [(b"x-request-id", b"req_" + self._number), (b"request-id", b"req_" + self._number)]
             message = {**message, "headers": [*message["headers"], *own]}
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):  # `wait_for` of Python 3.11 may miss that it is cancelled
+            async with asyncio.timeout(
+                SEND_TIMEOUT_S
+            ):  # `wait_for` of Python 3.11 may miss that it is cancelled
                 await self._send(message)
         except TimeoutError:
             raise HungUpError from None
