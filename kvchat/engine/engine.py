@@ -41,8 +41,8 @@ SHARED_PRIORITY = 1
 """Of blocks that many conversations begin with, against 0 for those of one."""
 PINNED_PRIORITY = 2
 """Of blocks that a person wants kept."""
-PASSING_PRIORITY = -1
-"""Of blocks that were computed for somebody who asks and leaves; on the disk they are as good as any."""
+STORED_AT_ONCE = 512
+"""Of a long prompt, while others answer: storing all of it behind the answer would keep them waiting."""
 
 
 def _never() -> bool:
@@ -214,7 +214,7 @@ class Engine:
         prompt, state = list(request.prompt), sequence.state
         points = self._snapshot_points(request)
         schedule = Schedule(prompt, self.loaded, self._fitting(chunk_tokens, state), points)
-        stride = Stride(self.pace)
+        stride, stored = Stride(self.pace), 0
         reuse = self._take_up(sequence, prompt, schedule) if request.reuse else Reuse(live=state.keep(0))
         total = len(prompt) - reuse.num_tokens
         yield Progress(0, total, reuse)
@@ -232,7 +232,8 @@ class Engine:
                 return reuse, None
             if end in points:
                 state.take()
-            if self._holding.is_due(state):
+            if self._holding.is_due(state) or (self.batch.is_open and end - stored >= STORED_AT_ONCE):
+                stored = end
                 self._store_shared(sequence, request)
                 self.store(sequence, len(state.tokens), is_kept=request.stores)
             yield Progress(len(state.tokens) - reuse.num_tokens, total, reuse)

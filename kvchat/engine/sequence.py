@@ -8,6 +8,9 @@ from kvchat.engine.request import Progress
 from kvchat.engine.speculation import Guessed, Speculation
 from kvchat.models.kv_state import KVState
 
+PASSING_PRIORITY = -1
+"""Of blocks that were computed for somebody who asks and leaves; on the disk they are as good as any."""
+
 
 def unheard(progress: Progress) -> None:
     """Nobody listens."""

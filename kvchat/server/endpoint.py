@@ -103,7 +103,10 @@ class _Sending:
             own = [(b"x-request-id", b"req_" + self._number), (b"request-id", b"req_" + self._number)]
             message = {**message, "headers": [*message["headers"], *own]}
         try:
-            await asyncio.wait_for(self._send(message), SEND_TIMEOUT_S)
+            async with asyncio.timeout(
+                SEND_TIMEOUT_S
+            ):  # `wait_for` of Python 3.11 may miss that it is cancelled
+                await self._send(message)
         except TimeoutError:
             raise HungUpError from None
 

@@ -58,7 +58,7 @@ class Running:
         try:
             for event in self._events_of(turns, options):
                 self._call(self._tell, event)
-                if self._is_cancelled.is_set():
+                if self._is_cancelled.is_set() and not isinstance(event, Done):
                     self._backend.cancel()  # the first time it may not have been asked yet
         except BaseException as error:  # raised where the events are read
             self._call(self._events.put_nowait, error)
@@ -70,6 +70,7 @@ class Running:
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Done):
+            self._has_ended = True
             self._on_answer(event.answer)
         self._events.put_nowait(event)
 

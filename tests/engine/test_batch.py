@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from kvchat.cache.base import CacheSettings
+from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.job import Job, JobKind
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Token, Wanting
@@ -44,7 +46,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return loaded_from(folder_of("llama", tmp_path_factory.mktemp("plain") / "model", **WIDE))
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    return loaded_from(folder_of("llama", folder, **WIDE, max_position_embeddings=1200))
 
 
 def asked(engine: Engine, *streams: Iterator[EngineEvent]) -> list[list[EngineEvent]]:
@@ -233,3 +236,24 @@ def test_times_of_answers_made_together_say_nothing_of_what_a_forward_takes(plai
 def test_a_model_that_is_no_such_one_has_no_room_for_two(plain: LoadedModel, tmp_path: Path) -> None:
     assert Engine(replace(plain, is_exact=False)).batch.most == 1
     assert Engine(plain).batch.most == plain.network.generated_at_once
+
+
+def test_a_long_prompt_is_stored_bit_by_bit_while_others_answer(plain: LoadedModel) -> None:
+    engine = Engine(plain, chunk_tokens=128)
+    live = engine.new_sequence()
+    assert engine.kv_layout is not None
+    engine.cache = PrefixCache(engine.kv_layout, b"m" * 16, CacheSettings(ram_bytes=2**26))
+    stored: list[int] = []
+    long = random_tokens(plain.context - 20)
+    other = engine.generate(engine.new_sequence(), Request(PROMPTS[0], max_tokens=60), NEVER)
+
+    def watched() -> Iterator[EngineEvent]:
+        for event in engine.generate(live, Request(long, max_tokens=1), NEVER):
+            assert engine.cache is not None
+            if isinstance(event, Progress):
+                stored.append(engine.cache.match(long).num_tokens)
+            yield event
+
+    asked(engine, other, watched())
+    assert stored[0] == 0 and stored[-1] >= 1024
+    assert sorted(stored) == stored

@@ -14,8 +14,8 @@ from kvchat.backends.local import LocalBackend
 from kvchat.backends.resident.rehearsal import rehearse
 from kvchat.cache.base import default_ram_bytes
 from kvchat.config import Config
-from kvchat.engine.engine import PASSING_PRIORITY
 from kvchat.engine.request import Wanting
+from kvchat.engine.sequence import PASSING_PRIORITY
 from kvchat.engine.worker import JobKind, Stream, Worker
 
 E = TypeVar("E")
