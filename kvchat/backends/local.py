@@ -196,7 +196,7 @@ class LocalBackend:
     def _run(
         self, job: Callable[[Talk, Callable[[], bool]], Iterator[E | Wanting]], kind: JobKind = JobKind.WORK
     ) -> Stream[E]:
-        def heard(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[E]:
+        def heard(talk: Talk, is_cancelled: Callable[[], bool]) -> Iterator[E | Wanting]:
             with suppress(Interrupted), talk.model.tokenizer.hearing(is_cancelled):
                 yield from job(talk, is_cancelled)
 

@@ -94,10 +94,14 @@ class MakingRoom(Measuring):
         self._expanded = self.id, self._summary
         return before
 
+    @property
+    def _makes_room(self) -> bool:
+        return self.when_full in (WhenFull.AUTO, WhenFull.DROP)
+
     # Making room for a message
 
     def _answered(self, exchange: Exchange, temperature: float | None = None) -> Events:
-        if self.when_full in (WhenFull.AUTO, WhenFull.DROP):
+        if self._makes_room:
             return self._alone(self._answered_in_room(exchange, temperature))
         return self._alone(super()._answered(exchange, temperature))
 
@@ -177,7 +181,7 @@ class MakingRoom(Measuring):
         path = self.path
         if not path or path[-1].answer is None or not self.prepares:
             return False
-        if self.when_full not in (WhenFull.AUTO, WhenFull.DROP) or self._expanded == (self.id, self._summary):
+        if not self._makes_room or self._expanded == (self.id, self._summary):
             return False
         if self._ready is not None and self._is_valid(self._ready, path):
             return False
@@ -267,7 +271,7 @@ class MakingRoom(Measuring):
         """Whether a summary that was made follows the one in force, and stands for a part of this path."""
         summary, before = shorter.summary, self._in_force(path)
         is_next = summary.follows == (before.id if before else "")
-        return is_next and any(exchange.id == summary.parent for exchange in path)
+        return self._makes_room and is_next and any(exchange.id == summary.parent for exchange in path)
 
     def _alone(self, events: Events) -> Events:
         """Events of what somebody waits for; what is done ahead ends first."""

@@ -184,7 +184,7 @@ def test_the_choice_of_what_to_do_with_a_full_context_is_kept(terminal: Terminal
     terminal = again(terminal, tmp_path)
     terminal.enter("/set when_full")
     terminal.wait_for("when_full = auto")
-    assert "config.toml" in "".join(row.strip() for row in terminal.rows)
+    assert "CONFIG:2" in "".join(row.strip() for row in terminal.rows)
     leave(terminal)
 
 
