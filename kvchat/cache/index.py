@@ -40,7 +40,7 @@ class FolderIndex(Watcher):
         self._transfer = transfer
         self._on_unusable = on_unusable
         self._tree: Tree[StoredRun] = Tree()
-        self._dropped: set[StoredRun] = set()
+        self._runs: set[StoredRun] = set()
         self._state_ends: set[int] = set()
         self.gone = RecentDigests()
         """Blocks of files that were seen and then vanished or were evicted."""
@@ -50,7 +50,7 @@ class FolderIndex(Watcher):
     @property
     def is_empty(self) -> bool:
         """Whether nothing is stored, as far as was seen."""
-        return self._tree.is_empty
+        return not self._runs
 
     def match(self, chain: Chain) -> tuple[Piece, ...]:
         """The files that a chain's blocks lie in, from the root on, as far as they reach without a gap."""
@@ -131,9 +131,7 @@ class FolderIndex(Watcher):
     def drop(self, run: StoredRun, *, is_deleted: bool) -> None:
         """Take an unusable file out; it stays out until it is written anew."""
         with self.shelf.lock:
-            if run not in self._dropped:
-                self._take_out(run, self.corrupt)
-                self._dropped.add(run)
+            self._take_out(run, self.corrupt)
             if is_deleted:
                 self.shelf.lose(run)
 
@@ -141,14 +139,13 @@ class FolderIndex(Watcher):
         run.start = run.name.start // self._meta.block_size
         run.first = bytes.fromhex(run.name.first)
         run.read_header = self.header
+        self._runs.add(run)
         self._tree.add(run)
         if run.is_state:
             self._state_ends.add(run.name.end)
 
     def removed(self, run: StoredRun) -> None:
-        if run in self._dropped:
-            self._dropped.remove(run)
-        else:
+        if run in self._runs:
             self._take_out(run, self.gone)
 
     def refused(self, error: EntryError) -> None:
@@ -156,6 +153,8 @@ class FolderIndex(Watcher):
 
     def _take_out(self, run: StoredRun, cause: RecentDigests) -> None:
         """Remember the blocks that a file was matched for, or else its first, by the cause."""
-        self._tree.remove(run)
+        if run in self._runs:  # or another thread was told of it first
+            self._runs.remove(run)
+            self._tree.remove(run)
         for digest in run.seen or (run.first,):
             cause.add(digest)

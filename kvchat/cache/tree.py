@@ -64,11 +64,6 @@ class Tree(Generic[R]):
     def __iter__(self) -> Iterator[R]:
         return (run for runs in self._by_first.values() for run in runs)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no run."""
-        return not self._by_first
-
     def knows(self, first: bytes) -> bool:
         """Whether there is a run that may begin with the block of this hash; `match` proves it."""
         return first in self._by_first
