@@ -15,8 +15,8 @@ DEAF_S, MIN_DEAF_TOKENS = 0.25, 16
 """The same where none can end between two layers, and a cancellation has to wait."""
 STRIDE_S, LONG_STRIDE_S = 0.1, 0.2
 """About how long one may take while others answer: so long they pause. And how long where that is few tokens."""
-LEAST_STRIDE, FEW_TOKENS, MOST_STRIDE = 8, 32, 256
-"""Tokens of one: fewer than the least take no less time, see `ROWS_MULTIPLE`; few cost several times as much each as many,
+LEAST_STRIDE, FEW_TOKENS, MOST_STRIDE = 16, 32, 256
+"""Tokens of one: fewer than the least take hardly less time; few cost several times as much each as many,
 for integers are made floating numbers anew in every forward; more than the most gain nothing."""
 
 
