@@ -40,7 +40,7 @@ class Scripted:
 class ScriptedEngine(EngineProcess):
     """Serves the terminal that started it."""
 
-    def _open(self, config: Config) -> None:
+    def _open(self, config: Config, has_seats: bool) -> None:
         self._backend = cast(Any, Scripted())
         self._backend_ready.set()
 

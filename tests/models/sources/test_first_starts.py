@@ -65,6 +65,7 @@ def expected(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[torc
 def in_child(do: Callable[[], object]) -> int:
     """How a child of this process ends that does this: what `waitpid` says."""
     if (child := os.fork()) == 0:
+        torch.set_num_threads(1)  # those of the parent are not here, and would be waited for
         try:
             do()
         except KvchatError:
