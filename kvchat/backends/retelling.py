@@ -46,8 +46,7 @@ class History:
         if not 0 <= same <= len(self._turns):
             raise ValueError("a history that was never told")
         turns = [*self._turns[:same], *map(_turn, rest)]
-        if rest:
-            self._turns = turns
+        self.told(turns)
         return turns
 
     def _num_same(self, turns: Sequence[Turn]) -> int:

@@ -61,6 +61,15 @@ def test_a_look_at_nothing_in_between_costs_no_retelling() -> None:
     assert telling["same"] == 2 and len(telling["then"]) == 1
 
 
+def test_a_beginning_that_is_told_whole_takes_nothing_from_what_was_heard() -> None:
+    here, there = History(), History()
+    said = [Turn(Role.USER, "a"), Turn(Role.ASSISTANT, "b"), Turn(Role.USER, "c")]
+    for turns in (said, said[:1]):
+        there.heard(History().telling(turns))
+        here.told(turns)
+    assert there.heard(here.telling(said[:2])) == said[:2]
+
+
 def test_another_time_or_pin_is_told_though_it_makes_no_other_prompt() -> None:
     here = History()
     said = Turn(Role.SYSTEM, "a", time_s=1.0)
