@@ -221,7 +221,7 @@ class _Approach:
         while not (begun.has(num_tokens) or begun.is_useless() or self._is_cancelled()):
             if self._talk.pulse.is_resting or not has_room(self._state, len(known) - live + LEAST_STEP):
                 return
-            before = begun.num_tokens
+            before, held = begun.num_tokens, len(self._state.tokens)
             try:
                 seconds = begun.step()
             except BaseException:
@@ -231,7 +231,10 @@ class _Approach:
             new, rest = begun.num_tokens - before, len(known) - live
             live = common_prefix(self._state.tokens, known)
             rest -= len(known) - live
-            self._count(new + rest, seconds, size=0 if rest else new)
+            is_usual = (
+                not rest and len(self._state.tokens) == held + 1
+            )  # what was guessed right is there at once
+            self._count(new + rest, seconds, size=int(is_usual))
             yield base.Ahead(max(0, live - unsent.floor), total, begun.num_tokens)
 
     def _count(self, tokens: int, seconds: float, *, size: int) -> None:
