@@ -231,9 +231,8 @@ class _Approach:
             new, rest = begun.num_tokens - before, len(known) - live
             live = common_prefix(self._state.tokens, known)
             rest -= len(known) - live
-            is_usual = (
-                not rest and len(self._state.tokens) == held + 1
-            )  # what was guessed right is there at once
+            # A token that was guessed right is there at once: its time says nothing of the machine.
+            is_usual = not rest and len(self._state.tokens) == held + 1
             self._count(new + rest, seconds, size=int(is_usual))
             yield base.Ahead(max(0, live - unsent.floor), total, begun.num_tokens)
 

@@ -32,6 +32,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
 from kvchat.config import Config
 from kvchat.engine.ahead import Pulse
+from kvchat.engine.speculation import Speculation
 from kvchat.models.kv_state import common_prefix
 from tests.engine.test_holding import FAMILIES
 from tests.tiny import tiny_folder
@@ -342,6 +343,51 @@ def test_nothing_is_computed_while_the_machine_is_busy(backend: LocalBackend) ->
         talk.pulse.beat(1, seconds)
     (event,) = ahead(talk, [user("hello")], GREEDY, Keeping(), Reach.WHOLE, lambda: False)
     assert event == Ahead(0, 0, is_resting=True)
+
+
+class Knowing:
+    """A drafter that knows the whole conversation."""
+
+    evidence = 9
+
+    def __init__(self, whole: Sequence[int]) -> None:
+        self._whole = whole
+        self._length = 0
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        self._length = len(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._length += len(tokens)
+
+    def draft(self, length: int) -> list[int]:
+        return list(self._whole[self._length : self._length + length])
+
+
+class Noting(Pulse):
+    """A pulse that is never tired, and notes the sizes of steps."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: float("inf"))
+        self.sizes: list[int] = []
+
+    def beat(self, size: int, seconds: float) -> None:
+        self.sizes.append(size)
+
+
+def test_tokens_that_were_guessed_right_are_no_measure_of_the_machines_pace(make_config: MakeConfig) -> None:
+    with closing(opened(make_config(model__draft=4))) as backend:
+        history = [user("hello world")]
+        said = answer(backend, history)
+        talk, pulse = talk_of(backend), Noting()
+        talk.pulse = pulse
+        assert talk.sequence.speculation is not None
+        foresight = talk.sequence.speculation._foresight
+        talk.sequence.speculation = Speculation(Knowing([*said.prompt, *said.completion]), foresight)
+        *_, last = type_(backend, history, Reach.BEGUN)
+        assert last.begun == BEGUN_TOKENS
+        assert talk.sequence.speculation.drafts.accepted >= 3
+        assert pulse.sizes.count(1) <= 2, "one for each token, though most of them were there"
 
 
 def test_a_begun_answer_crosses_the_pipe(make_config: MakeConfig) -> None:
