@@ -126,7 +126,9 @@ def test_an_answer_goes_on_between_the_steps_of_anothers_long_prefill(shared: Sh
     steps = [at for at, (name, one) in enumerate(heard) if name == "second" and isinstance(one, Prefilling)]
     assert len(steps) > 8
     end = next(at for at, (name, one) in enumerate(heard) if name == "second" and isinstance(one, Done))
-    between = [one for name, one in heard[steps[0] : end] if name == "first"]  # some text is held back for a while
+    between = [
+        one for name, one in heard[steps[0] : end] if name == "first"
+    ]  # some text is held back for a while
     assert sum(len(one.ids) for one in between if isinstance(one, Text)) > len(steps) / 2
 
 
