@@ -1,7 +1,7 @@
 """What is forgotten, replayed: a trace through the code that evicts, and through one that knows the future; no model.
 
 The very policies of the cache say which run goes. The optimum knows the trace: nobody can do better by tokens but by rare ties.
-Seconds are those of `cache.policy.Cost`: only what they are in relation to one another matters.
+Seconds are those of `cache.worth.Cost`: only what they are in relation to one another matters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from kvchat.bench.simulation import Geometry, Optimum, Pool
 from kvchat.bench.traces import Request, Trace, read
 from kvchat.cache.base import Policy
-from kvchat.cache.policy import USUAL_COST, Cost, LeastRecentlyUsed, Worth
+from kvchat.cache.policy import LeastRecentlyUsed, make_policy
+from kvchat.cache.worth import USUAL_COST, Cost
 
 BUDGETS = (0.01, 0.03, 0.1)
 """Parts of a trace's unique blocks that there is room for."""
@@ -74,7 +75,7 @@ def measure(
 def compare(trace: Trace, num_blocks: int, cost: Cost) -> tuple[Hits, Hits, Hits]:
     """What LRU, ours and the optimum hit with room for so many blocks."""
     clock = TraceClock()
-    ours = Worth(trace.block_size, cost=cost, clock=clock)
+    ours = make_policy("kvchat", trace.block_size, cost=cost, clock=clock)
     policies: tuple[Policy, ...] = (LeastRecentlyUsed(clock), ours, Optimum(trace))
     geometry = Geometry(num_blocks, max(1, min(RUN_TOKENS // trace.block_size, num_blocks // 8)))
     lru, kvchat, optimum = (hits(trace, replay(trace, geometry, policy, clock), cost) for policy in policies)

@@ -115,12 +115,12 @@ class Pool:
     def _evict(self) -> None:
         run = self._policy.victim(_can_go)
         assert run is not None, "what is not pinned can go"
-        self._policy.removed(run)
         for block in run.blocks:
             del self._by_block[block]
         self._num_free += len(run.blocks)
         if run.parent:
             run.parent.num_children -= 1
+        self._policy.removed(run)
 
 
 class Optimum(Policy):

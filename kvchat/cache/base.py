@@ -141,8 +141,9 @@ class Forecast:
 class Policy(Protocol):
     """In which order a tier's runs go. A tier tells it what happens to them; it never changes one.
 
-    A run says `num_bytes`, `num_blocks`, `start` (blocks before it), `is_state`, `priority` and `parent` (a run or None).
-    A chain is told of from its tail to its root, so a parent is used after its children.
+    A run says `num_bytes`, `num_blocks`, `start` (blocks before it), `is_state`, `priority`, `parent` (a run or None) and
+    `num_children`, the runs that continue it, as they are when the policy is told. A chain is told of from its tail to its
+    root, so a parent is used after its children.
     """
 
     def asked(self, hashes: Sequence[Hashable], priority: int = 0) -> None:

@@ -29,15 +29,17 @@ from kvchat.cache.folder import (
     remove_file,
     scan_folder,
 )
+from kvchat.cache.forgetting import MAX_NOTE_BYTES
 from kvchat.cache.header import pack_header
 from kvchat.cache.index import FolderIndex
 from kvchat.cache.ownership import check_folder, read_own
+from kvchat.cache.rates import Rates
 from kvchat.cache.run import StoredRun
 from kvchat.cache.stats import CacheStats, StatsCounter
 from kvchat.cache.transfer import Transfer
+from kvchat.cache.uses import shorten
 
 MAX_RETRY_S = 300.0
-MAX_NOTE_BYTES = 2**16
 LATELY_S = 600.0
 """What continues a file that was used so lately is marked as used in its place."""
 
@@ -60,7 +62,7 @@ class DiskTier(Tier):
         self._warn = warn
         self._warned: set[str] = set()
         self._transfer = Transfer(meta, may_pack=settings.codec == "packed")
-        self._index = FolderIndex(self.folder, meta, self._transfer, self.condemn)
+        self._index = FolderIndex(self.folder, meta, self._transfer, self.condemn, settings.policy)
         self._shelf = self._index.shelf
         self._newest_ns = 0
         self._resting = self._resumes_at = 0.0
@@ -123,6 +125,8 @@ class DiskTier(Tier):
         if not self.is_writable:
             return
         now, pieces = time.monotonic(), self.match(chain)
+        if pieces:
+            self._shelf.asked(chain.hashes, priority)
         for piece in reversed(pieces):
             name = piece.run.name
             if piece is not pieces[-1] and now - piece.run.stamped_s < LATELY_S and name.priority >= priority:
@@ -135,6 +139,10 @@ class DiskTier(Tier):
                 self._shelf.used(piece.run, self._newest_ns)
                 if name.priority < priority:
                     self._raise_priority(name, priority)
+
+    def learned(self) -> Rates | None:
+        """What all processes on this folder learned of when conversations are gone on with, for another tier."""
+        return self._shelf.forgetting.learned()
 
     def note(self) -> bytes:
         """What was noted beside the files; empty for nothing."""
@@ -247,6 +255,8 @@ class DiskTier(Tier):
         """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
         with hold_lock(self._root, timeout_s) as turn:
             self._shelf.refresh(turn)
+            if self._shelf.forgetting.is_long:
+                shorten(self._root)
             yield
             self._shelf.settle()
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from kvchat.cache.base import CacheSettings, Committed, Piece, Stored
+from kvchat.cache.base import CacheSettings, Committed, Piece, Policy, Stored
 from kvchat.cache.block import Chain
 from kvchat.cache.codec import allocate
 from kvchat.cache.encoding import Arena, Encoding
-from kvchat.cache.policy import make_policy
 from kvchat.cache.ram import RamTier
 from kvchat.cache.stats import StatsCounter
 from kvchat.cache.writer import Writer
@@ -38,9 +37,14 @@ class Filling:
     """Copies KV out of an arena. For one thread at a time."""
 
     def __init__(
-        self, settings: CacheSettings, encoding: Encoding, writer: Writer, stats: StatsCounter
+        self,
+        settings: CacheSettings,
+        encoding: Encoding,
+        writer: Writer,
+        stats: StatsCounter,
+        policy: Policy | None = None,
     ) -> None:
-        """What is evicted from RAM is counted in `stats`."""
+        """What is evicted from RAM, as `policy` says, is counted in `stats`."""
         self._encoding = encoding
         self._writer = writer
         limit = min(RUN_BYTES, settings.ram_bytes // 8) if settings.ram_bytes else RUN_BYTES
@@ -48,7 +52,6 @@ class Filling:
         # What doesn't fit into RAM passes through one run's worth of memory on its way to the others.
         staging_bytes = self._run_blocks * encoding.block_bytes if writer.is_open else 0
         self._staging: np.ndarray[Any, Any] | None = None
-        policy = make_policy(settings.policy, settings.block_size)
         self.ram = RamTier(max(0, settings.ram_bytes - staging_bytes), policy=policy, stats=stats)
 
     def commit(self, given: Given) -> Committed:

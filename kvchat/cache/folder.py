@@ -1,7 +1,8 @@
-"""The cache folder as a whole: all fingerprints' files, the lock, what to evict first; knows no torch, no KV.
+"""The cache folder as a whole: all fingerprints' files, and the lock; knows no torch, no KV.
 
     <root>/.lock                          held by whoever writes or evicts
     <root>/.turn                          how often it was held, u64 little-endian
+    <root>/.uses                          which chains were used and when, as hashes (see `uses`)
     <root>/<chain root>/meta.json         what the folder's files share
     <root>/<chain root>/costs.json        what the model's user noted: how long computing takes
     <root>/<chain root>/<name>.kv         one immutable run of blocks
@@ -124,21 +125,6 @@ def rooted_files(files: Iterable[StoredFile]) -> dict[FileId, StoredFile]:
     return rooted
 
 
-def eviction_order(files: Iterable[StoredFile]) -> list[StoredFile]:
-    """All files in the order in which they go: orphans, then leaves by (priority, last use), children before parents."""
-    by_id = {file.id: file for file in files}
-    rooted = rooted_files(by_id.values())
-    goes_with = {
-        id_: _rank(file) for id_, file in rooted.items()
-    }  # the last to go of what continues a file, or itself
-    upwards = [*reversed(rooted.values())]
-    for file in upwards:
-        if file.parent_id in rooted:
-            goes_with[file.parent_id] = max(goes_with[file.parent_id], goes_with[file.id])
-    orphans = sorted((file for id_, file in by_id.items() if id_ not in rooted), key=_rank)
-    return [*orphans, *sorted(upwards, key=lambda file: goes_with[file.id])]
-
-
 @contextmanager
 def hold_lock(root: Path, timeout_s: float) -> Iterator[int | None]:
     """Hold the folder's lock against all processes; yields which turn it is. Raises filelock.Timeout, OSError.
@@ -223,10 +209,6 @@ def default_disk_bytes(path: Path) -> int:
         free_bytes = stat.f_bavail * stat.f_frsize + scan_folder(path).num_bytes
         return min(4 * 2**30, free_bytes // 10)
     return 0
-
-
-def _rank(file: StoredFile) -> tuple[int, int, tuple[str, str]]:
-    return file.name.priority, file.mtime_ns, file.id
 
 
 def _is_digest(name: str) -> bool:

@@ -31,9 +31,10 @@ class FolderIndex(Watcher):
         meta: FolderMeta,
         transfer: Transfer,
         on_unusable: Callable[[StoredRun | None, Exception], None],
+        policy: str = "kvchat",
     ) -> None:
         """`on_unusable` is told of each file whose header can't be used, and may `drop` it; None is the folder."""
-        self.shelf = Shelf(folder.parent, folder, self)
+        self.shelf = Shelf(folder.parent, folder, self, policy)
         """These files, and those of all other fingerprints."""
         self._folder = folder
         self._meta = meta

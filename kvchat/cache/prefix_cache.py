@@ -31,6 +31,7 @@ from kvchat.cache.disk import open_disk
 from kvchat.cache.encoding import Arena, Encoding
 from kvchat.cache.entry import FolderMeta
 from kvchat.cache.filling import Filling, Given
+from kvchat.cache.policy import make_policy
 from kvchat.cache.stats import CacheStats, Rate, StatsCounter, TierUse
 from kvchat.cache.writer import Job, Writer
 
@@ -69,7 +70,9 @@ class PrefixCache:
         self._disk = open_disk(settings, self.root, shared, stats=self.stats, warn=warn)
         behind = (*([self._disk] if self._disk else []), *settings.further)
         self._writer = Writer(behind if settings.mode == "rw" else ())
-        self._filling = Filling(settings, self._encoding, self._writer, self.stats)
+        rates = self._disk.learned() if self._disk else None
+        policy = make_policy(settings.policy, settings.block_size, rates=rates)
+        self._filling = Filling(settings, self._encoding, self._writer, self.stats, policy)
         self._ram = self._filling.ram
         self._tiers: dict[str, Tier] = {tier.name: tier for tier in (self._ram, *behind)}
         self._rates = {name: Rate(2e9 if name == self._ram.name else 5e8) for name in self._tiers}
@@ -214,8 +217,7 @@ class PrefixCache:
 
     def _match_blocks(self, chain: Chain) -> Match:
         """The longest stored prefix of a chain's full blocks, each part of it in the fastest tier."""
-        spans: list[Span] = []
-        at = 0
+        spans, at = list[Span](), 0
         for tier in self._tiers.values() if self._layout.planes else ():
             if at == chain.num_full:
                 break

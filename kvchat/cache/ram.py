@@ -225,12 +225,12 @@ class RamTier(Tier):
 
     def _evict(self, run: RamRun) -> None:
         assert _can_go(run), "only a leaf that nobody uses is evicted"
-        self._policy.removed(run)
         self._runs.remove(run)
         self._tree.remove(run)
         self._used_bytes -= run.num_bytes
         if run.parent:
             run.parent.num_children -= 1
+        self._policy.removed(run)
         self.gone.add(run.first)
         self._stats.add(CacheStats(evicted_blocks=run.num_blocks))
         del run.data  # a match may still know the run: its memory goes now

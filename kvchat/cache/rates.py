@@ -8,10 +8,9 @@ share it. From these the index of Gittins, as Beckmann's LHD uses it for caches 
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +43,25 @@ class TipKind(NamedTuple):
     shared: int
 
 
-class Tip:
-    """One use of a chain, at `used_s`; `is_left` once another one went on from it."""
+class Use(NamedTuple):
+    """That a chain was used: what it is found by later, its last block's hash first, and by what it was found to go on from.
 
-    __slots__ = ("is_left", "kind", "num_turns", "number", "used_s")
+    `before` is empty for a chain that goes on from nothing that is known; `is_shared` if many conversations begin with all of it.
+    """
+
+    names: tuple[Any, ...]
+    before: Any
+    time_s: float
+    is_shared: bool
+
+
+_NUMBERLESS = -1
+
+
+class Tip:
+    """One use of a chain, at `used_s`; `is_left` once another one went on from it, `heir` the one that has all of it."""
+
+    __slots__ = ("heir", "is_left", "kind", "last", "num_turns", "number", "used_s")
 
     def __init__(self, number: int, kind: TipKind, num_turns: int, used_s: float) -> None:
         self.number = number
@@ -55,6 +69,18 @@ class Tip:
         self.num_turns = num_turns
         self.used_s = used_s
         self.is_left = False
+        self.last: Hashable = None
+        self.heir: Tip | None = None
+
+    def again(self, used_s: float) -> Tip:
+        """The same, used later than anybody has told."""
+        return Tip(_NUMBERLESS, self.kind, self.num_turns, used_s)
+
+
+def unlogged_tip(used_s: float, *, is_later: bool, is_shared: bool) -> Tip:
+    """What is assumed of a chain of which nothing is known but when it was used, and whether something stands before it."""
+    turns = 2 if is_later else 0
+    return Tip(_NUMBERLESS, TipKind(turns, 0, int(is_shared)), turns, used_s)
 
 
 class Rates:
@@ -65,24 +91,42 @@ class Rates:
         self._digests: deque[tuple[Any, Tip]] = deque()
         self._rows: deque[list[float]] = deque(maxlen=_MOST_TIPS)  # [used_s, gap_s or NaN, *kind]
         self._num_uses = 0
+        self._fitted = _NUMBERLESS
         self.left: Tip | None = None
         """The tip that was left by the last use, which went on from it."""
         self.version = 0
         """Changes with the rates."""
         self._fit(0.0)
 
-    def use(self, hashes: Sequence[Any], now_s: float, *, is_shared: bool = False) -> Tip:
+    def use(self, hashes: Sequence[Hashable], now_s: float, *, is_shared: bool = False) -> Tip:
         """A chain, by its blocks' hashes, was used; `is_shared` if many conversations begin with all of it."""
-        before, self.left = self._before(hashes), None
-        if before and now_s - before.used_s < SAME_USE_S and before.kind.shared == is_shared:
-            before.used_s = max(before.used_s, now_s)
-            self._name(hashes, before)
-            return before
-        tip = self._new(before, now_s, is_shared)
-        self._name(hashes, tip)
-        self._num_uses += 1
-        if self._num_uses % _EVERY == 0:
+        return self.take(self.seen(hashes, now_s, is_shared=is_shared))
+
+    def seen(self, hashes: Sequence[Hashable], now_s: float, *, is_shared: bool = False) -> Use:
+        """What a use of a chain is to those who know what is known here; changes nothing."""
+        known = self._by_digest
+        before = next((digest for digest in reversed(hashes) if digest in known), b"")
+        return Use(_names(hashes), before, now_s, is_shared)
+
+    def take(self, use: Use) -> Tip:
+        """Learn from a use."""
+        tip = self._taken(use)
+        if self._num_uses % _EVERY == 0 and tip.number == self._num_uses - 1 != self._fitted:
+            self._fit(use.time_s)
+        return tip
+
+    def take_all(self, uses: Sequence[Use], now_s: float) -> None:
+        """Learn from many uses of before, in their order."""
+        for use in uses:
+            self._taken(use)
+        if uses:
             self._fit(now_s)
+
+    def tip_of(self, digest: Hashable) -> Tip | None:
+        """The last use of a chain that has the block of this hash, if the hash stands at the end of one; None if nobody knows."""
+        tip = self._by_digest.get(digest)
+        while tip and tip.heir:
+            tip = tip.heir
         return tip
 
     def level(self, tip: Tip) -> int:
@@ -110,35 +154,30 @@ class Rates:
         parts[-1] = min(1.0, (age_s + within_s - max(age_s, _EDGES[last])) / widths[last])
         return float(1.0 - np.prod((1.0 - hazards[first : last + 1]) ** parts))
 
-    def to_json(self) -> dict[str, Any]:
-        """What was learned, JSON-ready: times, gaps and kinds, no hashes."""
-        rows = [[None if math.isnan(value) else value for value in row] for row in self._rows]
-        return {"format": 1, "tips": rows}
+    def _taken(self, use: Use) -> Tip:
+        before, self.left = self._by_digest.get(use.before), None
+        gap_s = use.time_s - before.used_s if before else math.inf
+        if before and gap_s < SAME_USE_S and before.kind.shared == use.is_shared:
+            before.used_s = max(before.used_s, use.time_s)
+            return self._name(use, before)
+        tip = self._name(use, self._new(before, use))
+        if before and before.last == use.before:
+            before.heir = tip
+        self._num_uses += 1
+        return tip
 
-    def take(self, value: object, now_s: float) -> None:
-        """Begin with what `to_json` wrote once; what is nothing of the kind is left out."""
-        rows = value.get("tips", []) if isinstance(value, dict) and value.get("format") == 1 else []
-        taken = [row for row in map(_row, rows if isinstance(rows, list) else []) if row]
-        self._rows = deque([*taken, *self._rows], maxlen=_MOST_TIPS)
-        self._fit(now_s)
-
-    def _before(self, hashes: Sequence[Any]) -> Tip | None:
-        """The tip that a chain goes on from: the deepest that it holds."""
-        known = self._by_digest
-        return next((known[digest] for digest in reversed(hashes) if digest in known), None)
-
-    def _new(self, before: Tip | None, now_s: float, is_shared: bool) -> Tip:
+    def _new(self, before: Tip | None, use: Use) -> Tip:
         num_turns, pace = 0, 0
         if before and not before.kind.shared:
-            gap_s = max(0.0, now_s - before.used_s)
+            gap_s = max(0.0, use.time_s - before.used_s)
             num_turns, pace = before.num_turns + 1, 1 + min(5, max(0, int(math.log2(max(gap_s, 1)) / 2) - 1))
         if before and not before.is_left:
             before.is_left = True
             self.left = before
-            self._continued(before, now_s)
+            self._continued(before, use.time_s)
         turns = num_turns if num_turns < 4 else 4 if num_turns < 7 else 5 if num_turns < 15 else 6
-        tip = Tip(self._num_uses, TipKind(turns, pace, int(is_shared)), num_turns, now_s)
-        self._rows.append([now_s, math.nan, *tip.kind])
+        tip = Tip(self._num_uses, TipKind(turns, pace, int(use.is_shared)), num_turns, use.time_s)
+        self._rows.append([use.time_s, math.nan, *tip.kind])
         return tip
 
     def _continued(self, tip: Tip, now_s: float) -> None:
@@ -147,23 +186,20 @@ class Rates:
             self._rows[at][1] = max(0.0, now_s - tip.used_s)
             self._rows[at][0] = tip.used_s
 
-    def _name(self, hashes: Sequence[Any], tip: Tip) -> None:
-        """Find a tip by its last blocks: a template may rewrite the end of what was said."""
-        back = 1
-        while back <= len(hashes) and len(hashes) - back >= len(hashes) // 2:
-            digest = hashes[-back]
-            if back > 1 and back == len(hashes):
-                break  # the very first block: many conversations begin with it
+    def _name(self, use: Use, tip: Tip) -> Tip:
+        for digest in use.names:
             self._by_digest[digest] = tip
             self._digests.append((digest, tip))
-            back *= 2
+        tip.last = use.names[0] if use.names else tip.last
         while len(self._digests) > 6 * _MOST_TIPS:
             digest, old = self._digests.popleft()
             if self._by_digest.get(digest) is old:
                 del self._by_digest[digest]
+        return tip
 
     def _fit(self, now_s: float) -> None:
         self.version += 1
+        self._fitted = self._num_uses - 1
         rows = np.array(self._rows) if self._rows else np.empty((0, 2 + len(TipKind._fields)))
         is_continued = ~np.isnan(rows[:, 1])
         ages = np.where(is_continued, rows[:, 1], np.maximum(0.0, now_s - rows[:, 0]))
@@ -189,27 +225,14 @@ def age_bin(age_s: float) -> int:
     return 0 if age_s < 1 else min(NUM_AGES - 1, int(2 * math.log2(age_s)) + 1)
 
 
-def unpack(content: bytes) -> object:
-    """What was kept of `to_json`; None for what can't be read."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _row(value: object) -> list[float] | None:
-    """A tip's row as it was kept; None for anything else."""
-    if not isinstance(value, list) or len(value) != 2 + len(TipKind._fields):
-        return None
-    used, gap, *kind = value
-    numbers = [used, math.nan if gap is None else gap, *kind]
-    if not all(
-        (isinstance(number, int | float) and abs(number) < 1e12) or number != number for number in numbers
-    ):
-        return None
-    if used != used or not all(isinstance(field, int | float) and 0 <= field < 16 for field in kind):
-        return None
-    return [float(number) for number in numbers]
+def _names(hashes: Sequence[Hashable]) -> tuple[Hashable, ...]:
+    """Some of a chain's last blocks: a template may rewrite the end of what was said."""
+    count = len(hashes)
+    backs = (2**power for power in range(count.bit_length()))
+    # Not the very first block, which many conversations begin with, unless there is no other.
+    return tuple(
+        hashes[-back] for back in backs if count - back >= count // 2 and (back == 1 or back < count)
+    )
 
 
 def _chances(bins: npt.NDArray[Any], is_continued: npt.NDArray[Any]) -> Floats:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, is_old_name
 from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file, turn_of
+from kvchat.cache.forgetting import Forgetting
 from kvchat.cache.ownership import check_folder
-from kvchat.cache.policy import LeastRecentlyUsed
 from kvchat.cache.run import StoredRun
 from kvchat.cache.tree import lineage
 
@@ -44,7 +44,7 @@ class Watcher(Protocol):
 class Shelf:
     """The files under one byte budget, of which one folder is watched. Safe for threads; what says so needs the folder's lock."""
 
-    def __init__(self, root: Path, own: Path, watcher: Watcher) -> None:
+    def __init__(self, root: Path, own: Path, watcher: Watcher, policy: str = "kvchat") -> None:
         self.lock = threading.RLock()
         self.num_bytes = 0
         """Bytes of all files, as of the last `refresh`."""
@@ -53,7 +53,8 @@ class Shelf:
         self._root = root
         self._own = own
         self._watcher = watcher
-        self._policy = LeastRecentlyUsed()
+        self.forgetting = Forgetting(root, policy)
+        """Says which goes first."""
         self._turn: int | None = None
         self._is_racy = False
         self._settled: tuple[int, dict[Path, _Stamp]] = -1, {Path(): (0, 0)}  # of no folder
@@ -138,13 +139,18 @@ class Shelf:
             if self._folders.get(run.folder, {}).get(run.text) is run:
                 self._drop(run)
 
+    def asked(self, hashes: Sequence[bytes], priority: int) -> None:
+        """A chain is used now; which files are, `used` tells next."""
+        with self.lock:
+            self.forgetting.asked(hashes, priority)
+
     def used(self, run: StoredRun, used_ns: int) -> None:
         """A file was used."""
         with self.lock:
             self.newest_ns = max(self.newest_ns, used_ns)
             run.used_ns = used_ns
             if self._folders.get(run.folder, {}).get(run.text) is run:
-                self._policy.used(run)
+                self.forgetting.used(run)
 
     def evict(self, excess: int, kept: Iterable[FileId]) -> int | None:
         """Delete files of `excess` bytes, but for `kept` and what they continue; returns how many. Needs the lock.
@@ -157,6 +163,7 @@ class Shelf:
             }
             if excess > self.num_bytes - sum(run.num_bytes for run in protected):
                 return None
+            self.forgetting.hear()
             left, num_evicted = self.num_bytes - max(0, excess), 0
             while self.num_bytes > left:
                 run = self._victim(lambda run: run.num_children == 0 and run not in protected)
@@ -175,7 +182,7 @@ class Shelf:
         if orphan := next(orphans, None):
             return orphan
         while True:
-            run: StoredRun | None = self._policy.victim(can_go)
+            run = self.forgetting.victim(self._all, can_go)
             if run is None:
                 return None
             try:
@@ -185,6 +192,9 @@ class Shelf:
             if used_ns <= run.used_ns:
                 return run
             self.used(run, used_ns)
+
+    def _all(self) -> Iterator[StoredRun]:
+        return (run for files in self._folders.values() for run in files.values())
 
     def _list(self, folder: Path, entries: Iterable[os.DirEntry[str]], *, is_locked: bool = False) -> None:
         """Bring what is known of a folder up to date; with the lock, delete what is of no use there."""
@@ -223,14 +233,13 @@ class Shelf:
                 self._waiting.setdefault(above, {})[run] = None
             else:
                 run.parent.num_children += 1
-        self._policy.added(run)
+        self.forgetting.added(run)
         if run.folder == self._own:
             self._watcher.added(run)
 
     def _drop(self, run: StoredRun | None) -> None:
         if run is None:
             return
-        self._policy.removed(run)
         files = self._folders[run.folder]
         del files[run.text]
         if not files:
@@ -245,6 +254,7 @@ class Shelf:
             self._waiting[above].pop(run, None)
             if not self._waiting[above]:
                 del self._waiting[above]
+        self.forgetting.removed(run)
         for child in list(files.values()) if run.num_children else ():
             if child.parent is run:  # it waits for another one of that key
                 child.parent = None

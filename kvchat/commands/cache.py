@@ -12,17 +12,8 @@ from typing import Any
 
 from kvchat.backends.inspection import CacheTotals, VerifySample
 from kvchat.cache.folder import StoredFile, default_disk_bytes, scan_folder
-from kvchat.cache.maintenance import (
-    BadFile,
-    FolderInfo,
-    Freed,
-    VerifyReport,
-    clear,
-    list_folders,
-    prune,
-    remove_bad,
-    verify_checksums,
-)
+from kvchat.cache.maintenance import BadFile, FolderInfo, VerifyReport, list_folders, verify_checksums
+from kvchat.cache.removal import Freed, clear, prune, remove_bad
 from kvchat.config import Config
 from kvchat.errors import KvchatError
 from kvchat.ui.clean import one_line
@@ -166,6 +157,7 @@ def cache_prune(args: argparse.Namespace, config: Config) -> Iterator[str]:
         config.paths.cache,
         budget_bytes=_disk_budget(config) if is_plain else args.to,
         older_than_s=None if args.older_than is None else args.older_than * _DAY_S,
+        policy=config.cache.policy,
         dry_run=args.dry_run,
     )
     yield _freed_line(freed, args.json)

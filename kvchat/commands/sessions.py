@@ -74,7 +74,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
     A person at a terminal is asked once, unless they gave --yes.
     """
     from kvchat.backends.resident.asking import forget as forget_in_ram
-    from kvchat.cache.maintenance import forget
+    from kvchat.cache.removal import forget
 
     store = _store(config)
     rows = {row.id: row for row in map(store.session, args.sessions)}

@@ -63,7 +63,7 @@ def surroundings_of(
         return save_settings(values)
 
     def forget(gone: Collection[tuple[str, str]], kept: Collection[tuple[str, str]]) -> object:
-        from kvchat.cache.maintenance import forget
+        from kvchat.cache.removal import forget
 
         return forget(config.paths.cache, frozenset(gone), frozenset(kept))
 

@@ -101,7 +101,9 @@ class Costs:
 
 def packed(costs: Costs, machine: str) -> bytes:
     """A table as it is kept, with the machine that it is true of."""
-    return json.dumps({"machine": machine, "costs": costs.to_json()}).encode()
+    kept = {"machine": machine, "costs": costs.to_json()}
+    token_s = {"token_s": costs.rate} if costs.rate else {}  # for the cache, which is to know what is dear
+    return json.dumps(kept | token_s).encode()
 
 
 def unpack(content: bytes, machine: str, costs: Costs) -> None:

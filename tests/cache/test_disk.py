@@ -17,12 +17,12 @@ from kvchat.cache.entry import NO_PARENT, EntryName, FolderMeta
 from kvchat.cache.folder import (
     StoredFile,
     default_disk_bytes,
-    eviction_order,
     hold_lock,
     open_new,
     rooted_files,
     scan_folder,
 )
+from kvchat.cache.forgetting import eviction_order
 from kvchat.cache.maintenance import verify_checksums
 from kvchat.cache.stats import StatsCounter
 from tests.cache.arena import (
@@ -353,9 +353,10 @@ FILES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(0,
 )
 
 
-@given(FILES)
-def test_orphans_go_first_and_no_parent_goes_before_its_child(files):
-    order = list(eviction_order(files))
+@pytest.mark.parametrize("policy", ["kvchat", "lru"])
+@given(files=FILES)
+def test_orphans_go_first_and_no_parent_goes_before_its_child(policy, files):
+    order = list(eviction_order(files, Path("nowhere"), policy))
     rooted = rooted_files(files)
     assert sorted(map(str, order)) == sorted(map(str, files))
     assert [file.id in rooted for file in order] == sorted(file.id in rooted for file in order)
@@ -366,9 +367,9 @@ def test_orphans_go_first_and_no_parent_goes_before_its_child(files):
         assert file.id not in rooted or gone.issuperset(below)
 
 
-def test_among_leaves_priority_comes_before_time():
+def test_among_leaves_priority_comes_before_time_for_the_least_recently_used():
     files = [a_file(1, 0, 5, 0), a_file(2, 0, 1, 1), a_file(3, 0, 4, 0), a_file(4, 99, 9, 9)]
-    assert [int(file.name.key, 16) for file in eviction_order(files)] == [4, 3, 1, 2]
+    assert [int(file.name.key, 16) for file in eviction_order(files, Path("nowhere"), "lru")] == [4, 3, 1, 2]
 
 
 def test_names_survive_parsing_and_others_are_refused():

@@ -8,7 +8,8 @@ import pytest
 
 from kvchat.cache import maintenance
 from kvchat.cache.folder import hold_lock
-from kvchat.cache.maintenance import clear, list_folders, prune, read_tokens, remove_bad, verify_checksums
+from kvchat.cache.maintenance import list_folders, read_tokens, verify_checksums
+from kvchat.cache.removal import clear, prune, remove_bad
 from kvchat.errors import KvchatError
 from tests.cache.arena import TINY, name_of, store, stored_files, tiny_cache
 
@@ -127,7 +128,7 @@ def test_a_folder_in_use_is_an_error_with_a_remedy(root, monkeypatch):
 
 def test_listing_verifying_and_pruning_load_no_torch(root):
     code = (
-        "import sys; from pathlib import Path; from kvchat.cache.maintenance import *; root = Path(sys.argv[1]);"
+        "import sys; from pathlib import Path; from kvchat.cache.maintenance import *; from kvchat.cache.removal import *; root = Path(sys.argv[1]);"
         "list_folders(root), verify_checksums(root), prune(root, budget_bytes=10**9), clear(root, dry_run=True);"
         "import kvchat.cache.base, kvchat.cache.disk, kvchat.cache.ram, kvchat.cache.writer; assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -14,15 +14,8 @@ import xxhash
 from kvchat.cache import header
 from kvchat.cache.entry import EntryError
 from kvchat.cache.folder import open_new, scan_folder
-from kvchat.cache.maintenance import (
-    clear,
-    list_folders,
-    prune,
-    read_tokens,
-    remove_bad,
-    stored_tips,
-    verify_checksums,
-)
+from kvchat.cache.maintenance import list_folders, read_tokens, stored_tips, verify_checksums
+from kvchat.cache.removal import clear, prune, remove_bad
 from tests.cache.arena import load, name_of, store, stored_files, tiny_cache
 
 TOKENS = list(range(100, 140))

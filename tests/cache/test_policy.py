@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from kvchat.bench.policy import TraceClock
 from kvchat.bench.simulation import Geometry, Pool
-from kvchat.cache.policy import FACTORS, LeastRecentlyUsed, Worth
+from kvchat.cache.policy import LeastRecentlyUsed, make_policy
 from kvchat.cache.rates import NUM_AGES, Rates
+from kvchat.cache.worth import FACTORS, Worth
 from tests.cache.arena import TINY_BLOCK_BYTES, computed_arena, tiny_cache
 
 DAY_S = 86_400.0
 
 
 def pool_of(num_blocks: int, clock: TraceClock, *, run_blocks: int = 1) -> tuple[Pool, Worth]:
-    policy = Worth(16, clock=clock)
+    policy = make_policy("kvchat", 16, clock=clock)
     return Pool(Geometry(num_blocks, run_blocks), policy), policy
 
 
@@ -87,26 +88,6 @@ def test_a_dearer_run_outlives_a_cheaper_one_of_the_same_age() -> None:
     assert policy.victim(lambda run: True).blocks == (1,)
 
 
-def test_rates_come_back_from_what_was_kept_and_survive_nonsense() -> None:
-    rates = Rates()
-    for number in range(100):
-        rates.use([number], number * 10.0)
-        rates.use([number, 1000 + number], number * 10.0 + 5)
-    again = Rates()
-    again.take(rates.to_json(), 2000.0)
-    rates._fit(2000.0)
-    assert again._worths == rates._worths
-    for value in (
-        None,
-        [],
-        {"format": 1, "tips": [[1], "x", [math.inf] * 5, [0, 1, 99, 0, 0]]},
-        {"format": 2},
-    ):
-        other = Rates()
-        other.take(value, 0.0)
-        assert other._worths == Rates()._worths
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
@@ -121,7 +102,7 @@ def test_a_pool_keeps_its_budget_and_no_orphan_under_either_policy(
     asked: Sequence[tuple[int, int, float, bool]], num_blocks: int, is_lru: bool
 ) -> None:
     clock = TraceClock()
-    policy = LeastRecentlyUsed(clock) if is_lru else Worth(16, clock=clock)
+    policy = LeastRecentlyUsed(clock) if is_lru else make_policy("kvchat", 16, clock=clock)
     pool = Pool(Geometry(num_blocks, 3), policy)
     for number, length, later_s, is_branch in asked:
         clock.now_s += later_s
