@@ -142,8 +142,8 @@ class Policy(Protocol):
     """In which order a tier's runs go. A tier tells it what happens to them; it never changes one.
 
     A run says `num_bytes`, `num_blocks`, `start` (blocks before it), `is_state`, `priority`, `parent` (a run or None) and
-    `num_children`, the runs that continue it, as they are when the policy is told. A chain is told of from its tail to its
-    root, so a parent is used after its children.
+    `num_children`, the runs that continue it, as they are when the policy is told. Whoever uses a run uses what it continues,
+    of which nothing need be told: when it becomes a leaf it counts as used when its last child was, or later.
     """
 
     def asked(self, hashes: Sequence[Hashable], priority: int = 0) -> None:

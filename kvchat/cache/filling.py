@@ -109,7 +109,7 @@ class Filling:
         """Have what RAM holds of a chain written, and all of the chain marked as used now."""
         pieces = self.ram.match(chain)
         if self.ram.pin(pieces):
-            held = tuple(self.ram.read(pieces, 0, len(chain)))
+            held = partial(self.ram.read, pieces, end=len(chain))
             if not self._writer.store(chain, held, priority, partial(self.ram.unpin, pieces)):
                 self.ram.unpin(pieces)
 
@@ -129,7 +129,8 @@ class Filling:
             end = self._run_end(chain, at)
             data = self._staged(self._encoding.num_bytes(chain, at, end))
             self._encoding.encode(given.arena, chain, at, data)
-            if not writer.store(chain.prefix(end), (Stored(at, end, data),), given.priority):
+            staged = (Stored(at, end, data),)
+            if not writer.store(chain.prefix(end), partial(_given, staged), given.priority):
                 break
             at = end
             if at < len(chain) and not self._is_drained(given):
@@ -150,3 +151,8 @@ class Filling:
             size = max(num_bytes, self._run_blocks * self._encoding.block_bytes)
             self._staging = allocate(size).numpy()
         return self._staging[:num_bytes]
+
+
+def _given(staged: tuple[Stored, ...], start: int) -> tuple[Stored, ...]:
+    """What was staged, wherever it is to begin."""
+    return staged

@@ -290,7 +290,7 @@ class PrefixCache:
         for stored in self._tiers[span.tier].read(span.pieces, chain.num_full, len(chain)):
             self._encoding.decode_state(stored, arena, chain)
             self._rates[span.tier].measure(stored.data.nbytes, time.perf_counter() - began)
-            self._writer.store(chain, (), 0)  # counts it as used now
+            self._writer.store(chain, lambda start: (), 0)  # counts it as used now
             return True
         return False
 

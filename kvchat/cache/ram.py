@@ -1,8 +1,8 @@
 """The RAM tier: runs of blocks under a byte budget; knows no files and no torch.
 
-A run lies in one buffer. A parent goes only after its children: whoever touches a chain touches it from its tail to its
-root, as vLLM frees its blocks, whoever pins a run pins its ancestors, and a parent's priority is never below a child's. In
-which order leaves go is the policy's to say.
+A run lies in one buffer. A parent goes only after its children, so that of a chain it is enough to count its last run as
+used, and to pin that: what it continues stays, and counts as used then too. A parent's priority is never below a child's.
+In which order leaves go is the policy's to say.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RamTier(Tier):
         """First blocks of what was evicted, or had no room."""
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
-        self._pinned_bytes = 0
+        self._pins: dict[RamRun, None] = {}
         self._policy = LeastRecentlyUsed() if policy is None else policy
         self._stats = stats or StatsCounter()
         self._tree: Tree[RamRun] = Tree()
@@ -119,12 +119,15 @@ class RamTier(Tier):
 
     def reserve(self, num_bytes: int, above: Sequence[Piece] = ()) -> bool:
         """Evict until `num_bytes` more fit, behind `above`, which stays. False, with nothing evicted, when pinned runs leave no room."""
-        with self._lock, self._pinned(above):
-            if num_bytes > self._budget_bytes - self._pinned_bytes:
-                return False
-            while self._budget_bytes - self._used_bytes < num_bytes:
-                self._evict(self._victim())
-            return True
+        with self._lock:
+            if num_bytes <= self._budget_bytes - self._used_bytes:
+                return True
+            with self._pinned(above):
+                if num_bytes > self._budget_bytes - self._pinned_bytes():
+                    return False
+                while self._budget_bytes - self._used_bytes < num_bytes:
+                    self._evict(self._victim())
+                return True
 
     def store(self, chain: Chain, start: int, data: Any, *, priority: int = 0) -> bool:
         """Add a chain's blocks from `start` on, for which `reserve` has made room."""
@@ -154,19 +157,22 @@ class RamTier(Tier):
     def pin(self, pieces: Sequence[Piece]) -> bool:
         """Keep what was found, and what it continues, until `unpin`. False when some of it was evicted."""
         with self._lock:
-            if any(piece.run not in self._runs for piece in pieces):
-                return False
-            for run in lineage(pieces[-1].run if pieces else None):
-                run.num_pins += 1
-                self._pinned_bytes += run.num_bytes * (run.num_pins == 1)
+            tail = pieces[-1].run if pieces else None
+            if tail is not None:
+                if tail not in self._runs:
+                    return False
+                tail.num_pins += 1
+                self._pins[tail] = None
             return True
 
     def unpin(self, pieces: Sequence[Piece]) -> None:
         with self._lock:
-            for run in lineage(pieces[-1].run if pieces else None):
-                run.num_pins -= 1
-                assert run.num_pins >= 0, "unpinned more often than pinned"
-                self._pinned_bytes -= run.num_bytes * (run.num_pins == 0)
+            tail = pieces[-1].run if pieces else None
+            if tail is not None:
+                tail.num_pins -= 1
+                assert tail.num_pins >= 0, "unpinned more often than pinned"
+                if not tail.num_pins:
+                    del self._pins[tail]
 
     def evict(self) -> bool:
         """Evict one run. False when all are pinned."""
@@ -190,16 +196,16 @@ class RamTier(Tier):
         """Assert what always holds: accounts, index, no orphan, nothing above its children's place."""
         with self._lock:
             assert self._used_bytes == sum(run.num_bytes for run in self._runs) <= self._budget_bytes
-            assert self._pinned_bytes == sum(run.num_bytes for run in self._runs if run.num_pins)
+            assert set(self._pins) == {run for run in self._runs if run.num_pins}
             assert sorted(map(id, self._tree)) == sorted(map(id, self._runs))
             children = dict.fromkeys(self._runs, 0)
             for run in self._runs:
                 if run.parent:
                     assert run.parent in self._runs, "an orphan in RAM"
-                    assert run.parent.priority >= run.priority and run.parent.num_pins >= run.num_pins
+                    assert run.parent.priority >= run.priority
                     children[run.parent] += 1
             assert all(run.num_children == count for run, count in children.items())
-            is_full_of_pins = all(run.num_pins for run in self._runs)
+            is_full_of_pins = self._pinned_bytes() == self._used_bytes
             assert (self._policy.victim(_can_go) is None) == is_full_of_pins, "a free leaf is not offered"
 
     @contextmanager
@@ -211,12 +217,26 @@ class RamTier(Tier):
         finally:
             self.unpin(pieces)
 
+    def _pinned_bytes(self) -> int:
+        """Bytes of what is pinned and of what that continues."""
+        pinned: set[RamRun] = set()
+        for tail in self._pins:
+            for run in lineage(tail):
+                if run in pinned:
+                    break
+                pinned.add(run)
+        return sum(run.num_bytes for run in pinned)
+
     def _use(self, tail: RamRun | None, priority: int) -> None:
+        if tail is None:
+            return
         for run in lineage(tail):
-            if run.priority < priority:
-                run.priority = priority
-                self._tree.forget()  # its pieces say which it has
+            if run.priority >= priority:
+                break
+            run.priority = priority
+            self._tree.forget()  # its pieces say which it has
             self._policy.used(run)
+        self._policy.used(tail)
 
     def _victim(self) -> RamRun:
         run: RamRun | None = self._policy.victim(_can_go)

@@ -137,7 +137,8 @@ class Worth(Policy):
             del self._tails[held.tip]
         if parent := self._held.get(run.parent):
             # Whoever used a run used what it continues, be it told or not.
-            parent.tip = max(parent.tip, held.tip, key=_used_s)
+            parent.tip, parent.stamp = max(parent.tip, held.tip, key=_used_s), max(parent.stamp, held.stamp)
+            parent.key = None
             self._tails.setdefault(parent.tip, run.parent)
             self._queue(parent)
 

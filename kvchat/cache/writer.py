@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,9 @@ from kvchat.cache.base import Stored, Tier
 from kvchat.cache.block import Chain
 
 MAX_JOBS = 64
+
+Held = Callable[[int], Iterable[Stored]]
+"""What is held of a chain from a block on, in order; what it gives may begin earlier."""
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Writer:
         return max((_num_held(tier, chain) for tier in self._tiers), default=0)
 
     def store(
-        self, chain: Chain, held: Sequence[Stored], priority: int, done: Callable[[], object] = lambda: None
+        self, chain: Chain, held: Held, priority: int, done: Callable[[], object] = lambda: None
     ) -> bool:
         """Have a chain's blocks written that are `held`, which stay as they are until `done`, and all of it marked as used.
 
@@ -106,11 +109,11 @@ class Writer:
                     self._is_writing = False
                     self._changed.notify_all()
 
-    def _store(self, chain: Chain, held: Sequence[Stored], priority: int) -> None:
+    def _store(self, chain: Chain, held: Held, priority: int) -> None:
         """Bring to each tier what it does not have yet, parents first."""
         for tier in self._tiers:
-            at = _num_held(tier, chain) if held else 0
-            for start, end, data in held:
+            at = _num_held(tier, chain)
+            for start, end, data in held(at):
                 if start > at:
                     break
                 if end > at:
