@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 
 os.environ["KVCHAT_SHARE"] = "off"  # what a test starts ends with it; those of shared engines say otherwise
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # as many run at a time as there are cores: more threads wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from kvchat.config import Config
 from tests.tiny import tiny_config, tiny_folder

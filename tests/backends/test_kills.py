@@ -143,7 +143,7 @@ def strike_times(engine: Killable, strike: Strike, times: int) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("times", [3, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strike", STRIKES)
 def test_the_next_answer_is_whole_after_an_engine_was_killed(strike: Strike, times: int) -> None:
     with scripted() as engine:

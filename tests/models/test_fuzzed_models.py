@@ -77,7 +77,7 @@ def check(tmp_path: Path, numbers: Iterable[int]) -> None:
 
 
 def test_damaged_models_end_in_one_line(tmp_path: Path) -> None:
-    check(tmp_path, range(24))
+    check(tmp_path, range(16))
 
 
 @pytest.mark.slow
