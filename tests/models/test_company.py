@@ -67,7 +67,7 @@ def check(loaded: LoadedModel, company: list[set[int]]) -> None:
         assert all(torch.equal(mine[:, :held], other[:, :held]) for mine, other in planes)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(company=st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=5))
 def test_conversations_computed_together_have_the_bits_of_each_alone(
     loaded: LoadedModel, company: list[set[int]]

@@ -52,7 +52,7 @@ def computed(loaded: LoadedModel, cuts: set[int]) -> tuple[torch.Tensor, list[to
 REFERENCES: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=25))
 def test_wherever_forwards_end_all_kv_and_the_logits_are_the_same_to_the_bit(
     loaded: LoadedModel, cuts: set[int]
