@@ -292,8 +292,7 @@ class Engine:
         empty_device_cache(self.loaded.device)
 
     def _snapshot_points(self, request: Request) -> list[int]:
-        """Where in a prompt snapshots are taken: behind what many prompts share, every so often, and before its last
-        token, from where the answer can be tried again."""
+        """Where snapshots are taken: behind what many prompts share, every so often, and before the last token, for a retry."""
         length = len(request.prompt)
         if self.loaded.rule.policy is not ReusePolicy.SNAPSHOTS:
             return []
