@@ -13,6 +13,7 @@ from kvchat.backends.base import Answer, Event, FinishReason, Phase, Status
 from kvchat.backends.loading import Idle, Show, Talk, Typed
 from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.report import Asked, cache_report
+from kvchat.backends.scored import TokenTexts
 from kvchat.backends.wording import Wording
 from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Wanting
 from kvchat.engine.sampling import NoNumbersError
@@ -34,6 +35,7 @@ class Answering:
         splitter = question.splitter(talk.model)
         self._is_ahead = False
         self._finished: Finished | None = None
+        self._texts = TokenTexts(tokenizer)
         self._wording = Wording(tokenizer, splitter, stops, question.unfinished, repetition)
 
     @property
@@ -89,7 +91,7 @@ class Answering:
             return []
         if not self._wording.ids:
             show(Status(Phase.DECODING))
-        return list(self._wording.tell(event.id))
+        return list(self._wording.tell(event.id, self._texts.scored(event) if event.score else None))
 
     def _engine_events(
         self, request: Request, is_cancelled: Callable[[], bool]
@@ -133,6 +135,7 @@ class Answering:
             encoded=question.encoded,
             retracted=wording.retracted,
             stop_text=wording.stop_text,
+            scores=wording.shown_scores(completion),
         )
 
     def _timings(self, finished: Finished, idle: Idle) -> base.Timings:

@@ -83,7 +83,16 @@ class Question:
             seed=options.seed,
             rules=rules,
         )
-        return Request(self.tokens, sampling, options.max_tokens, stop_ids, self.shared, reuse, stores)
+        return Request(
+            prompt=self.tokens,
+            sampling=sampling,
+            max_tokens=options.max_tokens,
+            stop_ids=stop_ids,
+            shared=self.shared,
+            reuse=reuse,
+            stores=stores,
+            top_logprobs=options.top_logprobs,
+        )
 
     def splitter(self, model: ReadyModel) -> ReasoningSplitter:
         """What tells the answer's reasoning from the answer."""
@@ -179,7 +188,8 @@ def effective_options(defaults: Options, given: Options) -> Options:
     """
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
     values = {name: value for name in names if (value := getattr(given, name)) is not None}
-    chosen = replace(defaults, **values, stop=(*defaults.stop, *given.stop))
+    own = {"stop": (*defaults.stop, *given.stop), "repeat_stop": given.repeat_stop}
+    chosen = replace(defaults, **values, **own, top_logprobs=given.top_logprobs)  # type: ignore[arg-type]
     if chosen.max_tokens is None:
         chosen = replace(chosen, max_tokens=MAX_TOKENS)
     wants_sampling = any(name in values for name in ("top_k", "top_p", "min_p"))

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 from kvchat.backends.events import Ahead as Ahead
 from kvchat.backends.events import Answer as Answer
 from kvchat.backends.events import CacheReport as CacheReport
+from kvchat.backends.events import Candidate as Candidate
 from kvchat.backends.events import Done as Done
 from kvchat.backends.events import Encoded as Encoded
 from kvchat.backends.events import Event as Event
 from kvchat.backends.events import FinishReason as FinishReason
 from kvchat.backends.events import Notice as Notice
 from kvchat.backends.events import Prefilling as Prefilling
+from kvchat.backends.events import Scored as Scored
 from kvchat.backends.events import Text as Text
 from kvchat.backends.events import Timings as Timings
 from kvchat.backends.events import Usage as Usage
@@ -58,6 +60,7 @@ class Options:
 
     `temperature` 0 is greedy. `max_tokens` None is the model's own limit, or MAX_TOKENS for one that has none. `think`
     is for models that can think before they answer. With `repeat_stop` an answer that goes round in circles is stopped.
+    With `top_logprobs` each token comes with its score, and those of so many likeliest ones.
     """
 
     max_tokens: int | None = None
@@ -70,6 +73,7 @@ class Options:
     stop: tuple[str, ...] = ()
     think: bool | None = None
     repeat_stop: bool = True
+    top_logprobs: int | None = None
 
 
 DEFAULTS = Options()

@@ -98,12 +98,32 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that may stand somewhere, and `logprob`, the logarithm of the share that the model gave it there, before
+    temperature and penalties. `text` is as it reads behind other text; its `bytes` are part of a character at times."""
+
+    id: int
+    text: str
+    bytes: tuple[int, ...]
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token that was generated, and the `top` of those that might have been, the likeliest first."""
+
+    token: Candidate
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer, however it ended. `encoded` are the earlier ones that had no ids of its tokenizer.
 
     `kv_root` names the model's folder in the cache and `kv_tip` the last full block of prompt and answer there, both
     as hex; empty where nothing is stored. Of the unfinished answer that it goes on with, the last `retracted` characters
-    turned out to be the beginning of a stop string. `stop_text` is the stop string that ended it, if one did.
+    turned out to be the beginning of a stop string. `stop_text` is the stop string that ended it, if one did. `scores` are
+    those of `completion`, if they were asked for; of a last token that a stop string cut there is none.
     """
 
     text: str
@@ -120,6 +140,7 @@ class Answer:
     encoded: tuple[Encoded, ...] = ()
     retracted: int = 0
     stop_text: str = ""
+    scores: tuple[Scored, ...] = ()
 
     @classmethod
     def cut_short(cls, why: str, *, text: str = "", reasoning: str = "", tokenizer: str = "") -> Answer:
@@ -148,12 +169,14 @@ class Prefilling:
 class Text:
     """New text of the answer, never ending inside a character. `reasoning` marks the part before the answer.
 
-    `ids` are those that were generated since the text before this, as far as this backend knows.
+    `ids` are those that were generated since the text before this, as far as this backend knows, and `scores` what they
+    are if that was asked for.
     """
 
     text: str
     reasoning: bool = False
     ids: tuple[int, ...] = field(default=(), compare=False)
+    scores: tuple[Scored, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

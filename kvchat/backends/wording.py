@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
-from kvchat.backends.base import Event, Notice, Text
+from kvchat.backends.base import Event, Notice, Scored, Text
 from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.text import Passage, ReasoningSplitter, StopScanner
 from kvchat.models.text.tokenizer import ChatTokenizer
@@ -23,6 +24,7 @@ class Wording:
         repetition: RepetitionWatch | None = None,
     ) -> None:
         self.ids: list[int] = []
+        self.scores: list[Scored] = []
         self.text = self.reasoning = ""
         self.first_text_at: float | None = None
         self._num_told = 0  # ids that some text was given for
@@ -55,9 +57,11 @@ class Wording:
         """How many of the last characters of the unfinished answer belong to the stop string."""
         return self._scanner.retracted
 
-    def tell(self, token: int) -> Iterator[Event]:
-        """What the next token makes certain."""
+    def tell(self, token: int, scored: Scored | None = None) -> Iterator[Event]:
+        """What the next token makes certain. Either all tokens are scored or none."""
         self.ids.append(token)
+        if scored is not None:
+            self.scores.append(scored)
         yield from self._show(self._stream.push(token))
 
     def rest(self) -> Iterator[Event]:
@@ -76,6 +80,11 @@ class Wording:
             count -= 1
         rest = self._all[len(self._decoded(count)) :]
         return [*self.ids[:count], *(tokenizer.encode_as_text(rest) if rest else ())]
+
+    def shown_scores(self, shown: Sequence[int]) -> tuple[Scored, ...]:
+        """Those of the `shown` ids that were generated as they are."""
+        pairs = zip(shown, self.scores, strict=False)
+        return tuple(scored for _, scored in takewhile(lambda pair: pair[0] == pair[1].token.id, pairs))
 
     def _decoded(self, count: int) -> str:
         return self._tokenizer.decode([*self._begun_ids, *self.ids[:count]])
@@ -107,4 +116,4 @@ class Wording:
             self._repetition.feed(text)
         self.first_text_at = self.first_text_at or time.perf_counter()
         told, self._num_told = self._num_told, len(self.ids)
-        yield Text(text, is_reasoning, tuple(self.ids[told:]))
+        yield Text(text, is_reasoning, tuple(self.ids[told:]), tuple(self.scores[told:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,13 @@ import torch
 from kvchat.models.company import Part
 from kvchat.models.kv_state import KVState
 from kvchat.models.loaded import LoadedModel
+
+SLICE_S = 0.1
+"""About how long an answer may wait for its next token while somebody else's prompt is computed."""
+
+
+def _nobody() -> None:
+    """Nobody else is there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,13 +34,20 @@ class Batch:
     """The wishes of the answers that are being made. One thread owns it.
 
     While it `is_open` there are several such answers: each wishes for its next tokens, and lets the others go on until
-    these are computed.
+    these are computed. A long forward over somebody's prompt is cut into slices of `slice_s` by the clock, at its layers:
+    between two of them the others go on. So a prompt is computed in forwards as large as pay, however deep it is and
+    however busy the machine; and each of its bits is what it is without them.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, slice_s: float = SLICE_S) -> None:
+        self.let_others_on: Callable[[], None] = _nobody
+        """Computes what is wished for, and lets those go on who wished for it; whoever runs the answers sets it."""
         self._loaded = loaded
         self._num_answers = 1
         self._wishes: dict[Wish, None] = {}
+        self._slice_s = slice_s
+        self._slice_began = self._layer_began = 0.0
+        self._others_s = 0.0
 
     @property
     def most(self) -> int:
@@ -70,6 +85,21 @@ class Batch:
         for some in self._fitting(wishes):
             if len(some) > 1:
                 self._grant(some)
+        self._slice_began = self._layer_began = time.perf_counter()
+
+    def clock(self) -> float:
+        """Seconds from any moment on; it stands while others go on in the midst of somebody's forward."""
+        return time.perf_counter() - self._others_s
+
+    def between_layers(self) -> None:
+        """A layer of somebody's prompt is to begin: let the others go on first if they would wait for too long, should it
+        take as long as the one before."""
+        now = time.perf_counter()
+        last_s, self._layer_began = now - self._layer_began, now
+        if self._wishes and now + last_s - self._slice_began > self._slice_s:
+            self.let_others_on()
+            self._others_s += time.perf_counter() - now
+            self._slice_began = self._layer_began = time.perf_counter()
 
     def _fitting(self, wishes: Sequence[Wish]) -> Iterator[list[Wish]]:
         """The wishes in groups that one forward takes."""

@@ -11,6 +11,7 @@ from kvchat.engine.batch import Batch
 from kvchat.engine.forwards import Forwards
 from kvchat.engine.request import WANTING, Finish, Request, Token, Wanting
 from kvchat.engine.sampling import Sampler
+from kvchat.engine.scoring import score_of
 from kvchat.engine.sequence import LiveSequence
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.pauses import Interrupted
@@ -52,49 +53,55 @@ class Decoding:
         Behind each it is asked whether the answer `is_over`. The state is cut to what was said when the iterator ends
         or is closed.
         """
-        chosen = [self._sampler.choose(logits)]
+        chosen = [self._choose(logits)]
         try:
             while self.num_generated < self._limit:
                 for token in chosen:
                     if is_cancelled():
                         self.reason = Finish.CANCELLED
                         return
-                    if token in self._request.stop_ids:
+                    if token.id in self._request.stop_ids:
                         self.reason = Finish.STOP
                         return
                     self.num_generated += 1
-                    yield Token(token)
+                    yield token
                     if is_over():
                         self.reason = Finish.STOP
                         return
                 if self.num_generated < self._limit:
                     chosen = yield from self._next(chosen, is_cancelled)
                 elif self._limit < self._room:
-                    yield from self._rows(self._told(chosen[-1:]), is_cancelled)
+                    yield from self._rows(self._told([chosen[-1].id]), is_cancelled)
         except Interrupted:
             self.reason = Finish.CANCELLED if self.num_generated < self._limit else self.reason
         finally:
             self._cut(len(self._request.prompt) + self.num_generated)
 
     def _next(
-        self, said: Sequence[int], is_cancelled: Callable[[], bool]
-    ) -> Generator[Wanting, None, list[int]]:
-        """What follows `said`, the tokens of the last step: one token, and behind it as many as were guessed right."""
+        self, last: Sequence[Token], is_cancelled: Callable[[], bool]
+    ) -> Generator[Wanting, None, list[Token]]:
+        """What follows the tokens of the `last` step: one token, and behind it as many as were guessed right."""
+        said = [token.id for token in last]
         guesses = self._guesses(said)
         held = len(self._state.tokens)
         is_alone = not self._batch.is_open
         started = time.perf_counter()
         rows = yield from self._rows(self._told([said[-1], *guesses]), is_cancelled)
-        chosen = [self._sampler.choose(rows[0])]
+        chosen = [self._choose(rows[0])]
         seconds = time.perf_counter() - started  # a GPU has done its work once a token is chosen
         for row, guess in zip(rows[1:], guesses, strict=True):
-            if chosen[-1] != guess:
+            if chosen[-1].id != guess:
                 break
-            chosen.append(self._sampler.choose(row))
+            chosen.append(self._choose(row))
         self._cut(held + len(chosen))
         if self._speculation is not None:
-            self._speculation.learn(guesses, chosen, seconds if is_alone else None)
+            ids = [token.id for token in chosen]
+            self._speculation.learn(guesses, ids, seconds if is_alone else None)
         return chosen
+
+    def _choose(self, logits: torch.Tensor) -> Token:
+        token, num_top = self._sampler.choose(logits), self._request.top_logprobs
+        return Token(token, None if num_top is None else score_of(logits, token, num_top))
 
     def _rows(
         self, tokens: Sequence[int], is_cancelled: Callable[[], bool]

@@ -52,7 +52,7 @@ def _never() -> bool:
 class Engine:
     """One model with the cache behind it, for any number of live sequences. Not thread-safe: one thread owns it.
 
-    Answers that are made at the same time meet in its `batch`. Guesses ahead `draft` tokens at a time, none at all with 0, and as many as pay with None.
+    Answers that are made at the same time meet in its `batch`. Guesses ahead `draft` tokens at a time, with None as many as pay.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Engine:
         prompt, state = list(request.prompt), sequence.state
         points = self._snapshot_points(request)
         schedule = Schedule(prompt, self.loaded, self._fitting(chunk_tokens, state), points)
-        stride, stored = Stride(self.pace), 0
+        stride, stored = Stride(self.pace, self.batch.clock), 0
         reuse = self._take_up(sequence, prompt, schedule) if request.reuse else Reuse(live=state.keep(0))
         total = len(prompt) - reuse.num_tokens
         yield Progress(0, total, reuse)
@@ -266,7 +266,8 @@ class Engine:
         self.cache.stats.add(asked)
 
     def _show_inside(self, sequence: LiveSequence, begun: Progress, num_tokens: int, num_layers: int) -> None:
-        """Between two layers of a forward that takes its time: as if so large a share of its tokens were done."""
+        """Between two layers others may go on; and it is as if so large a share of the forward's tokens were done."""
+        self.batch.between_layers()
         share = (num_layers - 1) / self.loaded.network.num_layers
         sequence.on_progress(replace(begun, done=begun.done + int(share * num_tokens)))
 
@@ -277,9 +278,9 @@ class Engine:
         is_cancelled: Callable[[], bool] = _never,
         tell: Callable[[int], None] = lambda num_layers: None,
     ) -> torch.Tensor:
-        started = time.perf_counter()
+        started = self.batch.clock()
         logits = self._forwards.forward(tokens, sequence.state, is_cancelled, tell)
-        self.pace.measure(len(tokens), time.perf_counter() - started)
+        self.pace.measure(len(tokens), self.batch.clock() - started)
         return logits
 
     def _make_room(self, state: KVState) -> None:
@@ -291,8 +292,7 @@ class Engine:
         empty_device_cache(self.loaded.device)
 
     def _snapshot_points(self, request: Request) -> list[int]:
-        """Where in a prompt snapshots are taken: behind what many prompts share, every so often, and before its last
-        token, from where the answer can be tried again."""
+        """Where snapshots are taken: behind what many prompts share, every so often, and before the last token, for a retry."""
         length = len(request.prompt)
         if self.loaded.rule.policy is not ReusePolicy.SNAPSHOTS:
             return []

@@ -25,7 +25,8 @@ class Request:
 
     The first `shared` tokens are what many prompts begin with (a system prompt): they are stored as soon as the
     answer has begun, and kept longest. Without `reuse` nothing is looked up, and every token is computed; unless it
-    `stores` nothing of it is given to the cache.
+    `stores` nothing of it is given to the cache. With `top_logprobs` each token comes with its score, and those of so many
+    likeliest ones.
     """
 
     prompt: Sequence[int]
@@ -35,6 +36,7 @@ class Request:
     shared: int = 0
     reuse: bool = True
     stores: bool = True
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What the model thought of a token, before temperature and penalties: the logarithm of its share of all. `top` are
+    the ids and logarithms of the likeliest, the likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token id."""
+    """One generated token id, with its score where that was asked for."""
 
     id: int
+    score: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)

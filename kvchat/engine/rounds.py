@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from kvchat.engine.job import Job, JobKind
@@ -22,14 +23,20 @@ class Company(Protocol):
 
     def compute(self) -> None: ...
 
+    let_others_on: Callable[[], None]
+
 
 class Rounds(Generic[T]):
     """In each round all that are wanting get what they want, and one of the others, in turn, does one step: an answer's
-    next token never waits for more than that. Without `company` there is one job at a time."""
+    next token never waits for more than that, nor for all of a long step, see `Company.let_others_on`. Without `company`
+    there is one job at a time."""
 
     def __init__(self, company: Company | None = None) -> None:
         self._company = company
         self._running: list[Job[T]] = []  # who did a step of his own last stands last
+        self._ended: list[Job[T]] = []  # in this round
+        if company is not None:
+            company.let_others_on = self._grant
 
     @property
     def owners(self) -> list[object]:
@@ -47,20 +54,29 @@ class Rounds(Generic[T]):
 
     def go(self) -> list[Job[T]]:
         """One round; the jobs that have ended in it."""
-        wanting = [job for job in self._running if job.is_wanting]
         other = next((job for job in self._running if not job.is_wanting), None)
-        if self._company is not None:
-            self._company.admit(sum(job.kind is JobKind.WORK for job in self._running))
-            self._company.compute()
-        ended = [job for job in wanting if not self._goes_on(job)]
+        self._grant()
         if other is not None:
             self._running.remove(other)
             self._running.append(other)
             if not other.step():
-                ended.append(other)
-        for job in ended:
-            self._running.remove(job)
+                self._end(other)
+        ended, self._ended = self._ended, []
         return ended
+
+    def _grant(self) -> None:
+        """Let all that are wanting have what they want, and go on until they want something again."""
+        wanting = [job for job in self._running if job.is_wanting]
+        if self._company is not None:
+            self._company.admit(sum(job.kind is JobKind.WORK for job in self._running))
+            self._company.compute()
+        for job in wanting:
+            if not self._goes_on(job):
+                self._end(job)
+
+    def _end(self, job: Job[T]) -> None:
+        self._running.remove(job)
+        self._ended.append(job)
 
     def _goes_on(self, job: Job[T]) -> bool:
         """Let a job that has what it wanted tell it, and go on until it wants something again; False if it has ended.

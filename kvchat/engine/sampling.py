@@ -13,6 +13,8 @@ from kvchat.models.kinds import ids_of
 
 LogitsFunction = Callable[[torch.Tensor], torch.Tensor]
 """Logits [vocab] in float32 -> logits [vocab]; a token that is ruled out has -inf."""
+NUCLEUS_TOKENS = 512
+"""So many likeliest tokens are looked at first, and usually suffice."""
 COLDEST = 1e-5
 """Below this temperature the likeliest token is as good as certain, and dividing by it would leave float32's range."""
 
@@ -67,7 +69,18 @@ class Sampler:
             raise NoNumbersError
         for function in chain(self.params):
             logits = function(logits)
-        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+        return drawn(
+            logits.softmax(-1), float(torch.rand((), generator=self._generator, device=logits.device))
+        )
+
+
+def drawn(shares: torch.Tensor, lot: float) -> int:
+    """The token of `shares`, [vocab], at which their sums reach `lot`, in [0, 1), of the whole. A few percent of what drawing
+    with `torch.multinomial` takes, which asks its generator for a number for each token."""
+    sums = shares.cumsum(-1, dtype=torch.float64)
+    whole = sums[-1:]
+    wanted = torch.cat([torch.searchsorted(sums, whole * lot, right=True), torch.searchsorted(sums, whole)])
+    return int(wanted.min())  # no lot, rounded up, is beyond the last that has a share
 
 
 def likeliest(logits: torch.Tensor) -> int:
@@ -117,14 +130,15 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches `p` (nucleus, Holtzman et al. 2020).
 
-    Sorts only the tokens that are not ruled out yet, which after top-k is a handful instead of the vocabulary.
+    Sorts a few of the likeliest, and only where these don't reach it the whole vocabulary.
     """
-    candidates = torch.isfinite(logits).nonzero()[:, 0]
-    scores, order = logits[candidates].sort(descending=False, stable=True)
-    reached = scores.softmax(-1).cumsum(-1)
-    ruled_out = reached <= 1 - p
-    ruled_out[-1] = False
-    return logits.index_fill(0, candidates[order[ruled_out]], -torch.inf)
+    shares = logits.softmax(-1)
+    values, order = shares.topk(min(NUCLEUS_TOKENS, len(shares)))
+    if float(values.sum()) < p:
+        values, order = shares.sort(descending=True, stable=True)
+    before = values.cumsum(-1) - values
+    kept = order[: max(1, int((before < p).sum()))]
+    return torch.full_like(logits, -torch.inf).index_copy(0, kept, logits[kept])
 
 
 def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:

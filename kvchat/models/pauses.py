@@ -26,13 +26,14 @@ class Pauses:
     def asking(
         self, is_cancelled: Callable[[], bool] | None, tell: Callable[[int], None] = _unheard
     ) -> Iterator[None]:
-        """Forwards in here raise Interrupted once they are cancelled, and `tell` how many layers they have begun."""
-        before = self._is_cancelled, self._tell
+        """Forwards in here raise Interrupted once they are cancelled, and `tell` how many layers they have begun. Whoever is
+        told may run another forward meanwhile."""
+        before = self._is_cancelled, self._tell, self._num_begun
         self._is_cancelled, self._tell, self._num_begun = is_cancelled, tell, 0
         try:
             yield
         finally:
-            self._is_cancelled, self._tell = before
+            self._is_cancelled, self._tell, self._num_begun = before
 
     def pause(self) -> None:
         """A layer is to begin. Raises Interrupted."""

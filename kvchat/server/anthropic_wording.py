@@ -89,6 +89,7 @@ def asked_options(fields: Fields, defaults: Options) -> Options:
     """How it wants to be answered. Raises RefusedError."""
     if not fields.has("max_tokens"):
         fields.refuse("max_tokens", "must be there")
+    fields.refuse_where_set(logprobs=False, top_logprobs=0)
     options = options_of(fields, defaults, limits=("max_tokens",), stop="stop_sequences")
     thinking = fields.inner("thinking").choice("type", "enabled", "disabled", "adaptive")
     return options if thinking is None else replace(options, think=thinking != "disabled")

@@ -16,6 +16,7 @@ from kvchat.server.question import Question, question_of, reply_of
 from kvchat.server.reading import Fields
 from kvchat.server.refusals import RefusedError, openai_form
 from kvchat.server.sampling import options_of
+from kvchat.server.scores import ToldScores, asked_of_chat, chat_json
 from kvchat.server.service import served_name
 from kvchat.server.streaming import ToldIds, answer_of, streamed
 from kvchat.server.why import kvchat_json
@@ -37,7 +38,7 @@ _LIMITS = ("max_completion_tokens", "max_tokens")
 async def chat_completions(exchange: Exchange) -> Response:
     """Answer a chat, at once or as it comes. Raises RefusedError."""
     service, fields = exchange.service, exchange.fields
-    options = options_of(fields, service.defaults, limits=_LIMITS)
+    options = options_of(fields, service.defaults, limits=_LIMITS, top_logprobs=asked_of_chat(fields))
     tools, names = tools_of(fields)
     said = messages_of(fields)
     info = await service.info()
@@ -69,6 +70,7 @@ class _Form:
         self._has_ids = fields.flag("return_token_ids")
         self._watch = CallWatch(question.tools)
         self._ids = ToldIds(self._has_ids)
+        self._scores = ToldScores(are_wanted=question.options.top_logprobs is not None)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer as one object."""
@@ -84,7 +86,8 @@ class _Form:
         if reply.calls:
             message |= {"content": reply.text or None, "tool_calls": calls_json(reply.calls)}
         finish = finish_of(answer, reply.calls)
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        scores = chat_json(answer.scores) if self._scores.are_wanted else None
+        choice = {"index": 0, "message": message, "logprobs": scores, "finish_reason": finish}
         choice |= {"token_ids": answer.completion} if self._has_ids else {}
         head = {**self._head, "object": "chat.completion", "choices": [choice]}
         return head | {"usage": usage_json(answer.usage)} | self._about(answer)
@@ -95,6 +98,7 @@ class _Form:
 
     def tell(self, text: Text) -> Iterator[str]:
         self._ids.add(text.ids)
+        self._scores.add(text)
         if text.reasoning:
             yield self._chunk({"reasoning_content": text.text})
         elif said := self._watch.feed(text.text) if self._question.tools else text.text:
@@ -103,6 +107,7 @@ class _Form:
     def end(self, answer: Answer) -> Iterator[str]:
         rest, calls = self._watch.finish() if self._question.tools else ("", ())
         self._ids.rest(answer)
+        self._scores.rest(answer)
         if rest:
             yield self._chunk({"content": rest})
         if calls:
@@ -125,7 +130,9 @@ class _Form:
     def _chunk(
         self, delta: dict[str, Any], finish: str | None = None, more: dict[str, Any] | None = None
     ) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        told = self._scores.take()
+        scores = chat_json(told) if told else None
+        choice = {"index": 0, "delta": delta, "logprobs": scores, "finish_reason": finish}
         choice |= self._ids.json()
         return self._event([choice], self._usage_so_far() | (more or {}))
 

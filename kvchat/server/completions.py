@@ -15,6 +15,7 @@ from kvchat.server.question import Question, bare_question
 from kvchat.server.reading import Fields, checked_text
 from kvchat.server.refusals import RefusedError, openai_form
 from kvchat.server.sampling import options_of
+from kvchat.server.scores import ToldScores, asked_of_completion, completion_json
 from kvchat.server.service import served_name
 from kvchat.server.streaming import ToldIds, answer_of, streamed
 from kvchat.server.why import kvchat_json
@@ -28,7 +29,13 @@ async def completions(exchange: Exchange) -> Response:
     """Go on with a prompt, at once or as it comes. Raises RefusedError."""
     service, fields = exchange.service, exchange.fields
     fields.refuse_where_set(echo=False, suffix="")
-    options = options_of(fields, service.defaults, limits=("max_tokens",), max_tokens=MAX_TOKENS)
+    options = options_of(
+        fields,
+        service.defaults,
+        limits=("max_tokens",),
+        max_tokens=MAX_TOKENS,
+        top_logprobs=asked_of_completion(fields),
+    )
     prompt = prompt_of(fields)
     info = await service.info()
     check_model(fields, info)
@@ -73,6 +80,8 @@ class _Form:
         }
         self._has_ids = fields.flag("return_token_ids")
         self._ids = ToldIds(self._has_ids)
+        self._scores = ToldScores(are_wanted=question.options.top_logprobs is not None)
+        self._num_characters = 0  # of the tokens whose scores were told
         self._has_usage = fields.inner("stream_options").flag("include_usage")
         self._is_counting = fields.inner("stream_options").flag("continuous_usage_stats")
         self._usage = Usage(0, 0, 0)
@@ -80,6 +89,7 @@ class _Form:
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer as one object."""
         self._ids.rest(answer)
+        self._scores.rest(answer)
         return self._event(answer.text, answer) | {"usage": usage_json(answer.usage)} | self._about(answer)
 
     def begin(self, usage: Usage) -> Iterator[str]:
@@ -88,11 +98,13 @@ class _Form:
 
     def tell(self, text: Text) -> Iterator[str]:
         self._ids.add(text.ids)
+        self._scores.add(text)
         usage = replace(self._usage, completion_tokens=self._ids.num_generated)
         yield sse(self._event(text.text) | ({"usage": usage_json(usage)} if self._is_counting else {}))
 
     def end(self, answer: Answer) -> Iterator[str]:
         self._ids.rest(answer)
+        self._scores.rest(answer)
         end = self._event("", answer)
         yield sse(end if self._has_usage else end | self._about(answer))
         if self._has_usage:
@@ -110,6 +122,10 @@ class _Form:
         """One choice; with the answer, the last."""
         finish = finish_of(answer) if answer else None
         choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        if self._scores.are_wanted:
+            told = self._scores.take()
+            choice["logprobs"] = completion_json(told, self._num_characters)
+            self._num_characters += sum(len(scored.token.text) for scored in told)
         choice |= self._ids.json()
         if answer and self._has_ids:
             choice["prompt_token_ids"] = answer.prompt

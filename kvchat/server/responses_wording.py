@@ -59,7 +59,11 @@ def _add_call(said: list[Said], call: Call) -> None:
 
 def asked_options(fields: Fields, defaults: Options) -> Options:
     """How it wants to be answered. Raises RefusedError."""
-    fields.refuse_where_set(background=False, conversation=(), prompt=(), max_tool_calls=())
+    fields.refuse_where_set(
+        background=False, conversation=(), prompt=(), max_tool_calls=(), logprobs=False, top_logprobs=0
+    )
+    if "message.output_text.logprobs" in fields.items("include"):
+        fields.refuse("include", "asks for logprobs, which only chats and completions have here")
     if fields.inner("text").inner("format").raw("type") not in (None, "text"):
         fields.refuse("text", "must have the format text: kvchat can't hold an answer to a form")
     options = options_of(fields, defaults, limits=("max_output_tokens",))

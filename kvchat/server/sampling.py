@@ -13,8 +13,6 @@ _UNDONE: dict[str, object] = {
     "frequency_penalty": 0,
     "presence_penalty": 0,
     "logit_bias": {},
-    "logprobs": False,
-    "top_logprobs": 0,
     "prompt_logprobs": (),
     "use_beam_search": False,
     "min_tokens": 0,
@@ -39,9 +37,10 @@ def options_of(
     limits: tuple[str, ...],
     stop: str = "stop",
     max_tokens: int | None = None,
+    top_logprobs: int | None = None,
 ) -> Options:
     """The options that a request asks for. `limits` are the fields that may bound the answer's length, the first one counts;
-    `max_tokens` is the protocol's own default. Raises RefusedError."""
+    `max_tokens` is the protocol's own default. For how many scores it asks each protocol says otherwise. Raises RefusedError."""
     fields.refuse_where_set(**_UNDONE)
     _refuse_formats(fields)
     lengths = (fields.whole(name, 1) for name in limits)
@@ -56,6 +55,7 @@ def options_of(
         "repetition_penalty": fields.number("repetition_penalty", 0.01),
         "seed": None if seed is None else seed % 2**64,
         "think": _think(fields),
+        "top_logprobs": top_logprobs,
     }
     chosen = replace(defaults, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     stops = fields.texts(stop)

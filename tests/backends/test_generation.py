@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kvchat.backends.asking import effective_options
 from kvchat.backends.base import Answer, Done, Notice, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
@@ -51,6 +52,11 @@ def test_a_models_length_and_stop_strings_hold_unless_the_user_says_otherwise(
     stopped, _ = ask({"stop_strings": [stop]}, max_tokens=12)
     assert stopped.text == plain.text[: plain.text.index(stop)]
     assert ask({"stop_strings": stop}, max_tokens=12, stop=("nowhere",))[0].text == stopped.text
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_whether_an_answer_in_circles_is_stopped_is_the_users_choice(is_stopped: bool) -> None:
+    assert effective_options(Options(), Options(repeat_stop=is_stopped)).repeat_stop is is_stopped
 
 
 def test_tokens_and_runs_that_a_model_rules_out_do_not_come(

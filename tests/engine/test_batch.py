@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from kvchat.cache.base import CacheSettings
 from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.engine.batch import SLICE_S, Batch
 from kvchat.engine.engine import Engine
 from kvchat.engine.job import Job, JobKind
 from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Token, Wanting
@@ -90,6 +92,9 @@ def test_answers_made_at_once_equal_each_alone_with_all_their_kv(
         ids = ids_in(list(engine.generate(live, request, NEVER)))
         alone.append((ids, held(engine, live.state)))
     engine = Engine(loaded, draft=draft)
+    engine.batch = Batch(
+        loaded, slice_s=0.0 if draft else SLICE_S
+    )  # also between any two layers of the others
     sequences = [engine.new_sequence() for _ in requests]
     pairs = zip(sequences, requests, strict=True)
     heard = asked(engine, *(engine.generate(one, request, NEVER) for one, request in pairs))
@@ -136,9 +141,9 @@ def test_more_rows_than_one_forward_takes_are_shared_out(plain: LoadedModel) -> 
     assert engine.batch.share == 1
 
 
-def test_an_answer_never_waits_for_more_than_one_step_of_another_prefill(plain: LoadedModel) -> None:
+def test_an_answer_goes_on_between_the_layers_of_anothers_prefill(plain: LoadedModel) -> None:
     engine = Engine(plain)
-    engine.pace.measure(64, 64 * 0.02)  # as if a few tokens took as long as one forward may
+    engine.batch = Batch(plain, slice_s=0.0)  # as if each layer took as long as an answer may wait
     order: list[str] = []
 
     def noted(name: str, stream: Iterator[EngineEvent]) -> Iterator[EngineEvent]:
@@ -148,12 +153,34 @@ def test_an_answer_never_waits_for_more_than_one_step_of_another_prefill(plain: 
             yield event
 
     answer = engine.generate(engine.new_sequence(), Request(PROMPTS[2], max_tokens=60), NEVER)
-    long = engine.generate(engine.new_sequence(), Request(random_tokens(300), max_tokens=1), NEVER)
+    live = engine.new_sequence()
+    inside: list[int] = []
+    live.on_progress = lambda progress: inside.append(progress.done)
+    long = engine.generate(live, Request(random_tokens(1000), max_tokens=1), NEVER)
     asked(engine, noted("a", answer), noted("b", long))
-    prefill = [at for at, name in enumerate(order) if name == "bP"]
-    assert len(prefill) > 4
-    between = order[prefill[2] : prefill[-1]]
-    assert all(between[at : at + 2] == ["bP", "aT"] for at in range(0, len(between) - 1, 2)), between
+    begun, *_, ended = (at for at, name in enumerate(order) if name == "bP")
+    num_layers = plain.network.num_layers
+    assert order[begun:ended].count("aT") >= 2 * num_layers > 2
+    assert inside[:num_layers] == sorted(inside[:num_layers]), "others' forwards count for nothing in its own"
+
+
+def test_who_ends_in_the_midst_of_anothers_prefill_is_done_with_that_step(plain: LoadedModel) -> None:
+    engine = Engine(plain)
+    engine.batch = Batch(plain, slice_s=0.0)
+    requests = [Request(PROMPTS[2], max_tokens=2), Request(random_tokens(600), max_tokens=4)]
+    first, second = asked(engine, *(engine.generate(engine.new_sequence(), one, NEVER) for one in requests))
+    assert len(ids_in(first)) == 2 and len(ids_in(second)) == 4
+    alone = Engine(plain)
+    assert ids_in(second) == ids_in(list(alone.generate(alone.new_sequence(), requests[1], NEVER)))
+
+
+def test_what_others_take_in_the_midst_of_a_forward_is_no_time_of_its_own(plain: LoadedModel) -> None:
+    batch = Batch(plain, slice_s=0.0)
+    batch.let_others_on = lambda: time.sleep(0.05)
+    batch.wish(said(plain, [5]), begun(Engine(plain)), NEVER)
+    before = time.perf_counter() - batch.clock()
+    batch.between_layers()
+    assert time.perf_counter() - batch.clock() - before >= 0.05
 
 
 def test_one_that_is_cancelled_or_over_ends_alone(plain: LoadedModel) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -11,7 +15,16 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from kvchat.engine.sampling import NoNumbersError, Sampler, SamplingParams, chain, penalise_repetition
+from kvchat.engine.sampling import (
+    NUCLEUS_TOKENS,
+    NoNumbersError,
+    Sampler,
+    SamplingParams,
+    chain,
+    drawn,
+    keep_top_p,
+    penalise_repetition,
+)
 
 VOCABULARY = 1000
 
@@ -106,3 +119,24 @@ def test_scores_that_are_no_numbers_are_no_choice(temperature: float, wrong: flo
     for logits in (logits_of(7).index_fill(0, torch.tensor([500]), wrong), torch.full((9,), -torch.inf)):
         with pytest.raises(NoNumbersError):
             sampler.choose(logits)
+
+
+@given(
+    st.lists(st.just(0.0) | st.floats(1e-4, 1), min_size=1, max_size=40).filter(any),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_lot_draws_the_token_at_which_the_shares_reach_it(shares: list[float], lot: float) -> None:
+    token = drawn(torch.tensor(shares), lot)
+    assert shares[token] > 0
+    wanted, before = lot * math.fsum(shares), math.fsum(shares[:token])
+    assert before - 1e-5 <= wanted <= before + shares[token] + 1e-5
+
+
+def test_a_set_of_many_likeliest_tokens_is_the_one_of_few() -> None:
+    flat = torch.randn(4 * NUCLEUS_TOKENS, generator=torch.Generator().manual_seed(3))
+    for p in (0.05, 0.2, 0.9, 0.9999):
+        kept = torch.isfinite(keep_top_p(flat, p))
+        shares = flat.softmax(-1)
+        assert float(shares[kept].sum()) >= p - 1e-5
+        assert float(shares[kept].sum() - shares[kept].min()) < p + 1e-5
+        assert float(shares[kept].min()) >= float(shares[~kept].max())

@@ -33,7 +33,7 @@ def test_it_soon_takes_as_long_as_it_may_whatever_was_thought_before(before: flo
 
 def test_one_large_forward_says_how_small_the_next_has_to_be() -> None:
     stride = stride_at(1e-5)
-    stride.took(256, 2.0)
+    stride.took(256, 20.0)
     assert stride.num_tokens == LEAST_STRIDE
 
 

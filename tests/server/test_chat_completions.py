@@ -126,8 +126,8 @@ def test_content_may_come_in_parts_and_roles_under_other_names(client: Client) -
     "fields",
     [
         {"n": 2},
-        {"logprobs": True},
         {"top_logprobs": 3},
+        {"logprobs": True, "top_logprobs": 21},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": {}}},
         {"logit_bias": {"5": 1}},

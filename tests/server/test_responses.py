@@ -116,6 +116,8 @@ def test_a_call_and_its_result_are_items(serve: Callable[..., Client]) -> None:
             ]
         },
         {"background": True},
+        {"top_logprobs": 2},
+        {"include": ["message.output_text.logprobs"]},
         {"text": {"format": {"type": "json_schema"}}},
         {"tools": [{"type": "web_search"}]},
         {"tool_choice": "required"},

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kvchat.backends.resident.place import Place, runtime_folder
@@ -84,7 +84,7 @@ def program() -> str:
     """This very program: interpreter, versions, and the state of its own files, which a checkout changes without a version."""
     package = Path(__file__).parents[2]
     newest = max(_changes(str(package)))
-    return " ".join((sys.executable, sys.version, str(package), str(newest), *map(_version, _LIBRARIES)))
+    return " ".join((sys.executable, sys.version, str(package), str(newest), *_installed(sys.path)))
 
 
 def _changes(folder: str) -> list[int]:
@@ -99,11 +99,14 @@ def _changes(folder: str) -> list[int]:
     return times
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+def _installed(folders: Sequence[str]) -> Iterator[str]:
+    """Which versions of the libraries lie in these folders, by the names of what installers leave beside them: asking
+    `importlib.metadata` takes as long as a fifteenth of what `kvchat -p` imports."""
+    for folder in folders:
+        with suppress(OSError):
+            names = sorted(entry.name for entry in Path(folder or os.curdir).iterdir())
+            told = (name for name in names if name.endswith((".dist-info", ".egg-info")))
+            yield from (name for name in told if name.partition("-")[0].lower() in _LIBRARIES)
 
 
 def _absolute(path: str) -> str:

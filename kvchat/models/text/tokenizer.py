@@ -154,6 +154,10 @@ class ChatTokenizer:
                 run.append(token)
         return "".join([*pieces, _decode(self._full, run)])
 
+    def piece(self, token: int) -> str:
+        """A token as the vocabulary writes it; empty for one that it does not have."""
+        return str(self._full.id_to_token(token) or "")
+
     def is_blank(self, token: int) -> bool:
         """Whether a token is nothing but white space."""
         text = self.decode([token])

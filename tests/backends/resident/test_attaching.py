@@ -130,7 +130,7 @@ def test_what_it_had_to_write_is_written_when_it_ends(
     assert last.answer.cache.tiers.get("disk", 0) >= len(said.prompt) // 16 * 16 > 0
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_fifty_clients_that_start_in_the_same_instant_make_one_engine(config: Config, rounds: int) -> None:
     for _ in range(rounds):
         with clients(config) as client:
