@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvchat.backends.repetition import RepetitionWatch
+from tests.backends.answers import good
 
 REFRAIN = "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream.\n"
 GIFTS = (
@@ -135,6 +136,11 @@ def test_a_loop_is_noticed(name: str) -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_what_a_good_answer_repeats_is_no_loop(name: str) -> None:
     assert stopped_at(GOOD[name]) is None
+
+
+def test_none_of_two_hundred_good_answers_is_stopped() -> None:
+    assert len(good.GOOD) >= 200
+    assert not {name: at for name, text in good.GOOD.items() if (at := stopped_at(text)) is not None}
 
 
 def test_no_code_of_the_standard_library_is_a_loop() -> None:
