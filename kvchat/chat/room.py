@@ -25,6 +25,7 @@ from kvchat.backends.base import (
 )
 from kvchat.chat.answering import Events
 from kvchat.chat.measuring import LEAST_ANSWER, Measuring, num_bytes
+from kvchat.chat.noting import listed_text
 from kvchat.chat.shortening import flaw
 from kvchat.chat.telling import first_word_for_word
 from kvchat.chat.tree import Exchange
@@ -148,8 +149,8 @@ class MakingRoom(Measuring):
         start = first_word_for_word(path, shorter.summary)
         num_pinned = sum(exchange.is_pinned for exchange in path[:start])
         recent = len(path) - start
-        kept = [f"the last {recent}"] if recent else []
-        kept += [f"{num_pinned} pinned"] if num_pinned else []
+        kept = [f"the last {recent}" if recent else "", f"{num_pinned} pinned" if num_pinned else ""]
+        kept = [*filter(None, [*kept, listed_text(shorter.summary.user.text)])]
         verb = "told as a summary" if shorter.is_told else "left out"
         why = f"the summary {shorter.flaw}, so " if shorter.flaw else ""
         stay = f"; {' and '.join(kept)} stay word for word" if kept else ""
@@ -221,12 +222,12 @@ class MakingRoom(Measuring):
         try:
             summary = yield from self._quietly(self._summarised(older))
         except ContextOverflowError:
-            return Shorter(self._left_out(older), flaw="had no room")
+            return Shorter(self._only_noted(older), flaw="had no room")
         assert summary.answer is not None
         if summary.answer.finish_reason is FinishReason.CANCELLED:
             raise StoppedError
         if what := flaw(summary.answer):
-            return Shorter(self._left_out(older), flaw=what)
+            return Shorter(self._only_noted(older), flaw=what)
         return Shorter(summary, is_told=True)
 
     def _quietly(self, events: Generator[Event, None, Exchange]) -> Generator[Event, None, Exchange]:

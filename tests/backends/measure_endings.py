@@ -8,14 +8,16 @@ Takes half an hour for 100 questions on one slow core.
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
-from kvchat.backends.base import Answer, Backend, Options
-from kvchat.backends.local import LocalBackend
+from kvchat.backends.base import Answer, Options
+from kvchat.backends.resident.seats import SharedModel
 from kvchat.chat.session import Session
 from kvchat.chat.store import Store
 from kvchat.config import load_config
 
+AT_ONCE = 8
 QUESTIONS = (
     "What is the capital of France?",
     "How do I boil an egg?",
@@ -120,14 +122,20 @@ QUESTIONS = (
 )
 
 
-def answers(backend: Backend, options: Options, every: int) -> Iterator[tuple[str, Answer]]:
-    """Every so many of the questions, each with its answer."""
-    for number, question in list(enumerate(QUESTIONS))[::every]:
-        session = Session(backend, replace(options, seed=number), store=Store())
+def answers(model: SharedModel, options: Options, every: int) -> Iterator[tuple[str, Answer]]:
+    """Every so many of the questions, each with its answer; several are answered at once."""
+    chosen = list(enumerate(QUESTIONS))[::every]
+
+    def ask(number: int, question: str) -> Answer:
+        session = Session(model.seat(), replace(options, seed=number), store=Store())
         session.ask(question)
-        answer = session.last
-        assert answer is not None
-        yield question, answer
+        assert session.last is not None
+        return session.last
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = [pool.submit(ask, number, question) for number, question in chosen]
+        for (_, question), answer in zip(chosen, found, strict=True):
+            yield question, answer.result()
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -140,16 +148,16 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     sampling = {f"sampling.{key}": value for key, _, value in (pair.partition("=") for pair in given.set)}
     config = load_config({"chat.save": False, "sampling.max_tokens": given.max_tokens, **sampling})
-    backend = LocalBackend(config)
+    model = SharedModel(config)
     reasons: Counter[str] = Counter()
-    for question, answer in answers(backend, Options(**asdict(config.sampling)), given.every):
+    for question, answer in answers(model, Options(**asdict(config.sampling)), given.every):
         reasons[str(answer.finish_reason)] += 1
         print(
             f"{answer.finish_reason:<10} {answer.usage.completion_tokens:>4} tokens  {question}", flush=True
         )
         if given.texts:
             print(answer.text, "", sep="\n", flush=True)
-    backend.close()
+    model.close()
     print(dict(reasons))
 
 
