@@ -26,7 +26,7 @@ from kvchat.backends.base import (
 from kvchat.chat.answering import Events
 from kvchat.chat.measuring import LEAST_ANSWER, Measuring, num_bytes
 from kvchat.chat.noting import listed_text
-from kvchat.chat.shortening import flaw
+from kvchat.chat.shortening import StoppedError, flaw
 from kvchat.chat.telling import first_word_for_word
 from kvchat.chat.tree import Exchange
 from kvchat.errors import ContextOverflowError
@@ -44,10 +44,6 @@ class WhenFull(StrEnum):
     ASK = "ask"
     DROP = "drop"
     OFF = "off"
-
-
-class StoppedError(Exception):
-    """The summary was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +68,8 @@ class MakingRoom(Measuring):
     """Whether the user said so in the dialogue."""
     prepares = True
     """Whether a summary may be made while nobody waits."""
+    is_shortening = False
+    """Whether one is being made so now."""
 
     def __init__(self, *values: Any, **named: Any) -> None:
         super().__init__(*values, **named)
@@ -82,8 +80,6 @@ class MakingRoom(Measuring):
         self._given_up_at: object = None
         self._expanded: object = None
         self._counted: object = None  # what was told with the last answer, which says its length
-        self.is_shortening = False
-        """Whether a summary is being made in idle time."""
 
     def compact(self, keep: int = 2) -> Events:
         """See `Shortening.compact`."""

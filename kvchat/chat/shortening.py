@@ -27,6 +27,10 @@ _BYTES_A_TOKEN = 3
 _NOTED = replace(Answer.cut_short("kvchat wrote it", text="Noted."), finish_reason=FinishReason.STOP)
 
 
+class StoppedError(Exception):
+    """The summary was cancelled."""
+
+
 class Shortening(Answering):
     """A conversation of which the model need not be told all.
 
