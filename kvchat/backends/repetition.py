@@ -10,6 +10,8 @@ from collections import Counter, deque
 
 CYCLE_WORDS = 120
 """Words that an exact cycle covers before it counts as one."""
+SHORT_CYCLE_WORDS = 60
+"""The same for a sentence of at least five words that comes six times on end, which no refrain does."""
 CODE_WORDS = 400
 """The same inside a code fence or a table, and for cycles without a letter: zeros of a matrix, lines of a drawing."""
 NEAR_WORDS = 200
@@ -20,6 +22,8 @@ NEAR_NEW = 2
 a new one in each item."""
 
 _LEAST_TIMES = 3
+_MANY_TIMES = 6
+_SENTENCE_WORDS = 5
 _GRAM = 5
 _SEED = 3
 _LINE_WORDS = 40  # of a long line, so many are looked at together
@@ -97,12 +101,14 @@ class _Cycle:
 
     def is_found(self, *, is_data: bool) -> bool:
         """Whether that is a loop and no refrain."""
-        covered = self._length + self._period
-        if covered < CYCLE_WORDS or covered < _LEAST_TIMES * self._period or not self._period:
+        covered, period = self._length + self._period, self._period
+        if covered < SHORT_CYCLE_WORDS or covered < _LEAST_TIMES * period or not period:
             return False
-        passage = self._words[-self._period :]
-        is_said = any(char.isalpha() for word in passage for char in word)
-        return covered >= (CYCLE_WORDS if is_said and not is_data else CODE_WORDS)
+        is_said = any(char.isalpha() for word in self._words[-period:] for char in word)
+        if is_data or not is_said:
+            return covered >= CODE_WORDS
+        is_sentence = period >= _SENTENCE_WORDS and covered >= _MANY_TIMES * period
+        return covered >= (SHORT_CYCLE_WORDS if is_sentence else CYCLE_WORDS)
 
 
 class _Echo:

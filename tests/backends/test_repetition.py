@@ -99,6 +99,9 @@ LOOPS = {
     "a paragraph": ("The sea is wide. It is deep and blue, and nobody knows all that lives in it.\n\n" * 30),
     "Chinese": "水是生命之源，我们要爱护它。" * 40,
     "two lines in turn": "Q: What is it?\nA: It is a cat that sleeps.\n" * 40,
+    "a sentence late": "\n".join(f"{n} is a number that I like." for n in range(40))
+    + "It's the ultimate goal of life. " * 9,
+    "a line of a poem": "A language of the mind,\n" + "A language that is a language of the heart,\n" * 8,
     "code": "```python\n" + "print('hello')\n" * 150 + "```",
 }
 GOOD = {
@@ -166,4 +169,4 @@ def test_a_loop_that_goes_on_is_stopped_again_only_after_another_stretch() -> No
     assert first is not None
     again = stopped_at(loop[first:])
     assert again is not None
-    assert again > 400
+    assert again > 300
