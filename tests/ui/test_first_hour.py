@@ -20,29 +20,37 @@ from tests.scripted_cli import scripted
 from tests.ui.first_hour import CHAT, SHELL, Task
 from tests.ui.terminal import Terminal
 
-ESCAPE = "\x1b"
-AFTER_ESCAPE_S = 0.4
+ESCAPE, WAIT = "\x1b", "wait for "
+AFTER_ESCAPE_S = 1.0  # sooner behind it, a key would be one with Alt
 ORDERS = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[()].")
 
 
 def do(terminal: Terminal, task: Task) -> None:
     """Press the task's keys, and wait for what is to be seen in what was written since."""
     before = len(terminal.raw)
+
+    def wait_for(pattern: str) -> None:
+        wanted = re.compile(pattern, re.MULTILINE)
+        terminal.until(
+            lambda: wanted.search(written(terminal, before)) is not None,
+            f"{task.what} as in {task.known_from}: {pattern}",
+        )
+
     for keys in task.said:
-        terminal.type(keys)
-        time.sleep(
-            AFTER_ESCAPE_S if keys.endswith(ESCAPE) else 0
-        )  # soon after it, a key would be one with Alt
-        terminal.read()
-
-    def written() -> str:
-        return ORDERS.sub(b"", terminal.raw[before:]).decode(errors="replace").replace("\r", "")
-
-    wanted = re.compile(task.seen, re.MULTILINE)
-    terminal.until(
-        lambda: wanted.search(written()) is not None, f"{task.what} as in {task.known_from}: {task.seen}"
-    )
+        if keys.startswith(WAIT):
+            wait_for(keys.removeprefix(WAIT))
+        else:
+            terminal.type(keys)
+            terminal.read()
+    wait_for(task.seen)
+    if task.said[-1] == ESCAPE:
+        time.sleep(AFTER_ESCAPE_S)
     terminal.until(lambda: terminal.visible[-1].startswith("scripted · ready"), "its end")
+
+
+def written(terminal: Terminal, start: int) -> str:
+    """What the program has written since, without orders to the terminal."""
+    return ORDERS.sub(b"", terminal.raw[start:]).decode(errors="replace").replace("\r", "")
 
 
 def test_a_first_hour_in_the_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
