@@ -32,6 +32,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKDOWN = ("auto", "always", "never")
 WHEN_FULL = ("auto", "ask", "drop", "off")
+TITLES = ("auto", "off")
 TYPE_AHEAD = ("auto", "prefill", "off")
 WEIGHTS = ("auto", "native", "int8", "int4")
 THINK = ("auto", "on", "off")
@@ -103,12 +104,14 @@ class CacheConfig:
 class ChatConfig:
     """The conversation as it starts. `pin`: the KV of the system prompt is evicted last. `when_full`: the oldest messages
     are summarised (`auto`) or left out (`drop`) before the context is full, the user chooses (`ask`), or nothing is done
-    (`off`); None means `ask` in a dialogue and `off` elsewhere."""
+    (`off`); None means `ask` in a dialogue and `off` elsewhere. `titles`: in a dialogue the model gives a conversation its
+    title while nobody waits."""
 
     system: str | None = field(default=None, metadata={"env": "KVCHAT_SYSTEM"})
     pin: bool = False
     save: bool = field(default=True, metadata={"env": "KVCHAT_SAVE"})
     when_full: str | None = field(default=None, metadata={"env": "KVCHAT_WHEN_FULL", "choices": WHEN_FULL})
+    titles: str = field(default="auto", metadata={"env": "KVCHAT_TITLES", "choices": TITLES})
 
 
 @dataclass(frozen=True, slots=True)

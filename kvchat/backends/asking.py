@@ -81,6 +81,7 @@ class Question:
             min_p=options.min_p or 0.0,
             repetition_penalty=options.repetition_penalty or 1.0,
             seed=options.seed,
+            spared=frozenset(stop_ids),
             rules=rules,
         )
         return Request(

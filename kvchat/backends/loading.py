@@ -115,7 +115,7 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
     progress(f"loading {files.name}")
     wanted = trusting_settings(config, files.folder)
     origin = Origins(files.gguf, config.paths.models, progress)
-    model = load_model(files.folder, wanted, name=files.name, origin=origin)
+    model = _suited(load_model(files.folder, wanted, name=files.name, origin=origin), files)
     template = _template(files, wanted, warn)
     model = _with_end_of(model, template.tokenizer)
     if undone := not_done(model.generation_defaults, model.context):
@@ -132,6 +132,11 @@ def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
     info = _describe(engine, template, load_ms=(ready_at - started) * 1e3)
     info = replace(info, verdict=str(verdict))
     return Talk(ReadyModel(engine, template.tokenizer, template, info, ready_at), trial.sequence)
+
+
+def _suited(model: LoadedModel, files: ModelFiles) -> LoadedModel:
+    """The model with what suits it where it says nothing itself."""
+    return replace(model, generation_defaults={**files.generation, **model.generation_defaults})
 
 
 class _Trial:

@@ -10,13 +10,20 @@ from collections import Counter, deque
 
 CYCLE_WORDS = 120
 """Words that an exact cycle covers before it counts as one."""
+SHORT_CYCLE_WORDS = 60
+"""The same for a sentence of at least five words that comes six times on end, which no refrain does."""
 CODE_WORDS = 400
-"""The same inside a code fence, and for cycles without a letter: zeros of a matrix, empty cells of a table."""
+"""The same inside a code fence or a table, and for cycles without a letter: zeros of a matrix, lines of a drawing."""
 NEAR_WORDS = 200
 """The stretch over which nearly everything must have been said before, twice at least."""
 NEAR_SHARE = 0.95
+NEAR_NEW = 2
+"""So many words of that stretch at most may be ones that the text has never used before; a list or a quiz in one frame has
+a new one in each item."""
 
 _LEAST_TIMES = 3
+_MANY_TIMES = 6
+_SENTENCE_WORDS = 5
 _GRAM = 5
 _SEED = 3
 _LINE_WORDS = 40  # of a long line, so many are looked at together
@@ -31,8 +38,8 @@ class RepetitionWatch:
     """Follows one text as it grows.
 
     It loops when its end is one passage several times over, word for word but for the numbers of list items, or when
-    almost all of a long stretch has been said at least twice before. Refrains, tables, quotations and repetitive code
-    stay below both bounds.
+    almost all of a long stretch has been said at least twice before and it brings hardly a new word. Refrains, tables,
+    quotations and repetitive code stay below both bounds.
     """
 
     def __init__(self) -> None:
@@ -41,6 +48,7 @@ class RepetitionWatch:
         self._line: list[str] = []
         self._is_continued = False  # the line began before what is held of it
         self._is_code = False
+        self._is_row = False  # of a table
         self._cycle = _Cycle()
         self._echo = _Echo()
 
@@ -58,13 +66,16 @@ class RepetitionWatch:
         line, self._line = self._line, []
         if not self._is_continued and line[0].startswith(("```", "~~~")):
             self._is_code = not self._is_code
-        words = line if self._is_continued or self._is_code else _without_number(line)
+        if not self._is_continued:
+            self._is_row = line[0].startswith("|")
+        is_data = self._is_code or self._is_row
+        words = line if self._is_continued or is_data else _without_number(line)
         for word in words:
             self._cycle.take(word)
-            if not self._is_code:
+            if not is_data:
                 self._echo.take(word)
         self._is_continued = line[-1] != "\n"
-        self.is_looping |= self._cycle.is_found(is_code=self._is_code) or self._echo.is_found
+        self.is_looping |= self._cycle.is_found(is_data=is_data) or self._echo.is_found
 
 
 class _Cycle:
@@ -88,14 +99,16 @@ class _Cycle:
             self._period, self._length = (now - before, _SEED) if before else (0, 0)
         self._last_at[tuple(words[-_SEED:])] = now
 
-    def is_found(self, *, is_code: bool) -> bool:
+    def is_found(self, *, is_data: bool) -> bool:
         """Whether that is a loop and no refrain."""
-        covered = self._length + self._period
-        if covered < CYCLE_WORDS or covered < _LEAST_TIMES * self._period or not self._period:
+        covered, period = self._length + self._period, self._period
+        if covered < SHORT_CYCLE_WORDS or covered < _LEAST_TIMES * period or not period:
             return False
-        passage = self._words[-self._period :]
-        is_said = any(char.isalpha() for word in passage for char in word)
-        return covered >= (CYCLE_WORDS if is_said and not is_code else CODE_WORDS)
+        is_said = any(char.isalpha() for word in self._words[-period:] for char in word)
+        if is_data or not is_said:
+            return covered >= CODE_WORDS
+        is_sentence = period >= _SENTENCE_WORDS and covered >= _MANY_TIMES * period
+        return covered >= (SHORT_CYCLE_WORDS if is_sentence else CYCLE_WORDS)
 
 
 class _Echo:
@@ -105,12 +118,16 @@ class _Echo:
         self._seen: Counter[tuple[str, ...]] = Counter()
         self._recent: deque[str] = deque(maxlen=_GRAM)
         self._is_old: deque[bool] = deque(maxlen=NEAR_WORDS)
+        self._vocabulary: set[str] = set()
+        self._is_new: deque[bool] = deque(maxlen=NEAR_WORDS)
 
     def take(self, word: str) -> None:
         """One more word."""
         self._recent.append(word)
         gram = tuple(self._recent)
         self._is_old.append(False)
+        self._is_new.append(word.isalpha() and word not in self._vocabulary)
+        self._vocabulary.add(word)
         if len(gram) == _GRAM:
             if self._seen[gram] >= _LEAST_TIMES - 1:
                 for back in range(1, min(_GRAM, len(self._is_old)) + 1):
@@ -120,7 +137,9 @@ class _Echo:
     @property
     def is_found(self) -> bool:
         """Whether the stretch is full and holds next to nothing new."""
-        return len(self._is_old) == NEAR_WORDS and sum(self._is_old) >= NEAR_SHARE * NEAR_WORDS
+        if len(self._is_old) < NEAR_WORDS or sum(self._is_old) < NEAR_SHARE * NEAR_WORDS:
+            return False
+        return sum(self._is_new) <= NEAR_NEW
 
 
 def _without_number(line: list[str]) -> list[str]:

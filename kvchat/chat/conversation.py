@@ -59,7 +59,7 @@ class Conversation:
 
     @property
     def title(self) -> str:
-        """The beginning of its first message."""
+        """What it is about: the beginning of its first message, or what the model called it."""
         return self._journal.row.title
 
     @property

@@ -69,6 +69,12 @@ class Journal:
             self.store.rename(self.row.id, name)
         self.row = replace(self.row, name=name)
 
+    def entitle(self, title: str) -> None:
+        """Call the session so in lists, as long as it has no name."""
+        self.row = replace(self.row, title=title)
+        if self._is_stored:
+            self._attempt(lambda: self.store.entitle(self.row.id, title))
+
     def incoming(self, exchange_id: str, text: str, reasoning: str) -> None:
         """An answer as far as it is."""
         self._attempt(lambda: self.store.save_incoming(exchange_id, text, reasoning))

@@ -47,7 +47,7 @@ class Measuring(Shortening):
         """
         context, summary = self.backend.info().context, self._in_force(path)
         history = self.history_of(path)
-        length, made = self.length(history), self._summary_tokens() + _REQUEST_TOKENS if is_told else 0
+        length, made = self.length(history), self._made_tokens(path) if is_told else 0
         room, most, least = length // 2, length // 2, 0
         if context:
             pinned = self._headed([exchange for exchange in path if exchange.is_pinned])
@@ -61,6 +61,11 @@ class Measuring(Shortening):
         ends = [sum(sizes[: count + 1]) for count in range(len(sizes))]
         num_fitting = len(list(takewhile(lambda end: end <= max(most, least), ends)))
         return num_fitting or int(bool(sizes) and sizes[0] <= room)
+
+    def _made_tokens(self, path: Sequence[Exchange]) -> int:
+        """Tokens that a summary of most of a path takes, with what it stands behind."""
+        noted = len(self._noted(path).encode()) // _BYTES_A_TOKEN
+        return self._summary_tokens() + _REQUEST_TOKENS + noted
 
 
 def num_bytes(history: Sequence[Turn]) -> int:

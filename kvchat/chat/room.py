@@ -25,7 +25,8 @@ from kvchat.backends.base import (
 )
 from kvchat.chat.answering import Events
 from kvchat.chat.measuring import LEAST_ANSWER, Measuring, num_bytes
-from kvchat.chat.shortening import flaw
+from kvchat.chat.noting import listed_text
+from kvchat.chat.shortening import StoppedError, flaw
 from kvchat.chat.telling import first_word_for_word
 from kvchat.chat.tree import Exchange
 from kvchat.errors import ContextOverflowError
@@ -43,10 +44,6 @@ class WhenFull(StrEnum):
     ASK = "ask"
     DROP = "drop"
     OFF = "off"
-
-
-class StoppedError(Exception):
-    """The summary was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +68,8 @@ class MakingRoom(Measuring):
     """Whether the user said so in the dialogue."""
     prepares = True
     """Whether a summary may be made while nobody waits."""
+    is_shortening = False
+    """Whether one is being made so now."""
 
     def __init__(self, *values: Any, **named: Any) -> None:
         super().__init__(*values, **named)
@@ -81,8 +80,6 @@ class MakingRoom(Measuring):
         self._given_up_at: object = None
         self._expanded: object = None
         self._counted: object = None  # what was told with the last answer, which says its length
-        self.is_shortening = False
-        """Whether a summary is being made in idle time."""
 
     def compact(self, keep: int = 2) -> Events:
         """See `Shortening.compact`."""
@@ -148,8 +145,8 @@ class MakingRoom(Measuring):
         start = first_word_for_word(path, shorter.summary)
         num_pinned = sum(exchange.is_pinned for exchange in path[:start])
         recent = len(path) - start
-        kept = [f"the last {recent}"] if recent else []
-        kept += [f"{num_pinned} pinned"] if num_pinned else []
+        kept = [f"the last {recent}" if recent else "", f"{num_pinned} pinned" if num_pinned else ""]
+        kept = [*filter(None, [*kept, listed_text(shorter.summary.user.text)])]
         verb = "told as a summary" if shorter.is_told else "left out"
         why = f"the summary {shorter.flaw}, so " if shorter.flaw else ""
         stay = f"; {' and '.join(kept)} stay word for word" if kept else ""
@@ -221,12 +218,12 @@ class MakingRoom(Measuring):
         try:
             summary = yield from self._quietly(self._summarised(older))
         except ContextOverflowError:
-            return Shorter(self._left_out(older), flaw="had no room")
+            return Shorter(self._only_noted(older), flaw="had no room")
         assert summary.answer is not None
         if summary.answer.finish_reason is FinishReason.CANCELLED:
             raise StoppedError
         if what := flaw(summary.answer):
-            return Shorter(self._left_out(older), flaw=what)
+            return Shorter(self._only_noted(older), flaw=what)
         return Shorter(summary, is_told=True)
 
     def _quietly(self, events: Generator[Event, None, Exchange]) -> Generator[Event, None, Exchange]:

@@ -10,10 +10,11 @@ from types import TracebackType
 
 from kvchat.backends.base import Ahead, Backend, Options, Prefilling, Reach, Text
 from kvchat.chat.answering import Events
-from kvchat.chat.room import MakingRoom, StoppedError
 from kvchat.chat.room import WhenFull as WhenFull
 from kvchat.chat.shortening import SUMMARY_REQUEST as SUMMARY_REQUEST
+from kvchat.chat.shortening import StoppedError
 from kvchat.chat.store import Store
+from kvchat.chat.titling import Titling
 from kvchat.chat.tree import Exchange, is_unfinished
 from kvchat.chat.tree import is_empty as is_empty
 from kvchat.chat.tree import new_id as new_id
@@ -21,7 +22,7 @@ from kvchat.config import Config
 from kvchat.errors import UsageError
 
 
-class Session(MakingRoom):
+class Session(Titling):
     """A conversation with a backend, and its verbs. `options` and `model` may be replaced between two messages.
 
     All verbs that ask return the backend's events, the last of them `Done`. Closing them early cancels the answer and
@@ -49,6 +50,7 @@ class Session(MakingRoom):
         session.set_system(config.chat.system, pinned=config.chat.pin)
         session.when_full = WhenFull(config.chat.when_full or WhenFull.OFF)
         session.prepares = config.cache.prepare
+        session.titles = config.chat.titles == "auto" and config.chat.save
         return session
 
     def send(self, text: str) -> Events:

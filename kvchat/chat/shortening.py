@@ -9,15 +9,26 @@ from dataclasses import replace
 
 from kvchat.backends.base import Answer, Done, Event, FinishReason, Options, Role, Turn
 from kvchat.chat.answering import Answering, Events
+from kvchat.chat.noting import fitting, listed, notes
 from kvchat.chat.telling import first_word_for_word, told
 from kvchat.chat.tree import Exchange, new_id
 from kvchat.errors import KvchatError, UsageError
 
 SUMMARY_REQUEST = "Summarise our conversation so far in at most 150 words. Keep names, numbers, decisions and open questions."
-"""What the model is asked to compact a conversation; the summary then stands behind this message."""
+"""What the model is asked to compact a conversation; the summary then stands behind this message. Before it stand those of
+the user's own sentences that state a fact or an instruction, for a summary loses them easily."""
+NOTES = 0.15
+"""So much of the context these sentences may take."""
 SUMMARY_TOKENS = 300
 """Longest summary; in a small context an eighth of it."""
 _LEAST_TOKENS = 32
+_NOTES_BYTES = 4000  # where nobody knows the context
+_BYTES_A_TOKEN = 3
+_NOTED = replace(Answer.cut_short("kvchat wrote it", text="Noted."), finish_reason=FinishReason.STOP)
+
+
+class StoppedError(Exception):
+    """The summary was cancelled."""
 
 
 class Shortening(Answering):
@@ -67,7 +78,7 @@ class Shortening(Answering):
     def compaction(self, keep: int) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
         """What the model is asked to `compact`, and the conversation after that with an empty summary."""
         older = self._older(keep)
-        head = self._new_summary(older)
+        head = self._new_summary(older, self._request(older))
         return self._history([*older, head], self._in_force(older)), self._history(self.path, head)
 
     def drop_oldest(self, num_exchanges: int) -> None:
@@ -115,9 +126,18 @@ class Shortening(Answering):
         """What the model is told of a path with a summary, which the tree need not have."""
         return self._headed(told(path, summary))
 
-    def _new_summary(self, older: Sequence[Exchange]) -> Exchange:
+    def _noted(self, older: Sequence[Exchange]) -> str:
+        """The user's own sentences that stay word for word when these exchanges are told as a summary."""
+        context = self.backend.info().context
+        most_bytes = int(NOTES * context) * _BYTES_A_TOKEN if context else _NOTES_BYTES
+        return listed(fitting([*notes(one for one in older if not one.is_pinned)], most_bytes))
+
+    def _request(self, older: Sequence[Exchange]) -> str:
+        return "\n\n".join(filter(None, (self._noted(older), SUMMARY_REQUEST)))
+
+    def _new_summary(self, older: Sequence[Exchange], asked: str) -> Exchange:
         """A summary of the exchanges of a path up to here, still to be made."""
-        request, before = Turn(Role.USER, SUMMARY_REQUEST), self._in_force(older)
+        request, before = Turn(Role.USER, asked), self._in_force(older)
         return Exchange(
             id=new_id(),
             parent=older[-1].id,
@@ -130,14 +150,24 @@ class Shortening(Answering):
 
     def _left_out(self, older: Sequence[Exchange]) -> Exchange:
         """A summary that stands for exchanges of which it tells nothing, but for what one before it told."""
-        new, before = self._new_summary(older), self._in_force(older)
+        new, before = self._new_summary(older, ""), self._in_force(older)
         if before is None or before.answer is None:
-            return replace(new, user=Turn(Role.USER, ""))
+            return new
         return replace(new, user=before.user, answer=replace(before.answer, kv_root="", kv_tip=""))
+
+    def _only_noted(self, older: Sequence[Exchange]) -> Exchange:
+        """A summary that tells of exchanges the user's own sentences alone, and what one before it told."""
+        new, noted = self._left_out(older), self._noted(older)
+        if not noted:
+            return new
+        if new.answer is None:
+            return replace(new, user=Turn(Role.USER, noted), answer=_NOTED)
+        asked = (noted, SUMMARY_REQUEST) if new.answer.text != _NOTED.text else (noted,)
+        return replace(new, user=Turn(Role.USER, "\n\n".join(asked)))
 
     def _summarised(self, older: Sequence[Exchange]) -> Generator[Event, None, Exchange]:
         """Let the model make a summary; its events, and in the end the summary with whatever came of it."""
-        head = self._new_summary(older)
+        head = self._new_summary(older, self._request(older))
         turns = self._history([*older, head], self._in_force(older))
         with closing(_closable(self.backend.answer(turns, self._summary_options()))) as events:
             for event in events:
@@ -149,10 +179,11 @@ class Shortening(Answering):
         return head
 
     def _summary_options(self) -> Options:
-        """A summary takes no chances, does not think aloud and has an end."""
-        return replace(
-            self.chosen, temperature=0.0, max_tokens=self._summary_tokens(), stop=(), think=False, seed=None
+        """A summary takes no chances, may say again what was said, does not think aloud and has an end."""
+        options = replace(
+            self.chosen, temperature=0.0, repetition_penalty=1.0, stop=(), think=False, seed=None
         )
+        return replace(options, max_tokens=self._summary_tokens())
 
     def _summary_tokens(self) -> int:
         context = self.backend.info().context

@@ -111,6 +111,11 @@ class Store:
 
         self.database.write(work)
 
+    def entitle(self, session_id: str, title: str) -> None:
+        """Say what a session is about; its place in the order stays."""
+        query = "UPDATE session SET title = ? WHERE id = ?"
+        self.database.write(lambda db: db.execute(query, (title, session_id)))
+
     def delete(self, session_id: str) -> Deleted:
         """Delete a session, and of its tree what no other session shares."""
         return self.database.write(lambda db: delete(db, session_id))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from kvchat.commands.command import Command
+from kvchat.commands.elsewhere import said_here
 from kvchat.commands.flags import EVERYWHERE, FLAGS, Flag
 from kvchat.commands.table import COMMANDS
 from kvchat.config import Config
@@ -28,7 +29,8 @@ exit codes: 0 success, 1 failure while running, 2 wrong usage, 3 model unavailab
 
 
 def with_question(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The arguments, with -p in front of a question that stands where a command could: it has more than one word.
+    """The arguments, with -p in front of a question that stands where a command could: it has more than one word; what
+    other programs call otherwise is said as here.
 
     Raises UsageError for a flag before it that is not known; argparse would take the word behind that for a command.
     """
@@ -42,8 +44,10 @@ def with_question(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[
             remedy = f"did you mean {nearest[0]}?" if nearest else f"see {parser.prog} --help"
             raise UsageError(f"no option is called {name}", remedy)
         elif not word.startswith("-"):
-            is_question = len(word.split()) > 1
-            return [*argv[:at], "-p", *argv[at:]] if is_question else list(argv)
+            if len(word.split()) > 1:
+                return [*argv[:at], "-p", *argv[at:]]
+            here = said_here(argv[at:], {row.name.split()[0] for row in COMMANDS})
+            return [*argv[:at], *(here if here == list(argv[at:]) else with_question(here, parser))]
         else:
             takes_value = name == word and name in known and known[name].nargs in (None, "?")
     return list(argv)

@@ -26,7 +26,8 @@ class NoNumbersError(ArithmeticError):
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0,
-    `repetition_penalty` 1 and empty `rules` do nothing."""
+    `repetition_penalty` 1 and empty `rules` do nothing. The penalty leaves the tokens in `spared` alone: what ended every
+    message before is no repetition, and an answer that may not say it again goes on and on."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -34,6 +35,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    spared: frozenset[int] = frozenset()
     rules: TokenRules = field(default_factory=TokenRules)
 
 
@@ -42,7 +44,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self.params = params
-        seen = sorted(set(ids_of(prompt))) if params.repetition_penalty != 1.0 else ()
+        seen = sorted(set(ids_of(prompt)) - params.spared) if params.repetition_penalty != 1.0 else ()
         self._seen = torch.tensor(seen, dtype=torch.long, device=device)
         self._ruler = Ruler(params.rules, ids_of(prompt)) if params.rules else None
         self._generator = torch.Generator(device=device)

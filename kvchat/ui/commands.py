@@ -10,6 +10,7 @@ from kvchat.errors import UsageError
 from kvchat.ui.clipboard import selection, write_new
 from kvchat.ui.cost import typed_text
 from kvchat.ui.desk import Desk, SlashCommand
+from kvchat.ui.elsewhere import ADVICE, ALIASES, FAREWELLS, said_here
 from kvchat.ui.moves import MOVES
 from kvchat.ui.options_command import option_names, run_set
 from kvchat.ui.render import reuse_text, stats_line, weights_text
@@ -33,39 +34,20 @@ KEYS = (
 )
 
 
-ALIASES = {
-    "/?": "/help",
-    "/h": "/help",
-    "/bye": "/exit",
-    "/quit": "/exit",
-    "/q": "/exit",
-    "/regenerate": "/retry",
-    "/regen": "/retry",
-    "/load": "/resume",
-    "/save": "/rename",
-    "/history": "/sessions",
-    "/models": "/model",
-    "/prompts": "/prompt",
-    "/config": "/set",
-    "/cost": "/stats",
-    "/reset": "/clear",
-    "/file": "/read",
-}
-"""What people who come from other programs say, by the command that does it here."""
-
-
 def is_command(text: str) -> bool:
-    """Whether a line is a command; `//` is a slash that is meant."""
-    return text.startswith("/") and not text.startswith("//")
+    """Whether a line is a command, or a farewell; `//` is a slash that is meant."""
+    return (text.startswith("/") and not text.startswith("//")) or text.lower() in FAREWELLS
 
 
 def find(text: str) -> tuple[SlashCommand, str]:
-    """The command of a line, and its argument. Raises UsageError, naming the nearest command."""
-    said, *rest = text.split(maxsplit=1)
+    """The command of a line, and its argument. Raises UsageError, with what to do instead or the nearest command."""
+    said, *rest = said_here(text).split(maxsplit=1)
     name = ALIASES.get(said, said)
     for command in COMMANDS:
         if command.name == name:
             return command, rest[0].strip() if rest else ""
+    if said in ADVICE:
+        raise UsageError(f"no command is called {said}", ADVICE[said])
     near = difflib.get_close_matches(name, [command.name for command in COMMANDS])
     nearest = sorted(near, key=lambda other: other[:2] != name[:2])  # the first letter is seldom wrong
     remedy = f"did you mean {nearest[0]}?" if nearest else "/help lists them all"

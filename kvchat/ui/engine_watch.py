@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from kvchat.ui.render import loading_row, sanitize
 from kvchat.ui.turns import Turns
 
 _POLL_S = 0.1
+_QUIET_S = 2.0  # of idle time before a title is made
 
 
 class Audience(Protocol):
@@ -40,18 +42,27 @@ class Audience(Protocol):
 
 
 class EngineWatch:
-    """The engine of a session as the dialogue sees it. `info` is the model's, None before it was ever loaded."""
+    """The engine of a session as the dialogue sees it. `info` is the model's, None before it was ever loaded; `is_typing`
+    says whether the user is about to ask something."""
 
-    def __init__(self, session: Session, turns: Turns, audience: Audience) -> None:
+    def __init__(
+        self,
+        session: Session,
+        turns: Turns,
+        audience: Audience,
+        is_typing: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.info: ModelInfo | None = None
         self._session = session
         self._turns = turns
         self._audience = audience
+        self._is_typing = is_typing
         self._incoming: Backend | None = None
         self._stage = ("", time.monotonic())  # of loading, and since when
         self._drawn: Status | None = None
         self._second = 0
         self._prepared: tuple[object, ...] | None = None  # the place that was prepared last
+        self._quiet_since = time.monotonic()
 
     async def work(self) -> None:
         """Look at the engine, for ever."""
@@ -138,6 +149,21 @@ class EngineWatch:
         elif self._turns.is_idle and self._prepared != (place := self._session.place):
             self._prepared = place
             self._turns.start(self._prepare)
+        self._look_for_quiet(status)
+
+    def _look_for_quiet(self, status: Status) -> None:
+        """Have a title made once nobody has typed and nothing has run for a while; give it up as soon as somebody types."""
+        now, session = time.monotonic(), self._session
+        if session.is_titling:
+            if self._is_typing():
+                session.backend.cancel()
+            return
+        is_quiet = status.phase is Phase.READY and not status.detail and self._turns.is_idle
+        if not is_quiet or self._is_typing():
+            self._quiet_since = now
+        elif session.wants_title and now - self._quiet_since >= _QUIET_S:
+            self._quiet_since = now
+            self._turns.start(self._title)
 
     def _learn_of_model(self, backend: Backend) -> None:
         """In a thread: what the model is, and what rendering needs, before the first answer comes."""
@@ -152,6 +178,12 @@ class EngineWatch:
                 self._turns.hand(self._audience.show_error, error)
         except KvchatError as error:
             self._turns.hand(self.give_up, error)
+
+    def _title(self) -> None:
+        """In a thread, for it waits: what the conversation is about."""
+        with suppress(KvchatError):
+            self._session.make_title()
+            self.prepare_again()
 
     def _prepare(self) -> None:
         """In a thread, for it waits: what the next prompt begins with, while the user reads and types."""

@@ -51,7 +51,7 @@ class Repl:
         self.surroundings = surroundings
         self._config = config
         self._turns = Turns(session, self, self)
-        self._engine = EngineWatch(session, self._turns, self)
+        self._engine = EngineWatch(session, self._turns, self, lambda: bool(self._screen.buffer.text))
         self._screen = Screen(
             Content(self._tail, self._queued, self._toolbar, self._placeholder),
             message_history(config.paths.data / "history", save=config.chat.save, complain=self.show_error),

@@ -46,8 +46,8 @@ class StatusBar:
         status = self._engine.status()
         name = self._engine.name(otherwise=self._config.model.name)
         parts = [*mode, name, sign or phase_text(status)]
-        if self._session.is_shortening:
-            parts = [*mode, name, sign or "summarising"]
+        if self._session.is_shortening or self._session.is_titling:
+            parts = [*mode, name, sign or ("summarising" if self._session.is_shortening else "ready")]
         elif status.phase in (Phase.PREFILLING, Phase.DECODING):
             parts = [phase_text(status), "Ctrl-C stops", *self._live.progress, name]
         if used := self._used():

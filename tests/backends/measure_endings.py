@@ -1,19 +1,23 @@
-"""Counts how answers to plain questions end: python -m tests.backends.measure_endings [QUESTIONS [MAX_TOKENS]].
+"""Counts how answers to plain questions end: python -m tests.backends.measure_endings [--every N] [--max-tokens N] [--set KEY=VALUE].
 
-Asks the default model, each question in a conversation of its own, with whatever KVCHAT_* says of sampling. Prints one
-line an answer and the counts by the reason it ended. Takes an hour for 100 questions on two slow cores.
+Asks the default model, each question in a conversation of its own, with the model's own sampling or what `--set` says; the
+seed is the question's number. Prints a line an answer and the counts by the reason it ended; `--texts` shows what was said.
+Takes half an hour for 100 questions on one slow core.
 """
 
-import sys
+import argparse
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
-from kvchat.backends.base import Options
-from kvchat.backends.local import LocalBackend
+from kvchat.backends.base import Answer, Options
+from kvchat.backends.resident.seats import SharedModel
 from kvchat.chat.session import Session
 from kvchat.chat.store import Store
 from kvchat.config import load_config
 
+AT_ONCE = 8
 QUESTIONS = (
     "What is the capital of France?",
     "How do I boil an egg?",
@@ -59,7 +63,7 @@ QUESTIONS = (
     "What is the largest ocean?",
     "How many legs does a spider have?",
     "Give me ideas for a birthday party.",
-    "What is democracy?",
+    "Add 125 and 378.",
     "How do I remove a coffee stain?",
     "Write a song about friendship with a chorus.",
     "What is the speed of light?",
@@ -77,7 +81,7 @@ QUESTIONS = (
     "Write a dialogue between a teacher and a student.",
     "What is the Pythagorean theorem?",
     "How do I tie a tie?",
-    "What is blockchain?",
+    "If I have 12 apples and give away 5, how many are left?",
     "Give me a workout plan for a week.",
     "Explain how a car engine works.",
     "What are the primary colors?",
@@ -96,7 +100,7 @@ QUESTIONS = (
     "What is a good name for a cat?",
     "How do magnets work?",
     "Write a product description for a water bottle.",
-    "What is the stock market?",
+    "A train goes 60 miles an hour. How far does it go in three hours?",
     "How do I take care of a cactus?",
     "Explain supply and demand.",
     "What is the fastest animal?",
@@ -104,38 +108,58 @@ QUESTIONS = (
     "What is the greenhouse effect?",
     "Write a birthday message for my grandmother.",
     "How do computers store data?",
-    "What is yoga?",
+    "What is 17 times 4?",
     'Fix this sentence: "he go to school yesterday".',
-    "What is a noun?",
+    "What is 15 percent of 80?",
     "How do I make a budget?",
     "What are the symptoms of a cold?",
     "Write a for loop in JavaScript that prints 1 to 10.",
     "Who was Albert Einstein?",
     "What is the best way to learn a language?",
-    "How does a refrigerator work?",
+    "Write a letter to a landlord about a broken heater.",
     "What is a metaphor?",
     "Give three reasons to read books.",
 )
 
 
-def main(num_questions: int = len(QUESTIONS), max_tokens: int = 400) -> None:
-    """Ask them, and say how the answers ended."""
-    config = load_config({"chat.save": False})
-    options = replace(Options(**asdict(config.sampling)), max_tokens=max_tokens)
-    reasons: Counter[str] = Counter()
-    backend = LocalBackend(config)
-    for question in QUESTIONS[:num_questions]:
-        session = Session(backend, options, store=Store())
+def answers(model: SharedModel, options: Options, every: int) -> Iterator[tuple[str, Answer]]:
+    """Every so many of the questions, each with its answer; several are answered at once."""
+    chosen = list(enumerate(QUESTIONS))[::every]
+
+    def ask(number: int, question: str) -> Answer:
+        session = Session(model.seat(), replace(options, seed=number), store=Store())
         session.ask(question)
-        answer = session.last
-        assert answer is not None
+        assert session.last is not None
+        return session.last
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = [pool.submit(ask, number, question) for number, question in chosen]
+        for (_, question), answer in zip(chosen, found, strict=True):
+            yield question, answer.result()
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Ask them, and say how the answers ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=400)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--texts", action="store_true")
+    given = parser.parse_args(words)
+    sampling = {f"sampling.{key}": value for key, _, value in (pair.partition("=") for pair in given.set)}
+    config = load_config({"chat.save": False, "sampling.max_tokens": given.max_tokens, **sampling})
+    model = SharedModel(config)
+    reasons: Counter[str] = Counter()
+    for question, answer in answers(model, Options(**asdict(config.sampling)), given.every):
         reasons[str(answer.finish_reason)] += 1
         print(
             f"{answer.finish_reason:<10} {answer.usage.completion_tokens:>4} tokens  {question}", flush=True
         )
-    backend.close()
+        if given.texts:
+            print(answer.text, "", sep="\n", flush=True)
+    model.close()
     print(dict(reasons))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvchat.backends.repetition import RepetitionWatch
+from tests.backends.answers import good
 
 REFRAIN = "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream.\n"
 GIFTS = (
@@ -98,6 +99,9 @@ LOOPS = {
     "a paragraph": ("The sea is wide. It is deep and blue, and nobody knows all that lives in it.\n\n" * 30),
     "Chinese": "水是生命之源，我们要爱护它。" * 40,
     "two lines in turn": "Q: What is it?\nA: It is a cat that sleeps.\n" * 40,
+    "a sentence late": "\n".join(f"{n} is a number that I like." for n in range(40))
+    + "It's the ultimate goal of life. " * 9,
+    "a line of a poem": "A language of the mind,\n" + "A language that is a language of the heart,\n" * 8,
     "code": "```python\n" + "print('hello')\n" * 150 + "```",
 }
 GOOD = {
@@ -137,6 +141,11 @@ def test_what_a_good_answer_repeats_is_no_loop(name: str) -> None:
     assert stopped_at(GOOD[name]) is None
 
 
+def test_none_of_two_hundred_good_answers_is_stopped() -> None:
+    assert len(good.GOOD) >= 200
+    assert not {name: at for name, text in good.GOOD.items() if (at := stopped_at(text)) is not None}
+
+
 def test_no_code_of_the_standard_library_is_a_loop() -> None:
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-d]*.py"))
     assert len(paths) > 20
@@ -160,4 +169,4 @@ def test_a_loop_that_goes_on_is_stopped_again_only_after_another_stretch() -> No
     assert first is not None
     again = stopped_at(loop[first:])
     assert again is not None
-    assert again > 400
+    assert again > 300

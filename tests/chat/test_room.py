@@ -59,7 +59,7 @@ class SmallBackend(ScriptedBackend):
     def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
         if sum(len(turn.text.split()) for turn in history) >= CONTEXT:
             raise ContextOverflowError("too long", "shorten it")
-        if history[-1].text != SUMMARY_REQUEST:
+        if not history[-1].text.endswith(SUMMARY_REQUEST):
             yield from super().answer(history, options)
             return
         self.num_summaries += 1
@@ -308,3 +308,34 @@ def test_a_summary_made_in_idle_time_is_forgotten_where_one_has_moved_away(
     session.undo(len(session.path) - 1)
     talk(session, 1)
     assert told(session) == said(session)
+
+
+RULE = "Always call me Marlow."
+
+
+def test_the_users_own_facts_and_instructions_are_told_beside_every_summary(
+    session: Session, backend: SmallBackend
+) -> None:
+    session.ask(RULE)
+    notices = talk(session, 60)
+    assert all("and 1 sentence of yours stay word for word" in line for line in notices)
+    assert all(any(RULE in turn.text for turn in history) for history in backend.histories)
+    assert told(session)[0].endswith(f"- {RULE}\n\n{SUMMARY_REQUEST}")
+    assert told(reopened(session)) == told(session)
+
+
+def test_they_are_told_where_the_summary_is_none(session: Session, backend: SmallBackend) -> None:
+    backend.ends = FinishReason.LENGTH
+    session.ask(RULE)
+    notices = talk(session, 60)
+    assert all("left out from here on" in line and "1 sentence of yours" in line for line in notices)
+    assert told(session)[0] == f"What I told you, in my words:\n- {RULE}"
+    assert all(any(RULE in turn.text for turn in history) for history in backend.histories)
+    assert all(length(history) < CONTEXT for history in backend.histories)
+
+
+def test_nothing_is_told_of_what_the_user_leaves_out(session: Session) -> None:
+    session.when_full = WhenFull.DROP
+    session.ask(RULE)
+    talk(session, 40)
+    assert not any(RULE in text for text in told(session))

@@ -87,6 +87,13 @@ def test_the_repetition_penalty_covers_what_was_generated() -> None:
     assert len(set(chosen)) == 20
 
 
+def test_what_ends_an_answer_is_no_repetition() -> None:
+    logits = torch.tensor([3.0, 2.9, 1.0])
+    ended_before = SamplingParams(repetition_penalty=2.0, spared=frozenset({0}))
+    assert Sampler(ended_before, [0, 1, 2], torch.device("cpu")).choose(logits) == 0
+    assert Sampler(SamplingParams(repetition_penalty=2.0), [0, 2], torch.device("cpu")).choose(logits) == 1
+
+
 def test_the_same_seed_draws_the_same_tokens_and_no_seed_draws_others() -> None:
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=2.0, seed=seed), [], torch.device("cpu"))

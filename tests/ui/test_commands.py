@@ -11,8 +11,9 @@ from kvchat.config import load_config
 from kvchat.errors import UntrustedCodeError, UsageError
 from kvchat.prompts.shelves import Prompts
 from kvchat.trust import trust_for_now
-from kvchat.ui.commands import ALIASES, COMMANDS, common_start, completions, find, is_command
+from kvchat.ui.commands import COMMANDS, common_start, completions, find, is_command
 from kvchat.ui.desk import Choice, Surroundings
+from kvchat.ui.elsewhere import ALIASES
 from kvchat.ui.tables import Look
 from tests.scripted import ScriptedBackend
 

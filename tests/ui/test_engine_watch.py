@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
-from kvchat.backends.base import ModelInfo, Phase, Status
+from kvchat.backends.base import Event, ModelInfo, Options, Phase, Status, Turn
 from kvchat.chat.session import Session
+from kvchat.chat.store import Store
+from kvchat.chat.titling import TITLE_REQUEST
 from kvchat.errors import EngineDiedError, KvchatError, ModelUnavailableError
+from kvchat.ui import engine_watch
 from kvchat.ui.engine_watch import EngineWatch
 from kvchat.ui.turns import Turns
 from tests.scripted import ScriptedBackend
@@ -81,6 +85,52 @@ def watched(backend: Mortal, *steps: Callable[[], object]) -> tuple[EngineWatch,
 
     asyncio.run(watching())
     return watch, told
+
+
+class Titled(Mortal):
+    """One that is asked for titles; `keys` are pressed when it is."""
+
+    def __init__(self) -> None:
+        super().__init__(Phase.READY)
+        self.asked: list[str] = []
+
+    def answer(self, history: Sequence[Turn], options: Options) -> Iterator[Event]:
+        self.asked.append(history[-1].text)
+        said = "slow 500" if history[-1].text == TITLE_REQUEST else history[-1].text
+        return super().answer([*history[:-1], replace(history[-1], text=said)], options)
+
+
+def test_a_title_is_made_when_all_is_quiet_and_given_up_as_soon_as_somebody_types(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_watch, "_QUIET_S", 0.3)
+    backend, keys = Titled(), ["typing"]
+    session = Session(backend, store=Store())
+    session.titles = True
+    session.ask("hello")
+    turns = Turns(session, cast(Any, None), cast(Any, None))
+    watch = EngineWatch(session, turns, Told(), lambda: bool(keys))
+
+    async def until(is_so: Callable[[], bool]) -> None:
+        for _ in range(200):
+            if is_so():
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError
+
+    async def watching() -> None:
+        tasks = [asyncio.create_task(turns.work()), asyncio.create_task(watch.work())]
+        await asyncio.sleep(1)
+        assert backend.asked == ["hello"], "nobody is asked while somebody types"
+        keys.clear()
+        await until(lambda: session.is_titling)
+        keys.append("w")
+        await until(lambda: not session.is_titling)
+        assert session.wants_title, "it is asked again another time"
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(watching())
 
 
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.READY])

@@ -7,10 +7,11 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kvchat.children import child_environment, child_folder
 from kvchat.errors import ModelUnavailableError
@@ -22,7 +23,10 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A model in a wheel: which wheel, which file in it, the SHA-256 of both, and the same model on the hub."""
+    """A model in a wheel: which wheel, which file in it, the SHA-256 of both, and the same model on the hub.
+
+    `generation` is what suits it, as a generation_config.json would say it; the GGUF says nothing of that.
+    """
 
     name: str
     requirement: str
@@ -32,6 +36,7 @@ class EmbeddedModel:
     gguf_bytes: int
     gguf_sha256: str
     hub_id: str
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def gguf_name(self) -> str:
@@ -48,8 +53,10 @@ SMOLLM2 = EmbeddedModel(
     gguf_bytes=98362432,
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    generation={"repetition_penalty": 1.1},
 )
-"""The default model."""
+"""The default model. Without the penalty, every tenth of its answers goes round in circles; with more, or when it is drawn,
+more of them never end (`python -m tests.backends.measure_endings`)."""
 
 
 class NoWheelError(Exception):

