@@ -23,7 +23,7 @@ from kvchat.cache.header import Header, read_blocks
 from kvchat.cache.packing import block_packing, snapshot_packing
 from kvchat.cache.stats import Rate
 
-SCRATCH_BYTES = 4 * 2**20
+SCRATCH_BYTES = 2 * 2**20
 """So much is read at a time, so that it stays in the CPU's caches."""
 
 SLOWER = 1.2
