@@ -135,8 +135,8 @@ class Packing:
             np.copyto(whole, upper.view(np.uint16))
             np.left_shift(whole, 16, out=whole)
             for at, planes in enumerate(coded):
-                mine = whole[at * count : (at + 1) * count]
-                np.bitwise_or(mine, _plane(planes[2], lower, decompressor).view("<u2"), out=mine)
+                part = whole[at * count : (at + 1) * count]
+                np.bitwise_or(part, _plane(planes[2], lower, decompressor).view("<u2"), out=part)
 
     def _coded(self, block: memoryview) -> list[memoryview]:
         """The planes of a packed block as they lie there. Raises EntryError."""
@@ -186,7 +186,7 @@ def _plane(coded: memoryview, into: Bytes, decompressor: zstandard.ZstdDecompres
             raise EntryError("a packed block has another size")
         # Into memory that is there: new memory for each plane took a quarter of the time.
         reader = decompressor.stream_reader(coded, read_size=len(coded))
-        if reader.readinto(memoryview(into)) != into.size or reader.read(1):
+        if reader.readinto(into.data) != into.size or reader.read(1):
             raise EntryError("a packed block has another size")
     except zstandard.ZstdError as error:
         raise EntryError("a packed block can't be unpacked") from error
