@@ -18,6 +18,9 @@ from kvchat.errors import KvchatError
 
 Events = Generator[Event, None, None]
 
+DRAWN_TOP_P = 0.9
+"""The nucleus from which another answer is drawn: what is hardly likely spoils the answers of small models."""
+
 
 class Answering(Conversation):
     """A conversation with a backend.
@@ -42,7 +45,7 @@ class Answering(Conversation):
         events: Iterator[Event] = iter(())
         options = self._options_of(exchange)
         if temperature is not None:
-            options = replace(options, temperature=temperature)
+            options = replace(options, temperature=temperature, top_p=options.top_p or DRAWN_TOP_P)
         self._tree.put(replace(exchange, options=replace(options, seed=self.chosen.seed), model=self.model))
         try:
             self._move_to(exchange.id)

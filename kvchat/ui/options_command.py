@@ -9,13 +9,13 @@ from typing import Any
 
 from kvchat.backends.base import MAX_TOKENS, Options, Phase
 from kvchat.chat.session import WhenFull
-from kvchat.config import WHEN_FULL, load_config
+from kvchat.config import WHEN_FULL, SamplingConfig, load_config
 from kvchat.errors import UsageError
 from kvchat.ui.desk import Desk
 
 _SAVE = "--save"
 _WHEN_FULL = "when_full"
-_NAMES = (*(item.name for item in fields(Options)), _WHEN_FULL)
+_NAMES = (*(item.name for item in fields(SamplingConfig)), _WHEN_FULL)
 
 
 def option_names(desk: Desk) -> list[str]:

@@ -52,6 +52,19 @@ def test_each_answer_has_draws_of_its_own_and_the_same_conversation_has_the_same
     assert seeds(other)[0] not in first
 
 
+def test_another_answer_is_drawn_from_a_nucleus_unless_one_is_set(path: Path) -> None:
+    session = opened(path, temperature=0.0)
+    session.ask("one")
+    list(session.retry(temperature=0.8))
+    session.options = Options(temperature=0.0, top_p=0.5)
+    list(session.retry(temperature=0.8))
+    backend = session.backend
+    assert isinstance(backend, ScriptedBackend)
+    asked = [(options.temperature, options.top_p) for options in backend.options]
+    assert asked == [(0.0, None), (0.8, 0.9), (0.8, 0.5)]
+    assert session.chosen.temperature == 0.0
+
+
 def test_without_a_seed_nothing_is_derived_and_the_settings_stay_what_they_are(path: Path) -> None:
     session = opened(path)
     session.ask("one")
