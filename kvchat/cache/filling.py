@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kvchat.cache.base import CacheSettings, Committed, Piece, Policy, Stored
+from kvchat.cache.base import CacheSettings, Committed, Piece, Stored
 from kvchat.cache.block import Chain
 from kvchat.cache.codec import allocate
 from kvchat.cache.encoding import Arena, Encoding
+from kvchat.cache.policy import make_policy
 from kvchat.cache.ram import RamTier
+from kvchat.cache.rates import Rates
 from kvchat.cache.stats import StatsCounter
 from kvchat.cache.writer import Writer
 
@@ -42,9 +44,9 @@ class Filling:
         encoding: Encoding,
         writer: Writer,
         stats: StatsCounter,
-        policy: Policy | None = None,
+        learned: Rates | None = None,
     ) -> None:
-        """What is evicted from RAM, as `policy` says, is counted in `stats`."""
+        """What is evicted from RAM is counted in `stats`; `learned` is what is known of when chains are gone on with."""
         self._encoding = encoding
         self._writer = writer
         limit = min(RUN_BYTES, settings.ram_bytes // 8) if settings.ram_bytes else RUN_BYTES
@@ -52,6 +54,7 @@ class Filling:
         # What doesn't fit into RAM passes through one run's worth of memory on its way to the others.
         staging_bytes = self._run_blocks * encoding.block_bytes if writer.is_open else 0
         self._staging: np.ndarray[Any, Any] | None = None
+        policy = make_policy(settings.policy, settings.block_size, rates=learned)
         self.ram = RamTier(max(0, settings.ram_bytes - staging_bytes), policy=policy, stats=stats)
 
     def commit(self, given: Given) -> Committed:
@@ -59,6 +62,7 @@ class Filling:
         began = time.perf_counter()
         chain = given.chain
         num_before, num_in_ram = self._to_ram(given)
+        self.queue_refused()
         self._queue(chain, given.priority)
         start = end = num_in_ram
         if end < len(chain):
@@ -69,6 +73,11 @@ class Filling:
         num_blocks = num_in_ram - num_before + end - start
         seconds = time.perf_counter() - began
         return Committed(num_blocks, num_bytes, seconds, is_whole=end == len(chain))
+
+    def queue_refused(self) -> None:
+        """Have written what the system refused to write a while ago, as far as RAM still holds it."""
+        for chain, priority in self._writer.take_refused():
+            self._queue(chain, priority)
 
     def _to_ram(self, given: Given) -> tuple[int, int]:
         """Store in RAM what fits, from the root on; how many blocks were there before, and are now."""

@@ -31,7 +31,6 @@ from kvchat.cache.disk import open_disk
 from kvchat.cache.encoding import Arena, Encoding
 from kvchat.cache.entry import FolderMeta
 from kvchat.cache.filling import Filling, Given
-from kvchat.cache.policy import make_policy
 from kvchat.cache.stats import CacheStats, Rate, StatsCounter, TierUse
 from kvchat.cache.writer import Job, Writer
 
@@ -70,9 +69,8 @@ class PrefixCache:
         self._disk = open_disk(settings, self.root, shared, stats=self.stats, warn=warn)
         behind = (*([self._disk] if self._disk else []), *settings.further)
         self._writer = Writer(behind if settings.mode == "rw" else ())
-        rates = self._disk.learned() if self._disk else None
-        policy = make_policy(settings.policy, settings.block_size, rates=rates)
-        self._filling = Filling(settings, self._encoding, self._writer, self.stats, policy)
+        learned = self._disk.learned() if self._disk else None
+        self._filling = Filling(settings, self._encoding, self._writer, self.stats, learned)
         self._ram = self._filling.ram
         self._tiers: dict[str, Tier] = {tier.name: tier for tier in (self._ram, *behind)}
         self._rates = {name: Rate(2e9 if name == self._ram.name else 5e8) for name in self._tiers}
@@ -201,6 +199,7 @@ class PrefixCache:
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Drain and end the writer, within the bound. False when something was left unwritten."""
+        self._filling.queue_refused()
         return self._writer.close(timeout_s)
 
     def forecast(self) -> Forecast | None:

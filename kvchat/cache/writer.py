@@ -14,6 +14,7 @@ from kvchat.cache.base import Stored, Tier
 from kvchat.cache.block import Chain
 
 MAX_JOBS = 64
+MAX_REFUSED = 256
 
 Held = Callable[[int], Iterable[Stored]]
 """What is held of a chain from a block on, in order; what it gives may begin earlier."""
@@ -35,6 +36,7 @@ class Writer:
         """Without tiers it takes no jobs, and has no thread."""
         self._tiers = tiers
         self._jobs: deque[Job] = deque()
+        self._refused: dict[bytes, tuple[Chain, int]] = {}
         self._changed = threading.Condition()
         self._is_writing = False
         self._is_closed = not tiers
@@ -72,6 +74,14 @@ class Writer:
             self._jobs.append(job)
             self._changed.notify_all()
             return True
+
+    def take_refused(self) -> list[tuple[Chain, int]]:
+        """The chains, with their priorities, that the system refused to write, once it may work again: to store them anew."""
+        with self._changed:
+            if not self._refused or not self.is_open:
+                return []
+            refused, self._refused = list(self._refused.values()), {}
+            return refused
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until all is done. False when the time was not enough."""
@@ -118,9 +128,17 @@ class Writer:
                     break
                 if end > at:
                     if not tier.store(chain.prefix(end), start, data, priority=priority):
+                        if not tier.is_writable:
+                            self._remember(chain, priority)
                         break
                     at = end
             tier.use(chain, priority)
+
+    def _remember(self, chain: Chain, priority: int) -> None:
+        with self._changed:
+            self._refused[chain.hashes[-1]] = chain, priority
+            while len(self._refused) > MAX_REFUSED:
+                del self._refused[next(iter(self._refused))]
 
 
 def _num_held(tier: Tier, chain: Chain) -> int:

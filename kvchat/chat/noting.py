@@ -21,9 +21,9 @@ LONGEST_MESSAGE = 2000
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\S)[^.!?\n]*)*[.!?]*")
 _CODE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _STANDING = re.compile(
-    r"\b(always|never|remember|from now on|(do not|don't) forget|keep in mind|note that|call me|my name is|important)\b",
-    re.IGNORECASE,
+    r"\b(always|never|from now on|whenever|every time|call me|my name is|i am called)\b", re.IGNORECASE
 )
+_MARKED = re.compile(r"\b(remember|(do not|don't) forget|keep in mind|note that|important)\b", re.IGNORECASE)
 _OWN = re.compile(
     r"\b(my|our|i'm|i am|i have|i live|i work|i like|i love|i hate|i prefer|i need|we have|we are|we use)\b",
     re.IGNORECASE,
@@ -92,7 +92,6 @@ def _note(sentence: str) -> Note | None:
         return None
     if _STANDING.search(sentence):
         return Note(sentence, True)
-    if _ASKING.match(sentence):
-        return None
-    is_fact = _OWN.search(sentence) or (_STATED.search(sentence) and _NAMED.search(sentence))
+    is_stated = _OWN.search(sentence) or (_STATED.search(sentence) and _NAMED.search(sentence))
+    is_fact = _MARKED.search(sentence) or (is_stated and not _ASKING.match(sentence))
     return Note(sentence, False) if is_fact else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from kvchat.chat.rows import (
     exchange_from_row,
     ids_from_blob,
     ids_to_blob,
-    number,
     session_from_row,
     text,
 )
 from kvchat.chat.rows import SessionRow as SessionRow
 from kvchat.chat.schema import Connection
 from kvchat.chat.search import Hit, search
+from kvchat.chat.totals import add, sums
 from kvchat.chat.tree import Exchange, Tree, well_formed
 from kvchat.chat.writes import Deleted, check_name, delete, move, pin, save_answer, save_summary, take_back
 from kvchat.chat.writes import NameTakenError as NameTakenError
@@ -204,20 +205,12 @@ class Store:
     # All-time totals
 
     def add_totals(self, totals: CacheTotals) -> None:
-        """Add what the cache did for an answer to the sums over all time."""
-        query = """
-            INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
-        """
-        counts = [(name, value) for name, value in totals.counts().items() if value]
-        self.database.write(lambda db: db.executemany(query, counts))
+        """Add what the cache did for an answer to the sums over all time, and of today."""
+        self.database.write(lambda db: add(db, totals, time.time()))
 
-    def totals(self) -> CacheTotals:
-        """What the cache did over all time."""
-        rows = self.database.read(lambda db: db.execute("SELECT name, value FROM counter").fetchall())
-        kinds = {name: type(value) for name, value in CacheTotals().counts().items()}
-        return CacheTotals.from_counts(
-            {text(name): kinds.get(text(name), int)(number(value)) for name, value in rows}
-        )
+    def totals(self, since_s: float | None = None) -> CacheTotals:
+        """What the cache did over all time, or from the day of `since_s` on, at most a month back."""
+        return self.database.read(lambda db: sums(db, since_s))
 
 
 def _matching(db: Connection, key: str, oneshots: bool) -> list[SessionRow]:

@@ -72,20 +72,22 @@ def _run_text(file: StoredFile, model: str, now_s: float) -> str:
 
 
 def cache_stat(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    """What is stored for each model, the budget, and what the cache did over all time."""
+    """What is stored for each model, the budget, and what the cache did in the last seven days and over all time."""
     folders = list_folders(config.paths.cache)
-    totals = all_time_totals(config)
+    week, totals = totals_of(config, since_s=time.time() - 6 * _DAY_S), totals_of(config)
     num_bytes = sum(info.num_bytes for info in folders)
     budget = _disk_budget(config)
     if args.json:
         stored = [_folder_json(info) for info in folders]
         report = {"path": str(config.paths.cache), "bytes": num_bytes, "budget_bytes": budget}
-        yield json.dumps(report | {"models": stored, "all_time": totals_json(totals)}, ensure_ascii=False)
+        done = {"week": totals_json(week), "all_time": totals_json(totals)}
+        yield json.dumps(report | {"models": stored} | done, ensure_ascii=False)
         return
     for info in folders:
         yield _folder_text(info)
     yield f"in total {size_text(num_bytes)} of {size_text(budget)} in {config.paths.cache}"
-    yield from totals_lines(totals)
+    yield from totals_lines("7 days", week)
+    yield from totals_lines("all time", totals)
 
 
 def _folder_json(info: FolderInfo) -> dict[str, Any]:
@@ -118,15 +120,15 @@ def cache_trace(args: argparse.Namespace, config: Config) -> Iterator[str]:
         store.close()
 
 
-def all_time_totals(config: Config) -> CacheTotals:
-    """What the cache did for all answers that were saved; nothing is created."""
+def totals_of(config: Config, *, since_s: float | None = None) -> CacheTotals:
+    """What the cache did for all answers that were saved, or for those of the days since; nothing is created."""
     from kvchat.chat.store import FILE_NAME, Store
 
     if not (config.paths.data / FILE_NAME).exists():
         return CacheTotals()
     store = Store(config.paths.data / FILE_NAME)
     try:
-        return store.totals()
+        return store.totals(since_s)
     finally:
         store.close()
 
@@ -136,13 +138,13 @@ def totals_json(totals: CacheTotals) -> dict[str, Any]:
     return {**totals.counts(), "hit_tokens": totals.hit_tokens, "net_saved_s": totals.net_saved_s}
 
 
-def totals_lines(totals: CacheTotals) -> Iterator[str]:
-    """The totals in two lines."""
+def totals_lines(span: str, totals: CacheTotals) -> Iterator[str]:
+    """The totals of a span of time in two lines."""
     if not totals.asked_tokens:
-        yield "all time: no prompt was computed yet"
+        yield f"{span}: no prompt was computed yet"
         return
     share = percent_text(totals.hit_rate)
-    yield f"all time: asked {totals.asked_tokens} tokens, hit {totals.hit_tokens} ({share}): " + ", ".join(
+    yield f"{span}: asked {totals.asked_tokens} tokens, hit {totals.hit_tokens} ({share}): " + ", ".join(
         f"{tier_text(name)} {count}"
         for name, count in {"live": totals.live_tokens, **totals.tier_tokens}.items()
     )

@@ -103,6 +103,23 @@ def test_a_refused_write_is_tried_again_later(tmp_path, number):
     assert len(warnings) == 1 and os.strerror(number) in warnings[0]
 
 
+@pytest.mark.parametrize("is_at_the_end", [False, True])
+def test_what_was_refused_is_written_once_the_system_works_again_whoever_is_talked_to(
+    tmp_path, is_at_the_end
+):
+    cache = tiny_cache(tmp_path / "kv", open_new=Refusing(1), retry_s=1000.0)
+    for number in (1, 2):
+        store(cache, [number] * 8)
+    assert not stored_files(tmp_path / "kv")
+    cache._disk._resumes_at = 0.0  # the time has passed
+    if not is_at_the_end:
+        store(cache, [3] * 8)
+        store(cache, [3] * 8)
+    assert cache.close()
+    again = disk_cache(tmp_path / "kv")
+    assert [load(again, [number] * 8).end for number in (1, 2, 3)] == [8, 8, 0 if is_at_the_end else 8]
+
+
 def test_what_was_refused_is_not_tried_again_at_once(tmp_path):
     refusing = Refusing(1)
     cache = disk_cache(tmp_path / "kv", open_new=refusing, retry_s=1000.0)

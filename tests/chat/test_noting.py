@@ -50,6 +50,12 @@ def test_what_is_said_again_is_kept_once_and_pastes_and_code_are_not() -> None:
     assert noted("My cat is called Tom.\n```\nmy = 1\n```\n") == ["My cat is called Tom."]
 
 
+def test_what_is_to_be_remembered_is_a_fact_and_takes_no_room_from_an_instruction() -> None:
+    texts = "Always call me Marlow.", "Remember this: the code is 12.", "Don't forget the milk."
+    path = [Exchange(str(at), None, Turn(Role.USER, text)) for at, text in enumerate(texts)]
+    assert [note.is_standing for note in notes(path)] == [True, False, False]
+
+
 def test_where_there_is_no_room_for_all_instructions_go_first_and_then_the_newest() -> None:
     found = [Note("never shout", True), Note("a is 1", False), Note("b is 2", False), Note("be kind", True)]
     assert fitting(found, 1000) == ("never shout", "a is 1", "b is 2", "be kind")

@@ -40,7 +40,7 @@ def served(
 def backend(long_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBackend]:
     """One engine for all servers of a run; what each test says is its own."""
     backend = LocalBackend(tiny_config(long_path, tmp_path_factory.mktemp("served"), chat__save=False))
-    backend.start()
+    backend.info()  # it is loaded from here on
     yield backend
     backend.close()
 

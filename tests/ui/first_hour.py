@@ -54,7 +54,9 @@ CHAT = (
     Task("see what takes room", "claude", ("/context\r",), r"free"),
     Task("see what it cost", "claude", ("/cost\r",), r"answers \d+"),
     Task("send a file", "claude", ("read @notes.md\r",), r"milk and honey"),
-    Task("send a file", "aider", ("/add notes.md\r", "and this\r"), r"milk and honey"),
+    Task(
+        "send a file", "aider", ("/add notes.md\r", "wait for will be sent", "and this\r"), r"milk and honey"
+    ),
     Task(
         "run a command",
         "claude",

@@ -1,97 +1,127 @@
-"""Records the README's picture from the real program: python -m tests.ui.record [FILE.svg].
+"""Records the README's picture and film from the real program: python -m tests.ui.record [FOLDER].
 
-Types a short dialogue with the embedded model behind a pseudo-terminal, and draws what the terminal shows as SVG.
+Behind a pseudo-terminal the embedded model is told of a page, the program is left, and `kvchat -c` goes on: that is recorded as
+`session.cast` (asciicast v2, for `asciinema play`), drawn as `session.svg`, and moves in `film.svg`.
 """
 
+from __future__ import annotations
+
+import json
 import sys
 import tempfile
-from html import escape
-from itertools import groupby
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pyte.screens import Char
-
+from tests.ui.drawing import Row, film, picture
 from tests.ui.terminal import Terminal
 
-PICTURE = Path(__file__).with_name("session.svg")
-DIALOGUE = (
-    "What is the capital of France?",
-    "And of Italy?",
-    "Write a Python function that adds two numbers.",
-    "/context",
-)
-COLUMNS, ROWS = 96, 60
-CELL, LINE, MARGIN = 8.4, 19, 16
-INK, PAPER = "#d8dee9", "#20242c"
-COLOURS = {
-    "black": "#4c566a",
-    "red": "#e06c75",
-    "green": "#98c379",
-    "brown": "#e5c07b",
-    "blue": "#61afef",
-    "magenta": "#c678dd",
-    "cyan": "#56b6c2",
-    "white": INK,
-}
-FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+FOLDER = Path(__file__).parent
+PAGE = Path(__file__).parents[2] / "kvchat" / "docs" / "how-it-works.md"
+BEFORE = f"@{PAGE} What is this page about? One sentence."
+DIALOGUE = ("Write a Python function that adds two numbers.", "/cache why")
+COLUMNS, ROWS = 96, 34
+LONGEST_PAUSE_S, KEY_S = 1.2, 0.05
+FLAGS = ("--max-tokens", "120")
+TITLE = "A session of kvchat in a terminal"
 
 
-def recorded() -> list[list[Char]]:
-    """The rows of the terminal at the dialogue's end, each a list of cells."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ("--temperature", "0", "--max-tokens", "120")
+class Recorder(Terminal):
+    """A terminal that keeps what was written and how it looked, and when."""
+
+    timeout_s = 600.0
+
+    def __init__(self, folder: Path, *argv: str) -> None:
+        self.events: list[tuple[float, bytes]] = []
+        self.frames: list[tuple[float, tuple[Row, ...]]] = []
         size: dict[str, Any] = {"columns": COLUMNS, "rows": ROWS}
-        terminal = Terminal(Path(folder), *flags, module="kvchat", own_models=False, **size).ready()
-        terminal.until(lambda: "ready" in terminal.visible[-1], "the model")
-        for message in DIALOGUE:
-            terminal.enter(message)
-            if message.startswith("/"):
-                terminal.wait_for("free")
-            else:
-                terminal.settle()
+        super().__init__(folder, *argv, module="kvchat", own_models=False, **size)
+
+    def read_some(self, timeout_s: float) -> None:
+        """Show what comes first, and keep it."""
+        before = len(self.raw)
+        super().read_some(timeout_s)
+        now = time.monotonic()
+        self.events.append((now, self.raw[before:]))
+        buffer = self.screen.buffer
+        rows = tuple(tuple(buffer[y][x] for x in range(COLUMNS)) for y in range(ROWS))
+        if not self.frames or self.frames[-1][1] != rows:
+            self.frames.append((now, rows))
+
+    def say(self, text: str) -> None:
+        """Type as a person does, and wait for the end of what comes of it."""
+        for key in text:
+            self.type(key)
+            time.sleep(KEY_S)
+            self.read()
+        self.type("\r")
+        if text.startswith("/"):
+            self.wait_for("reused")
+        else:
+            self.settle()
         for _ in range(20):
-            terminal.read()
-        num_rows = len(terminal.visible)
-        buffer = terminal.screen.buffer
-        rows = [[buffer[y][x] for x in range(COLUMNS)] for y in range(num_rows)]
-        terminal.leave()
-    return rows
+            self.read()
 
 
-def svg(rows: list[list[Char]]) -> str:
-    """The rows as a picture; runs of cells that look alike are one piece of text."""
-    width, height = COLUMNS * CELL + 2 * MARGIN, len(rows) * LINE + 2 * MARGIN
+def recorded(folder: Path) -> Recorder:
+    """A session that is gone on with, from its first row on."""
+    first = Recorder(folder, *FLAGS).ready()
+    first.until(lambda: "ready" in first.visible[-1], "the model")
+    first.enter(BEFORE)
+    if "Enter again" in "\n".join(first.rows):
+        first.type("\r")
+    first.settle()
+    first.leave()
+    second = Recorder(folder, *FLAGS, "-c").ready()
+    second.until(lambda: "ready" in second.visible[-1], "the model")
+    for message in DIALOGUE:
+        second.say(message)
+    return second
+
+
+def without_pauses(times: list[float]) -> list[float]:
+    """Seconds from the first on, where nothing lasts longer than LONGEST_PAUSE_S."""
+    seconds = [0.0]
+    for before, after in pairwise(times):
+        seconds.append(seconds[-1] + min(after - before, LONGEST_PAUSE_S))
+    return seconds
+
+
+def cast(events: list[tuple[float, bytes]]) -> str:
+    """What was written, as asciicast v2: a header, then a line an event."""
+    head = {"version": 2, "width": COLUMNS, "height": ROWS, "title": TITLE, "env": {"TERM": "xterm-256color"}}
+    seconds = without_pauses([at for at, _ in events])
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img"'
-        ' aria-label="A session of kvchat in a terminal">',
-        f'<rect width="100%" height="100%" rx="8" fill="{PAPER}"/>',
-        f'<g font-family="{FONT}" font-size="14" fill="{INK}" xml:space="preserve">',
+        [round(at, 3), "o", data.decode(errors="replace")]
+        for at, (_, data) in zip(seconds, events, strict=True)
     ]
-    for y, row in enumerate(rows):
-        start = 0
-        for look, cells in groupby(row, key=lambda cell: (cell.fg, cell.bold, cell.italics, cell.underscore)):
-            text = "".join(cell.data for cell in cells)
-            if text.strip():
-                lines.append(piece(text, look, MARGIN + start * CELL, MARGIN + (y + 0.75) * LINE))
-            start += len(text)
-    return "\n".join([*lines, "</g>", "</svg>", ""])
+    return "".join(json.dumps(line) + "\n" for line in (head, *lines))
 
 
-def piece(text: str, look: tuple[str, bool, bool, bool], x: float, y: float) -> str:
-    """One run of cells."""
-    colour, bold, italic, underlined = look
-    style = f' fill="{COLOURS[colour]}"' if colour in COLOURS else ""
-    style += ' font-weight="bold"' * bold + ' font-style="italic"' * italic
-    style += ' text-decoration="underline"' * underlined
-    stripped = text.lstrip()
-    x += (len(text) - len(stripped)) * CELL
-    stripped = stripped.rstrip()
-    length = f' textLength="{len(stripped) * CELL:g}"'
-    return f'<text x="{x:g}" y="{y:g}"{length}{style}>{escape(stripped)}</text>'
+def trimmed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Without the empty rows at the end."""
+    last = max(at for at, row in enumerate(rows) if any(cell.data.strip() for cell in row))
+    return rows[: last + 1]
+
+
+def main(folder: Path) -> None:
+    """Record, and write the three files."""
+    with tempfile.TemporaryDirectory() as temporary:
+        terminal = recorded(Path(temporary))
+        num_frames = len(terminal.frames)
+        terminal.leave()
+    del terminal.frames[num_frames:]
+    times = without_pauses([at for at, _ in terminal.frames])
+    frames = [(at, rows) for at, (_, rows) in zip(times, terminal.frames, strict=True)]
+    for name, text in (
+        ("session.cast", cast(terminal.events)),
+        ("session.svg", picture(trimmed(frames[-1][1]), TITLE)),
+        ("film.svg", film(frames, TITLE)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+        print(folder / name, len(text.encode()))
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
-    path.write_text(svg(recorded()), encoding="utf-8")
-    print(path)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

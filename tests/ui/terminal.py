@@ -20,8 +20,10 @@ DRAWING_S = 0.5
 class Terminal:
     """kvchat in a terminal of a given size, with the scripted backend unless another `module` is run.
 
-    All its folders are its own; without `own_models` the user's models are used.
+    Whatever is waited for comes within `timeout_s`. All its folders are its own; without `own_models` the user's models are used.
     """
+
+    timeout_s = TIMEOUT_S
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Terminal:
         self._stream.feed(data)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + self.timeout_s
         while not condition():
             self.read()
             assert time.monotonic() < deadline, f"never came: {what}\n" + "\n".join(self.rows)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,17 @@ def test_a_first_hour_in_the_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert terminal.end() == 0
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What the program makes of signals is undone."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_a_first_hour_in_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
