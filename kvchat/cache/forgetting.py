@@ -90,7 +90,9 @@ class Forgetting:
         """The file that goes next, of those that can; `runs` are all, as they are when the first one has to go."""
         if self._policy is None:
             self._policy = self._made()
-            for each in sorted(runs(), key=lambda run: run.used_ns):
+            # By worth only leaves stand in the order; what they continue is taken in once they are gone.
+            first = (run for run in runs() if self._worth is None or not run.num_children)
+            for each in sorted(first, key=lambda run: run.used_ns):
                 self._policy.added(each)
         run: StoredRun | None = self._policy.victim(can_go)
         return run

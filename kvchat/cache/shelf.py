@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, is_old_name
-from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file, turn_of
+from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file, turn_of, uncollected
 from kvchat.cache.forgetting import Forgetting
 from kvchat.cache.ownership import check_folder
 from kvchat.cache.run import StoredRun
@@ -196,6 +196,7 @@ class Shelf:
     def _all(self) -> Iterator[StoredRun]:
         return (run for files in self._folders.values() for run in files.values())
 
+    @uncollected()
     def _list(self, folder: Path, entries: Iterable[os.DirEntry[str]], *, is_locked: bool = False) -> None:
         """Bring what is known of a folder up to date; with the lock, delete what is of no use there."""
         known = self._folders.get(folder, {})

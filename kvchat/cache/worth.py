@@ -126,21 +126,29 @@ class Worth(Policy):
         self._tails[held.tip] = run
 
     def used(self, run: Any) -> None:
-        held = self._held[run]
+        held = self._held.get(run)
+        if held is None:  # it is told of once nothing continues it
+            return
         held.stamp, held.tip = self._told(run)
         held.key = None
         self._queue(held)
 
     def removed(self, run: Any) -> None:
-        held = self._held.pop(run)
+        held = self._held.pop(run, None)
+        if held is None:
+            return
         if self._tails.get(held.tip) is run:
             del self._tails[held.tip]
-        if parent := self._held.get(run.parent):
-            # Whoever used a run used what it continues, be it told or not.
-            parent.tip, parent.stamp = max(parent.tip, held.tip, key=_used_s), max(parent.stamp, held.stamp)
-            parent.key = None
-            self._tails.setdefault(parent.tip, run.parent)
-            self._queue(parent)
+        if run.parent is None:
+            return
+        if run.parent not in self._held:
+            self.added(run.parent)
+        parent = self._held[run.parent]
+        # Whoever used a run used what it continues, be it told or not.
+        parent.tip, parent.stamp = max(parent.tip, held.tip, key=_used_s), max(parent.stamp, held.stamp)
+        parent.key = None
+        self._tails.setdefault(parent.tip, run.parent)
+        self._queue(parent)
 
     def victim(self, can_go: Callable[[Any], bool]) -> Any | None:
         self._rank_heads()
