@@ -11,7 +11,7 @@ from kvchat.backends import base
 from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn
 from kvchat.backends.remote.chunks import Chunk, Counts
 from kvchat.backends.remote.dialects import Dialect
-from kvchat.backends.remote.ledger import Asked, Ledger, Sent
+from kvchat.backends.remote.ledger import UNSAID, Asked, Ledger, Sent, server_report
 from kvchat.backends.remote.reading import IdsReading, TextReading
 from kvchat.backends.remote.refusals import BrokenError, is_too_long
 from kvchat.backends.remote.tokens import Prompt, Tokens
@@ -80,6 +80,12 @@ class Answering:
     def rest(self) -> Iterator[Event]:
         """What was held back at the end."""
         yield from self.reading.finish()
+        differs = self._differs
+        if differs is not None:
+            yield base.Notice(
+                f"{self.setting.where} computed other tokens than it was sent, from token {differs} on;"
+                ' send = "text" in its settings lets it make its own'
+            )
 
     def answer(self, *, is_cancelled: bool) -> Answer:
         """What came of it; of a cancelled one as far as it is."""
@@ -105,6 +111,15 @@ class Answering:
         )
         self._keep(answer, asked, cached)
         return answer
+
+    @property
+    def _differs(self) -> int | None:
+        """The first token that the server computed otherwise than it was sent; None where all are alike, or it says none."""
+        if self.prompt is None or not self.server_prompt or self.server_prompt == self.prompt.ids:
+            return None
+        pairs = zip(self.prompt.ids, self.server_prompt, strict=False)
+        shorter = min(len(self.prompt.ids), len(self.server_prompt))
+        return next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), shorter)
 
     def _read(self, data: str) -> Chunk:
         where = self.setting.where
@@ -158,6 +173,8 @@ class Answering:
     def _report(self, asked: Asked, cached: int | None) -> base.CacheReport:
         tokens = self.setting.tokens
         decode = tokens.tokenizer.decode if tokens else None
+        if cached is None and self.finish is None:
+            return server_report(0, UNSAID, is_reported=False)
         return self.setting.ledger.report(asked, cached, self.retokenised, decode)
 
     @property

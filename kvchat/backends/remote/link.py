@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
@@ -18,7 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from kvchat.backends.remote.events import EndlessError, EventReader
 from kvchat.backends.remote.refusals import BrokenError, Reply, no_endpoint, refusal, unreachable
-from kvchat.errors import EngineDiedError, KvchatError, UsageError, reason_of
+from kvchat.backends.remote.route import check_clear, proxy_for, trusted
+from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.remotes import KEY_PLACE, RemoteConfig, Target, api_key
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Link:
         self._client: httpx2.AsyncClient | None = None
         self._has_key = False
         self._key = ""
+        self._proxy: str | None = None
         self._is_kept = False  # whether a connection of an earlier request may be open
         self._thread = threading.Thread(target=self._run, name="kvchat-remote", daemon=True)
         self._lock = threading.Lock()
@@ -117,7 +118,7 @@ class Link:
             finally:
                 await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise unreachable(error, self.target) from None
+            raise unreachable(error, self.target, self._proxy) from None
         except EndlessError as error:
             raise KvchatError(
                 f"{self.target.where} was cut off: {error}", "see what the server does"
@@ -142,7 +143,7 @@ class Link:
                 raise await self._refused(response)
             await self._hand_on(streaming, response)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
-            failed = unreachable(error, self.target)
+            failed = unreachable(error, self.target, self._proxy)
             if response is not None:
                 failed = BrokenError(
                     f"the stream of {self.target.where} broke off", "/continue goes on, or ask again"
@@ -190,7 +191,9 @@ class Link:
     async def _refused(self, response: httpx2.Response) -> KvchatError:
         text = self._without_key(await _text_of(response, _MAX_ERROR_BYTES, is_cut=True))
         headers = {name.lower(): self._without_key(value) for name, value in response.headers.items()}
-        return refusal(Reply(response.status_code, headers, text), self.target, has_key=self._has_key)
+        return refusal(
+            Reply(response.status_code, headers, text), self.target, has_key=self._has_key, proxy=self._proxy
+        )
 
     def _without_key(self, text: str) -> str:
         """What a server says, should it repeat the key."""
@@ -202,12 +205,16 @@ class Link:
             import httpx2
 
             remote, headers = self.target.remote, await self._headers()
+            trust, proxy = trusted(remote.ca), self._proxy
             self._client = httpx2.AsyncClient(
                 headers=headers,
                 timeout=httpx2.Timeout(remote.timeout, connect=min(CONNECT_TIMEOUT_S, remote.timeout)),
                 follow_redirects=False,
-                verify=_trusted_by(remote.ca) if remote.ca else True,
-                proxy=remote.proxy,
+                verify=trust,
+                proxy=httpx2.Proxy(proxy, ssl_context=trust if proxy.startswith("https") else None)
+                if proxy
+                else None,
+                trust_env=False,  # what the environment says of proxies and certificates is in `route`
             )
         return self._client
 
@@ -215,6 +222,8 @@ class Link:
         remote, target = self.target.remote, self.target
         key = await asyncio.to_thread(api_key, target) if remote.api_key_env or remote.api_key_cmd else None
         self._key, self._has_key = key or "", bool(key)
+        self._proxy = proxy_for(remote)
+        check_clear(remote, self._proxy, has_key=self._has_key)
         headers = {name: value.replace(KEY_PLACE, self._key) for name, value in remote.headers.items()}
         if key and not any(KEY_PLACE in value for value in remote.headers.values()):
             headers |= {"x-api-key": key} if speaks_anthropic(remote) else {"Authorization": f"Bearer {key}"}
@@ -274,13 +283,6 @@ def speaks_anthropic(remote: RemoteConfig) -> bool:
 def encoded(body: object) -> bytes:
     """A body as bytes: the same value gives the same bytes, always."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _trusted_by(path: Any) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"can't use ca {path}: {reason_of(error)}", "give a PEM file") from None
 
 
 async def _text_of(response: httpx2.Response, most: int, *, is_cut: bool = False) -> str:
