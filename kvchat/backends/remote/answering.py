@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kvchat.backends import base
 from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn
@@ -14,20 +15,23 @@ from kvchat.backends.remote.dialects import Dialect
 from kvchat.backends.remote.ledger import UNSAID, Asked, Ledger, Sent, server_report
 from kvchat.backends.remote.reading import IdsReading, TextReading
 from kvchat.backends.remote.refusals import BrokenError, is_too_long
-from kvchat.backends.remote.tokens import Prompt, Tokens
 from kvchat.errors import ContextOverflowError, KvchatError
+
+if TYPE_CHECKING:
+    from kvchat.backends.remote.tokens import Prompt, Tokens
 
 _DONE = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an answer is made with: the remote's name for errors, its form, tokenizer and ledger."""
+    """What an answer is made with: the remote's name for errors, its form, tokenizer and ledger, and what hides its key."""
 
     where: str
     dialect: Dialect
     ledger: Ledger
     tokens: Tokens | None = None
+    without_key: Callable[[str], str] = str
 
 
 class Answering:
@@ -87,8 +91,8 @@ class Answering:
                 ' send = "text" in its settings lets it make its own'
             )
 
-    def answer(self, *, is_cancelled: bool) -> Answer:
-        """What came of it; of a cancelled one as far as it is."""
+    def answer(self, cut: FinishReason | None = None) -> Answer:
+        """What came of it; of one that was `cut` off as far as it is."""
         reading, counts = self.reading, self.counts
         completion = reading.completion
         prompt_ids = self.prompt.ids if self.prompt else ()
@@ -102,7 +106,7 @@ class Answering:
             prompt=prompt_ids,
             completion=completion,
             tokenizer=self.setting.tokens.id if self.setting.tokens and completion else "",
-            finish_reason=FinishReason.CANCELLED if is_cancelled else FinishReason(self.finish or "stop"),
+            finish_reason=cut or FinishReason(self.finish or "stop"),
             usage=base.Usage(num_prompt, num_completion, cached or 0),
             timings=self._timings(num_prompt, num_completion, cached or 0),
             cache=self._report(asked, cached),
@@ -131,11 +135,10 @@ class Answering:
             raise BrokenError(f"{where} sent something that is no event", _GO_ON)
         chunk = self.setting.dialect.read(event)
         if chunk.error is not None:
-            if is_too_long(chunk.error) and not self.has_begun:
-                raise ContextOverflowError(
-                    f"{where} can't take so much: {chunk.error}", "start anew with /clear"
-                )
-            raise BrokenError(f"{where} failed: {chunk.error}", _GO_ON)
+            said = self.setting.without_key(chunk.error)
+            if is_too_long(said) and not self.has_begun:
+                raise ContextOverflowError(f"{where} can't take so much: {said}", "start anew with /clear")
+            raise BrokenError(f"{where} failed: {said}", _GO_ON)
         return chunk
 
     def _note(self, chunk: Chunk) -> None:

@@ -78,6 +78,10 @@ class Link:
                 self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CLOSE_S)
 
+    def without_key(self, text: str) -> str:
+        """What a server says, should it repeat the key."""
+        return text.replace(self._key, "(the key)") if self._key else text
+
     # In the loop's thread
 
     def _run(self) -> None:
@@ -126,7 +130,9 @@ class Link:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise no_endpoint(response.headers.get("content-type", ""), self.target) from None
+            raise no_endpoint(
+                self.without_key(response.headers.get("content-type", "")), self.target
+            ) from None
 
     async def _pump(
         self, streaming: Streaming, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
@@ -180,7 +186,7 @@ class Link:
             streaming.put(await _text_of(response, _MAX_REPLY_BYTES))
             return
         if kind not in ("text/event-stream", "", "text/plain", "application/octet-stream"):
-            raise no_endpoint(kind, self.target)
+            raise no_endpoint(self.without_key(kind), self.target)
         reader = EventReader()
         async for data in response.aiter_bytes():
             for event in reader.feed(data):
@@ -189,15 +195,11 @@ class Link:
             streaming.put(event)
 
     async def _refused(self, response: httpx2.Response) -> KvchatError:
-        text = self._without_key(await _text_of(response, _MAX_ERROR_BYTES, is_cut=True))
-        headers = {name.lower(): self._without_key(value) for name, value in response.headers.items()}
+        text = self.without_key(await _text_of(response, _MAX_ERROR_BYTES, is_cut=True))
+        headers = {name.lower(): self.without_key(value) for name, value in response.headers.items()}
         return refusal(
             Reply(response.status_code, headers, text), self.target, has_key=self._has_key, proxy=self._proxy
         )
-
-    def _without_key(self, text: str) -> str:
-        """What a server says, should it repeat the key."""
-        return text.replace(self._key, "(the key)") if self._key else text
 
     async def _ready(self) -> httpx2.AsyncClient:
         """The client, made when it is needed first: what it takes to load is not on the way to the first key."""
