@@ -73,6 +73,17 @@ def host_of(url: str) -> str:
     return f"{host}:{parts.port}" if parts.port else host
 
 
+def is_plain_http(url: str) -> bool:
+    """Whether what is sent to a URL can be read on its way."""
+    return urlsplit(url).scheme.lower() == "http"
+
+
+def without_password(url: str) -> str:
+    """A proxy's URL as it may be shown."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://(hidden)@{host_of(url)}" if parts.username or parts.password else url
+
+
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port: equal ones are the same server, to which alone its key is sent."""
     parts = urlsplit(url)

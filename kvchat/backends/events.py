@@ -18,6 +18,12 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     REPETITION = "repetition"
     CANCELLED = "cancelled"
+    BROKEN = "broken"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was cut off: by the user, or because the way to its server broke."""
+        return self in (FinishReason.CANCELLED, FinishReason.BROKEN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from kvchat.backends.base import (
     Answer,
     Done,
     Event,
-    FinishReason,
     Notice,
     Prefilling,
     Text,
@@ -220,7 +219,7 @@ class MakingRoom(Measuring):
         except ContextOverflowError:
             return Shorter(self._only_noted(older), flaw="had no room")
         assert summary.answer is not None
-        if summary.answer.finish_reason is FinishReason.CANCELLED:
+        if summary.answer.finish_reason.is_cut:
             raise StoppedError
         if what := flaw(summary.answer):
             return Shorter(self._only_noted(older), flaw=what)

@@ -192,7 +192,7 @@ class Shortening(Answering):
     def _compacted(self, older: Sequence[Exchange]) -> Events:
         summary = yield from self._summarised(older)
         answer = summary.answer
-        if answer is None or answer.finish_reason is FinishReason.CANCELLED:
+        if answer is None or answer.finish_reason.is_cut:
             return
         if not answer.text.strip():
             raise KvchatError("the model gave no summary", "try again, or drop the oldest messages")

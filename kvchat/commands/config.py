@@ -14,6 +14,7 @@ from typing import Any
 from kvchat.commands.flags import FLAG_NAMES, FLAGS
 from kvchat.config import SECTIONS, Config, config_file, editor, load_config, origins, variable_name
 from kvchat.errors import UsageError
+from kvchat.remotes import without_password
 from kvchat.setting import ByteSize
 from kvchat.settings_file import REMOTE
 
@@ -99,6 +100,7 @@ def _of_remotes(config: Config) -> dict[str, object]:
             value = getattr(remote, item.name)
             if value != item.default and value:
                 is_plain = item.name not in _HIDDEN
+                value = without_password(value) if item.name == "proxy" else value
                 shown = value if is_plain else list(value) if item.name == "headers" else "(hidden)"
                 rows[f"{REMOTE}.{name}.{item.name}"] = str(shown) if isinstance(shown, Path) else shown
     return rows

@@ -28,6 +28,8 @@ def ending(session: Session, answer: Answer, context: int) -> Ending:
         return Ending("stopped before it began", "your message is back in the input")
     if reason is FinishReason.CANCELLED:
         return Ending("stopped by you", _GOES_ON)
+    if reason is FinishReason.BROKEN:
+        return Ending()  # what broke it was said as it broke
     if reason is FinishReason.REPETITION:
         return Ending("stopped: it kept repeating itself", f"{_GOES_ON}, /set repeat_stop off lets it run")
     if reason is FinishReason.LENGTH and context and answer.usage.total_tokens >= context:

@@ -25,7 +25,9 @@ def model_lines(info: ModelInfo) -> list[str]:
     size = info.num_parameters
     count = f"{size / 1e9:.1f} billion" if size >= 1e9 else f"{size / 1e6:.0f} million"
     weights = info.dtype if info.weights == "native" else info.weights
-    facts = [f"{count} parameters", f"weights in {weights}", f"context {info.context} tokens", info.device]
+    own = [f"{count} parameters", f"weights in {weights}"] if size else []  # a server doesn't say
+    context = [f"context {info.context} tokens"] if info.context else []
+    facts = [*own, *context, info.device]
     line = f"{Path(info.name).name} answers: {', '.join(facts)}"
     return [line, *([_BETTER] if info.name == DEFAULT_MODEL else [])]
 

@@ -23,7 +23,7 @@ from kvchat.backends.base import (
     Text,
 )
 from kvchat.chat.session import Session
-from kvchat.errors import EXIT_INTERRUPTED
+from kvchat.errors import EXIT_INTERRUPTED, KvchatError
 from kvchat.ui.answer_json import answer_json
 from kvchat.ui.answer_printer import AnswerPrinter, MarkdownPrinter
 from kvchat.ui.cache_watch import CacheWatch
@@ -74,8 +74,9 @@ class OneShot:
                     self.session.prepare()
                 answer = self._ask(message)
                 self._watch.look()
-                if answer.finish_reason is FinishReason.CANCELLED:
-                    return EXIT_INTERRUPTED
+                if answer.finish_reason.is_cut:
+                    is_ours = answer.finish_reason is FinishReason.CANCELLED
+                    return EXIT_INTERRUPTED if is_ours else KvchatError.exit_code
         return 0
 
     def _ask(self, message: str) -> Answer:

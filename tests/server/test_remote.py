@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kvchat.backends.base import Options, Role, Text, Turn
+from kvchat.backends.base import Done, Notice, Options, Role, Text, Turn
 from kvchat.backends.remote.backend import RemoteBackend
 from kvchat.cli import main
 from kvchat.config import Config
 from kvchat.errors import ContextOverflowError
 from kvchat.remotes import RemoteConfig, Target
-from tests.backends.remote.station import go_on, last_of, make_every_move, session_over, stop
+from tests.backends.remote.station import go_on, make_every_move, session_over, stop
 from tests.server.client import Client
 
 GREEDY = Options(temperature=0.0, max_tokens=6)
@@ -63,15 +63,25 @@ def test_a_stopped_answer_goes_on_where_it_stopped(
         go_on(session, stopped)
 
 
-def test_with_ids_every_id_stays_what_it_was(connect: Callable[[str], RemoteBackend], config: Config) -> None:
+def test_with_ids_every_id_stays_what_it_was_and_the_server_computes_these_very_ids(
+    connect: Callable[[str], RemoteBackend], config: Config, client: Client
+) -> None:
+    prompts: list[list[int]] = []
     with session_over(connect("ids"), config, GREEDY) as session:
         session.options = replace(GREEDY, temperature=3.0, max_tokens=9, seed=1)
         said: list[int] = []
         for number in range(1, 5):
-            answer = last_of(session.send(f"  What of train {number}?\n"))
+            *events, done = session.send(f"  What of train {number}?\n")
+            assert not any(isinstance(event, Notice) for event in events)  # it would say that ids differ
+            assert isinstance(done, Done)
+            answer = done.answer
             assert list(answer.prompt)[: len(said)] == said
             assert answer.usage.cached_tokens >= len(said)
             said = [*answer.prompt, *answer.completion]
+            prompts.append(list(answer.prompt))
+    for ids in prompts:
+        again = {"model": "default", "prompt": ids, "max_tokens": 1, "return_token_ids": True}
+        assert client.post("/v1/completions", again).json["choices"][0]["prompt_token_ids"] == ids
 
 
 @pytest.mark.parametrize("way", WAYS)

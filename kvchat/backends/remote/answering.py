@@ -6,28 +6,32 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kvchat.backends import base
 from kvchat.backends.base import Answer, Event, FinishReason, Options, Phase, Role, Status, Turn
 from kvchat.backends.remote.chunks import Chunk, Counts
 from kvchat.backends.remote.dialects import Dialect
-from kvchat.backends.remote.ledger import Asked, Ledger, Sent
+from kvchat.backends.remote.ledger import UNSAID, Asked, Ledger, Sent, server_report
 from kvchat.backends.remote.reading import IdsReading, TextReading
 from kvchat.backends.remote.refusals import BrokenError, is_too_long
-from kvchat.backends.remote.tokens import Prompt, Tokens
 from kvchat.errors import ContextOverflowError, KvchatError
+
+if TYPE_CHECKING:
+    from kvchat.backends.remote.tokens import Prompt, Tokens
 
 _DONE = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an answer is made with: the remote's name for errors, its form, tokenizer and ledger."""
+    """What an answer is made with: the remote's name for errors, its form, tokenizer and ledger, and what hides its key."""
 
     where: str
     dialect: Dialect
     ledger: Ledger
     tokens: Tokens | None = None
+    without_key: Callable[[str], str] = str
 
 
 class Answering:
@@ -80,9 +84,15 @@ class Answering:
     def rest(self) -> Iterator[Event]:
         """What was held back at the end."""
         yield from self.reading.finish()
+        differs = self._differs
+        if differs is not None:
+            yield base.Notice(
+                f"{self.setting.where} computed other tokens than it was sent, from token {differs} on;"
+                ' send = "text" in its settings lets it make its own'
+            )
 
-    def answer(self, *, is_cancelled: bool) -> Answer:
-        """What came of it; of a cancelled one as far as it is."""
+    def answer(self, cut: FinishReason | None = None) -> Answer:
+        """What came of it; of one that was `cut` off as far as it is."""
         reading, counts = self.reading, self.counts
         completion = reading.completion
         prompt_ids = self.prompt.ids if self.prompt else ()
@@ -96,7 +106,7 @@ class Answering:
             prompt=prompt_ids,
             completion=completion,
             tokenizer=self.setting.tokens.id if self.setting.tokens and completion else "",
-            finish_reason=FinishReason.CANCELLED if is_cancelled else FinishReason(self.finish or "stop"),
+            finish_reason=cut or FinishReason(self.finish or "stop"),
             usage=base.Usage(num_prompt, num_completion, cached or 0),
             timings=self._timings(num_prompt, num_completion, cached or 0),
             cache=self._report(asked, cached),
@@ -105,6 +115,15 @@ class Answering:
         )
         self._keep(answer, asked, cached)
         return answer
+
+    @property
+    def _differs(self) -> int | None:
+        """The first token that the server computed otherwise than it was sent; None where all are alike, or it says none."""
+        if self.prompt is None or not self.server_prompt or self.server_prompt == self.prompt.ids:
+            return None
+        pairs = zip(self.prompt.ids, self.server_prompt, strict=False)
+        shorter = min(len(self.prompt.ids), len(self.server_prompt))
+        return next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), shorter)
 
     def _read(self, data: str) -> Chunk:
         where = self.setting.where
@@ -116,11 +135,10 @@ class Answering:
             raise BrokenError(f"{where} sent something that is no event", _GO_ON)
         chunk = self.setting.dialect.read(event)
         if chunk.error is not None:
-            if is_too_long(chunk.error) and not self.has_begun:
-                raise ContextOverflowError(
-                    f"{where} can't take so much: {chunk.error}", "start anew with /clear"
-                )
-            raise BrokenError(f"{where} failed: {chunk.error}", _GO_ON)
+            said = self.setting.without_key(chunk.error)
+            if is_too_long(said) and not self.has_begun:
+                raise ContextOverflowError(f"{where} can't take so much: {said}", "start anew with /clear")
+            raise BrokenError(f"{where} failed: {said}", _GO_ON)
         return chunk
 
     def _note(self, chunk: Chunk) -> None:
@@ -158,6 +176,8 @@ class Answering:
     def _report(self, asked: Asked, cached: int | None) -> base.CacheReport:
         tokens = self.setting.tokens
         decode = tokens.tokenizer.decode if tokens else None
+        if cached is None and self.finish is None:
+            return server_report(0, UNSAID, is_reported=False)
         return self.setting.ledger.report(asked, cached, self.retokenised, decode)
 
     @property

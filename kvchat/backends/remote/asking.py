@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import xxhash
 
 from kvchat.backends import base
-from kvchat.backends.base import Event, Options, Phase, Role, Status, Turn, time_of
+from kvchat.backends.base import Event, FinishReason, Options, Phase, Role, Status, Turn, time_of
 from kvchat.backends.remote.answering import Answering, Setting, check_room, kept
 from kvchat.backends.remote.connecting import Connected
 from kvchat.backends.remote.dialects import dialect_for
@@ -60,10 +60,11 @@ class Asking:
         if failed is not None:
             yield kept(failed)
         is_cut = failed is not None or answering.finish is None
-        is_nothing = is_cut and not answering.has_begun
-        yield base.Done(
-            base.Answer.cut_short(base.NEVER_BEGUN) if is_nothing else answering.answer(is_cancelled=is_cut)
-        )
+        if is_cut and not answering.has_begun:
+            yield base.Done(base.Answer.cut_short(base.NEVER_BEGUN))
+            return
+        cut = FinishReason.CANCELLED if self._cancelled.is_set() else FinishReason.BROKEN
+        yield base.Done(answering.answer(cut if is_cut else None))
 
     def _put(self, turns: tuple[Turn, ...], options: Options) -> tuple[Question, Answering]:
         """The question in the server's form, as ids where it takes them. Raises KvchatError."""
@@ -82,7 +83,7 @@ class Asking:
             wants_ids=prompt is None and tokens is not None,
         )
         dialect = dialect_for(server, sends_ids=prompt is not None)
-        setting = Setting(server.target.where, dialect, connected.ledger, tokens)
+        setting = Setting(server.target.where, dialect, connected.ledger, tokens, self._link.without_key)
         return question, Answering(setting, turns, options, prompt)
 
     def _asked(self, question: Question, answering: Answering) -> Iterator[Event]:

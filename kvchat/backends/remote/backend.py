@@ -111,7 +111,7 @@ class RemoteBackend:
             asking.cancel()
 
     def count(self, text: str) -> int:
-        from kvchat.backends.remote.tokens import server_ids
+        from kvchat.backends.remote.server import server_ids
 
         connecting, link = self._connection()
         found = connecting.result()

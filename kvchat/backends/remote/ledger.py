@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 
 from kvchat.backends.base import CacheReport, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheTotals, CacheView
@@ -18,9 +19,11 @@ TIER = "server"
 NOT_REPORTED = "not reported"
 """The reason where a server says nothing of its cache."""
 BLOCK_TOKENS = 16
-"""vLLM's block; a server that keeps whole blocks lacks the rest of the last one."""
-SLACK_TOKENS = BLOCK_TOKENS + 1
-"""So many of the tokens that it was sent a server may lack and have evicted nothing: the last of all is never stored."""
+"""vLLM's block on a GPU; a server that keeps whole blocks lacks the rest of the last one."""
+LONGEST_BLOCK_TOKENS = 256
+"""What one report alone can tell of a block's length; several tell more."""
+UNSAID = "the answer ended before the server said what it had cached"
+"""The reason where a server reports with the end of an answer, which did not come."""
 
 _KEPT = 32
 _CONTEXT_TOKENS = 8
@@ -60,6 +63,7 @@ class Ledger:
         self._sent: deque[Sent] = deque(maxlen=_KEPT)
         self._tokens_a_character = _TOKENS_A_CHARACTER
         self._reports = False
+        self._counts: set[int] = set()  # of cached tokens, as reported; 0 says nothing
 
     def report(
         self, asked: Asked, cached: int | None, retokenised: int, decode: Decode | None
@@ -69,6 +73,7 @@ class Ledger:
             remedy = f"; {self._remedy}" if self._remedy else ""
             return server_report(0, f"{NOT_REPORTED} by the server{remedy}", is_reported=False)
         self._reports = True
+        self._counts |= {cached} if cached and len(self._counts) < _KEPT else set()
         last, held = self._nearest(asked)
         reason = self._reason(asked, cached, last, held, retokenised)
         was, now = _difference(asked, last, decode)
@@ -92,6 +97,14 @@ class Ledger:
             saved_s=(cached or 0) * self.prefill_s_per_token,
         )
         self.totals = self.totals + self.turn
+
+    @property
+    def block(self) -> int:
+        """Tokens that the server stores as one, by its reports: what they all are multiples of, vLLM's on a CPU of 128."""
+        divisor = gcd(*self._counts)
+        if len(self._counts) < 2:
+            divisor = min(divisor & -divisor, LONGEST_BLOCK_TOKENS)
+        return max(divisor, BLOCK_TOKENS)
 
     def held_before(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """The ids of the prompt and answer that these turns go on from; none where they are not known."""
@@ -151,7 +164,7 @@ class Ledger:
             return "all of it was held, but for what is always computed"
         if last is None:
             return "first use" if not cached else "new text"
-        if cached + SLACK_TOKENS < held:
+        if cached + self.block + 1 < held:  # the last token of all is never stored
             return f"evicted, or another replica answered: {held} tokens were sent before"
         if _system_of(asked.turns) != _system_of(last.turns):
             return "edited system prompt"

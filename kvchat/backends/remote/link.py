@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
@@ -18,7 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from kvchat.backends.remote.events import EndlessError, EventReader
 from kvchat.backends.remote.refusals import BrokenError, Reply, no_endpoint, refusal, unreachable
-from kvchat.errors import EngineDiedError, KvchatError, UsageError, reason_of
+from kvchat.backends.remote.route import check_clear, proxy_for, trusted
+from kvchat.errors import EngineDiedError, KvchatError
 from kvchat.remotes import KEY_PLACE, RemoteConfig, Target, api_key
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Link:
         self._client: httpx2.AsyncClient | None = None
         self._has_key = False
         self._key = ""
+        self._proxy: str | None = None
         self._is_kept = False  # whether a connection of an earlier request may be open
         self._thread = threading.Thread(target=self._run, name="kvchat-remote", daemon=True)
         self._lock = threading.Lock()
@@ -76,6 +77,10 @@ class Link:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CLOSE_S)
+
+    def without_key(self, text: str) -> str:
+        """What a server says, should it repeat the key."""
+        return text.replace(self._key, "(the key)") if self._key else text
 
     # In the loop's thread
 
@@ -117,7 +122,7 @@ class Link:
             finally:
                 await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise unreachable(error, self.target) from None
+            raise unreachable(error, self.target, self._proxy) from None
         except EndlessError as error:
             raise KvchatError(
                 f"{self.target.where} was cut off: {error}", "see what the server does"
@@ -125,7 +130,9 @@ class Link:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise no_endpoint(response.headers.get("content-type", ""), self.target) from None
+            raise no_endpoint(
+                self.without_key(response.headers.get("content-type", "")), self.target
+            ) from None
 
     async def _pump(
         self, streaming: Streaming, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
@@ -142,7 +149,7 @@ class Link:
                 raise await self._refused(response)
             await self._hand_on(streaming, response)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
-            failed = unreachable(error, self.target)
+            failed = unreachable(error, self.target, self._proxy)
             if response is not None:
                 failed = BrokenError(
                     f"the stream of {self.target.where} broke off", "/continue goes on, or ask again"
@@ -179,7 +186,7 @@ class Link:
             streaming.put(await _text_of(response, _MAX_REPLY_BYTES))
             return
         if kind not in ("text/event-stream", "", "text/plain", "application/octet-stream"):
-            raise no_endpoint(kind, self.target)
+            raise no_endpoint(self.without_key(kind), self.target)
         reader = EventReader()
         async for data in response.aiter_bytes():
             for event in reader.feed(data):
@@ -188,13 +195,11 @@ class Link:
             streaming.put(event)
 
     async def _refused(self, response: httpx2.Response) -> KvchatError:
-        text = self._without_key(await _text_of(response, _MAX_ERROR_BYTES, is_cut=True))
-        headers = {name.lower(): self._without_key(value) for name, value in response.headers.items()}
-        return refusal(Reply(response.status_code, headers, text), self.target, has_key=self._has_key)
-
-    def _without_key(self, text: str) -> str:
-        """What a server says, should it repeat the key."""
-        return text.replace(self._key, "(the key)") if self._key else text
+        text = self.without_key(await _text_of(response, _MAX_ERROR_BYTES, is_cut=True))
+        headers = {name.lower(): self.without_key(value) for name, value in response.headers.items()}
+        return refusal(
+            Reply(response.status_code, headers, text), self.target, has_key=self._has_key, proxy=self._proxy
+        )
 
     async def _ready(self) -> httpx2.AsyncClient:
         """The client, made when it is needed first: what it takes to load is not on the way to the first key."""
@@ -202,12 +207,16 @@ class Link:
             import httpx2
 
             remote, headers = self.target.remote, await self._headers()
+            trust, proxy = trusted(remote.ca), self._proxy
             self._client = httpx2.AsyncClient(
                 headers=headers,
                 timeout=httpx2.Timeout(remote.timeout, connect=min(CONNECT_TIMEOUT_S, remote.timeout)),
                 follow_redirects=False,
-                verify=_trusted_by(remote.ca) if remote.ca else True,
-                proxy=remote.proxy,
+                verify=trust,
+                proxy=httpx2.Proxy(proxy, ssl_context=trust if proxy.startswith("https") else None)
+                if proxy
+                else None,
+                trust_env=False,  # what the environment says of proxies and certificates is in `route`
             )
         return self._client
 
@@ -215,6 +224,8 @@ class Link:
         remote, target = self.target.remote, self.target
         key = await asyncio.to_thread(api_key, target) if remote.api_key_env or remote.api_key_cmd else None
         self._key, self._has_key = key or "", bool(key)
+        self._proxy = proxy_for(remote)
+        check_clear(remote, self._proxy, has_key=self._has_key)
         headers = {name: value.replace(KEY_PLACE, self._key) for name, value in remote.headers.items()}
         if key and not any(KEY_PLACE in value for value in remote.headers.values()):
             headers |= {"x-api-key": key} if speaks_anthropic(remote) else {"Authorization": f"Bearer {key}"}
@@ -274,13 +285,6 @@ def speaks_anthropic(remote: RemoteConfig) -> bool:
 def encoded(body: object) -> bytes:
     """A body as bytes: the same value gives the same bytes, always."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _trusted_by(path: Any) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"can't use ca {path}: {reason_of(error)}", "give a PEM file") from None
 
 
 async def _text_of(response: httpx2.Response, most: int, *, is_cut: bool = False) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kvchat.backends import base
 from kvchat.backends.base import Event
 from kvchat.backends.remote.chunks import Chunk
-from kvchat.backends.remote.tokens import Prompt, Tokens
 from kvchat.backends.text import Passage, ReasoningSplitter, StopScanner
 from kvchat.models.text.reasoning import REASONING_MARKS, ReasoningMarks
+
+if TYPE_CHECKING:
+    from kvchat.backends.remote.tokens import Prompt, Tokens
 
 _PLAIN_FIRST = sorted(REASONING_MARKS, key=lambda marks: bool(marks.lead or marks.tail))
 _THINK = next(marks for marks in _PLAIN_FIRST if marks.start == "<think>")

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from time import time
 
 from kvchat.errors import ContextOverflowError, KvchatError, ModelUnavailableError, UsageError, one_line
-from kvchat.remotes import Target, host_of
+from kvchat.remotes import Target, host_of, is_plain_http
 
 _TOO_LONG = (
     "context_length",
@@ -21,6 +21,7 @@ _TOO_LONG = (
     "too long",
     "maximum context",
 )
+_NO_HOST = ("name or service", "getaddrinfo", "name resolution", "nodename")
 _MODEL_GONE = ("model_not_found", "model", "does not exist", "not found")
 
 
@@ -49,14 +50,16 @@ class Reply:
     text: str
 
 
-def refusal(reply: Reply, target: Target, *, has_key: bool) -> KvchatError:
-    """Why the server refused, with what to do."""
+def refusal(reply: Reply, target: Target, *, has_key: bool, proxy: str | None = None) -> KvchatError:
+    """Why the server, or the proxy before it, refused, with what to do."""
     where, said = target.where, said_in(reply.text)
     behind = f": {said}" if said else ""
     if 300 <= reply.status < 400:
         return _redirected(reply, target)
     if reply.status in (401, 403):
         return _keyless(where, behind, target, has_key=has_key)
+    if reply.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED and proxy:
+        return _locked(proxy)
     if is_too_long(said) or reply.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return ContextOverflowError(
             f"{where} can't take so much{behind}", "start anew with /clear, or /compact"
@@ -85,19 +88,19 @@ def is_too_long(said: str) -> bool:
     return any(sign in said.lower() for sign in _TOO_LONG)
 
 
-def unreachable(error: Exception, target: Target) -> KvchatError:
-    """Why nothing came through, from an exception of the transport's."""
+def unreachable(error: Exception, target: Target, proxy: str | None = None) -> KvchatError:
+    """Why nothing came through, from an exception of the transport's; `proxy` is what stands between, if anything does."""
     where, causes = target.where, list(_causes(error))
     words = " ".join(f"{type(one).__name__} {one}" for one in causes).lower()
-    if any(isinstance(one, ssl.SSLError) for one in causes) or "certificate" in words:
-        remedy = "give the authority's file as ca in its settings, or check the url"
-        return UnreachableError(f"{where} has no certificate that is trusted here", remedy)
-    if "proxy" in type(error).__name__.lower() or "407" in words:
-        return UnreachableError(
-            f"the proxy lets nothing through to {where}", "check proxy, HTTPS_PROXY and NO_PROXY"
-        )
+    tls = [
+        one for one in causes if isinstance(one, ssl.SSLError) and not isinstance(one, ssl.SSLWantReadError)
+    ]
+    if tls:
+        return _untrusted(tls[0], where)
     if "socks" in words and "install" in words:
         return UsageError("a SOCKS proxy needs a package that is not installed", "pip install socksio")
+    if proxy and (type(error).__name__ in ("ProxyError", "ConnectError", "ConnectTimeout")):
+        return _stopped_by_proxy(proxy, where, error)
     if "timeout" in type(error).__name__.lower():
         remedy = "see whether it still works, or set a longer timeout"
         return UnreachableError(f"{where} did not answer in {target.remote.timeout:g} s", remedy)
@@ -105,17 +108,13 @@ def unreachable(error: Exception, target: Target) -> KvchatError:
         return UnreachableError(
             f"nobody answers at {host_of(target.remote.url)}", "start the server, or check its url"
         )
-    if (
-        "name or service" in words
-        or "getaddrinfo" in words
-        or "name resolution" in words
-        or "nodename" in words
-    ):
+    if any(sign in words for sign in _NO_HOST):
         return UnreachableError(
             f"there is no host {host_of(target.remote.url)}", "check the url and the network"
         )
+    https = ", https:// where it speaks TLS," if is_plain_http(target.remote.url) else ""
     return UnreachableError(
-        f"{where} can't be reached ({one_line(causes[-1])})", "check its url and the network"
+        f"{where} can't be reached ({one_line(causes[-1])})", f"check its url{https} and the network"
     )
 
 
@@ -168,6 +167,53 @@ def _keyless(where: str, behind: str, target: Target, *, has_key: bool) -> Kvcha
             f"{where} wants a key", "export KVCHAT_API_KEY, or name it in [remote.NAME]"
         )
     return ModelUnavailableError(f"{where} wants a key", f"set api_key_env under [remote.{target.name}]")
+
+
+def _untrusted(error: ssl.SSLError, where: str) -> KvchatError:
+    """Why TLS came to nothing."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        return UnreachableError(
+            f"{where} can't be talked to over TLS ({one_line(Exception(reason))})",
+            "write http:// if it speaks none",
+        )
+    why = one_line(Exception(error.verify_message)).rstrip(".")
+    if "mismatch" in why.lower() or "not valid for" in why.lower():
+        return UnreachableError(
+            f"the certificate of {where} is for another name ({why})", "make that name its url"
+        )
+    if "expired" in why or "not yet" in why:
+        return UnreachableError(
+            f"{where} has a certificate that is not in force ({why})", "renew it there, or check this clock"
+        )
+    return UnreachableError(
+        f"{where} has no certificate that is trusted here ({why})",
+        "give its authority's file as ca in its settings, or as SSL_CERT_FILE",
+    )
+
+
+def _stopped_by_proxy(proxy: str, where: str, error: Exception) -> KvchatError:
+    if "407" in str(error):
+        return _locked(proxy)
+    if type(error).__name__ == "ProxyError":
+        said = one_line(error)
+        return UnreachableError(
+            f"the proxy {host_of(proxy)} lets nothing through to {where} ({said})",
+            "check proxy, HTTPS_PROXY and NO_PROXY",
+        )
+    return UnreachableError(
+        f"the proxy {host_of(proxy)}, which stands before {where}, can't be reached",
+        "check proxy, HTTPS_PROXY and NO_PROXY",
+    )
+
+
+def _locked(proxy: str) -> KvchatError:
+    """The proxy wants a name and a password."""
+    what = "does not take the password" if "@" in proxy else "wants a password"
+    return UnreachableError(
+        f"the proxy {host_of(proxy)} {what}",
+        "write it as http://USER:PASSWORD@HOST:PORT in HTTPS_PROXY, or as proxy in the remote's settings",
+    )
 
 
 def _missing(where: str, said: str, target: Target) -> KvchatError:

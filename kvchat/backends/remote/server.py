@@ -162,6 +162,23 @@ def connect(link: Link) -> Server:
     return Server(target, kind, models, model, template)
 
 
+def server_ids(text: str, server: Server, link: Link) -> tuple[int, ...] | None:
+    """The ids that the server makes of a text, control tokens counting; None where it can't be asked."""
+    if server.kind is Kind.LLAMA:
+        body: dict[str, object] = {"content": text, "add_special": False, "parse_special": True}
+    elif server.kind in (Kind.KVCHAT, Kind.VLLM, Kind.SGLANG):
+        body = {"model": server.model.id, "prompt": text, "add_special_tokens": False}
+    else:
+        return None
+    try:
+        said = link.call("POST", f"{server.root}/tokenize", body)
+    except KvchatError:
+        return None
+    ids = said.get("tokens") if isinstance(said, dict) else None
+    is_right = isinstance(ids, list) and all(type(one) is int for one in ids)
+    return tuple(ids) if is_right else None  # type: ignore[arg-type]
+
+
 def _no_model(target: Target, wanted: str, models: tuple[Served, ...]) -> ModelUnavailableError:
     near = get_close_matches(wanted, [one.id for one in models], n=1, cutoff=0.0)[0]
     return ModelUnavailableError(f"{target.where} has no model {wanted[:80]!r}", f"did you mean {near[:80]}?")

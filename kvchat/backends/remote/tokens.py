@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 from kvchat.backends.base import Encoded, Role, Turn, time_of
 from kvchat.backends.remote.link import Link
-from kvchat.backends.remote.server import Kind, Server
+from kvchat.backends.remote.server import Server, server_ids
 from kvchat.config import Config
-from kvchat.errors import KvchatError, ModelUnavailableError
+from kvchat.errors import ModelUnavailableError
 from kvchat.models.text.reasoning import ReasoningMarks
 from kvchat.models.text.template import ChatTemplate, Message
 from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
@@ -117,23 +117,6 @@ def disagreement(tokens: Tokens, server: Server, link: Link) -> str | None:
         if theirs != ours and theirs != tokens.tokenizer.encode(text):
             return f"the server cuts {text[:20]!r} into {len(theirs)} tokens, and this tokenizer into {len(ours)}"
     return None
-
-
-def server_ids(text: str, server: Server, link: Link) -> tuple[int, ...] | None:
-    """The ids that the server makes of a text, control tokens counting; None where it can't be asked."""
-    if server.kind is Kind.LLAMA:
-        body: dict[str, object] = {"content": text, "add_special": False, "parse_special": True}
-    elif server.kind in (Kind.KVCHAT, Kind.VLLM, Kind.SGLANG):
-        body = {"model": server.model.id, "prompt": text, "add_special_tokens": False}
-    else:
-        return None
-    try:
-        said = link.call("POST", f"{server.root}/tokenize", body)
-    except KvchatError:
-        return None
-    ids = said.get("tokens") if isinstance(said, dict) else None
-    is_right = isinstance(ids, list) and all(type(one) is int for one in ids)
-    return tuple(ids) if is_right else None  # type: ignore[arg-type]
 
 
 def _folder(server: Server, name: str, config: Config, scratch: Path) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_HELLO = b"\x16\x03"  # of TLS
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ def as_events(*events: Any, done: bool = True, **rest: Any) -> Reply:
 
 
 class Server:
-    """Answers each request with what `answer` gives for it, on a connection of its own."""
+    """Answers each request with what `answer` gives for it, on a connection of its own; over TLS, if that is given."""
 
-    def __init__(self, answer: Callable[[Request], Reply]) -> None:
+    def __init__(self, answer: Callable[[Request], Reply], tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
+        self.tls = tls
         self.requests: list[Request] = []
         self.closed_early = threading.Event()
         self._stop = threading.Event()
@@ -64,7 +68,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
 
     def close(self) -> None:
         self._stop.set()
@@ -82,7 +90,9 @@ class Server:
 
     def _talk(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, ValueError):
-            request = _read(connection)
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            request = read_request(connection)
             self.requests.append(request)
             self._send(connection, self.answer(request))
 
@@ -110,11 +120,12 @@ class Server:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
-def _read(connection: socket.socket) -> Request:
+def read_request(connection: socket.socket) -> Request:
     data = b""
     while b"\r\n\r\n" not in data:
         data += (piece := connection.recv(65536))
-        if not piece:
+        if not piece or data.startswith(_HELLO):
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             raise ValueError("nothing was asked")
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
@@ -126,8 +137,8 @@ def _read(connection: socket.socket) -> Request:
 
 
 @contextmanager
-def serving(answer: Callable[[Request], Reply]) -> Iterator[Server]:
-    server = Server(answer)
+def serving(answer: Callable[[Request], Reply], tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(answer, tls)
     try:
         yield server
     finally:

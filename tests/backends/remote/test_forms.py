@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvchat.backends.base import Answer, Done, Notice, Options, Role, Text, Turn
-from kvchat.backends.remote.backend import RemoteBackend
 from kvchat.backends.remote.dialects import dialect_for
 from kvchat.backends.remote.events import EventReader
 from kvchat.backends.remote.link import encoded
@@ -19,7 +18,7 @@ from kvchat.backends.remote.question import Question
 from kvchat.backends.remote.server import Kind, Served, Server
 from kvchat.errors import UsageError
 from kvchat.remotes import RemoteConfig, Target
-from tests.backends.remote.servers import Request, as_events, as_json
+from tests.backends.remote.servers import as_events, as_json
 from tests.backends.remote.test_misbehaving import asked, said
 
 TEXTS = st.text(max_size=40)
@@ -152,16 +151,6 @@ def test_what_a_server_says_of_its_cache_is_shown_whatever_it_calls_it(name: str
     assert answer.cache.is_reported
 
 
-@pytest.mark.parametrize(
-    ("form", "remedy"), [("vllm", "--enable-prompt-tokens-details"), ("sglang", "--enable-cache-report")]
-)
-def test_a_silent_server_is_named_so_with_its_remedy(form: str, remedy: str) -> None:
-    usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": None}}
-    answer, _, _ = answered(form, said(form, "one"), usage, DONE)
-    assert not answer.cache.is_reported
-    assert answer.cache.reason.startswith("not reported") and remedy in answer.cache.reason
-
-
 def test_options_that_a_server_does_not_take_are_named_once_and_not_sent() -> None:
     _, told, requests = answered("chat", DONE, options=Options(top_k=4, temperature=0.5, think=True))
     assert told == ["mock takes no top_k, think: not sent"]
@@ -196,54 +185,6 @@ def test_the_sticky_header_stays_with_a_conversation_and_its_branches() -> None:
             list(backend.answer(turns, Options()))
         one, same, other = (request.headers["x-s"] for request in mock.requests if request.method == "POST")
     assert one == same != other
-
-
-def why(backend: RemoteBackend, *texts: str) -> str:
-    turns = [Turn(Role.USER if at % 2 == 0 else Role.ASSISTANT, text) for at, text in enumerate(texts)]
-    *_, done = backend.answer(turns, Options())
-    assert isinstance(done, Done)
-    return done.answer.cache.reason
-
-
-def test_why_it_was_not_reused_further_is_said_by_what_was_sent_before() -> None:
-    counts = iter([(200, 0), (400, 201), (400, 16), (400, 0), (400, 100)])
-
-    def reply(request: Request) -> Any:
-        prompt, cached = next(counts)
-        usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": 1,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
-        return as_events(said("chat", "one"), {"usage": usage}, DONE)
-
-    with asked("chat", reply) as (_, backend):
-        long = "word " * 100
-        assert why(backend, long) == "first use"
-        assert why(backend, long, "one", long) == "new text"
-        assert "evicted, or another replica answered" in why(backend, long, "one", long)
-        assert why(backend, "other " + long, "one", long) == "message 1 is not what was sent before"
-        view = backend.cache([Turn(Role.USER, long), Turn(Role.ASSISTANT, "one"), Turn(Role.USER, long)])
-        assert view.cached_tokens > 300 and view.mode == "server" and len(view.rows) == 3
-
-
-def test_vllm_in_text_counts_what_encoding_anew_changed_by_the_servers_own_ids() -> None:
-    prompts = iter([[1, 2, 3], [1, 2, 3, 90, 8, 9]])
-
-    def reply(request: Request) -> Any:
-        assert request.json["return_token_ids"] is True
-        ids = next(prompts)
-        first = {"choices": [{"delta": {"content": "one"}, "token_ids": [7, 8]}], "prompt_token_ids": ids}
-        usage = {
-            "prompt_tokens": len(ids),
-            "completion_tokens": 2,
-            "prompt_tokens_details": {"cached_tokens": 3},
-        }
-        return as_events(first, {"choices": [], "usage": usage}, DONE)
-
-    with asked("vllm", reply) as (_, backend):
-        assert why(backend, "a").startswith("all of it was held")
-        assert why(backend, "a", "one", "b") == "encoding the text anew changed 2 tokens of what was said"
 
 
 def test_a_list_of_models_gives_the_kind_the_context_and_the_nearest_name() -> None:

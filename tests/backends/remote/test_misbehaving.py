@@ -169,7 +169,7 @@ def test_what_came_before_a_break_is_kept(fault: str) -> None:  # 13 faults * 3 
                 elif fault != "resets":  # a reset may overtake what was sent before it
                     assert isinstance(result, Answer), lines
                     assert shown == result.text == "".join(WORDS[:count])
-                    assert result.finish_reason is FinishReason.CANCELLED
+                    assert result.finish_reason is FinishReason.BROKEN
 
 
 KINDS = ("text/html", "text/html; charset=utf-8", "image/png", "application/xml", "application/pdf")
@@ -264,9 +264,7 @@ def test_a_server_that_falls_silent_keeps_what_it_said() -> None:
     with asked("chat", lambda request: reply, timeout=0.3) as (_, backend):
         shown, lines, answer = outcome(backend)
         check_lines(lines)
-        assert (
-            shown == "one " and isinstance(answer, Answer) and answer.finish_reason is FinishReason.CANCELLED
-        )
+        assert shown == "one " and isinstance(answer, Answer) and answer.finish_reason is FinishReason.BROKEN
 
 
 def test_a_cancel_closes_the_stream_and_keeps_what_came() -> None:
