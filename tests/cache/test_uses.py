@@ -13,11 +13,7 @@ from kvchat.cache.uses import MOST_USES, USES_NAME, UseLog, make_nameless, short
 
 
 def name(number: int) -> bytes:
-<<<<<<< HEAD
-    return (0x51A7_93C5_0000_0000 + number).to_bytes(8, "little") * 2  # nothing else in a file looks so
-=======
     return xxh3_128(number.to_bytes(8, "little"))
->>>>>>> cache
 
 
 def use(number: int, before: int = 0, time_s: float = 1000.0, *, is_shared: bool = False) -> Use:
