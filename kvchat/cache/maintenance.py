@@ -22,7 +22,6 @@ from kvchat.cache.folder import (
 from kvchat.cache.header import checksum, read_header
 from kvchat.cache.ownership import open_own, read_own
 
-LOCK_TIMEOUT_S = 10.0
 _MAX_META_BYTES = 2**20
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kvchat.cache import maintenance
+from kvchat.cache import removal
 from kvchat.cache.folder import hold_lock
 from kvchat.cache.maintenance import list_folders, read_tokens, verify_checksums
 from kvchat.cache.removal import clear, prune, remove_bad
@@ -121,7 +121,7 @@ def test_a_file_tells_all_its_tokens_from_the_root_on(root):
 
 
 def test_a_folder_in_use_is_an_error_with_a_remedy(root, monkeypatch):
-    monkeypatch.setattr(maintenance, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(removal, "LOCK_TIMEOUT_S", 0.05)
     with hold_lock(root, 1), pytest.raises(KvchatError, match="try again"):
         clear(root)
 
