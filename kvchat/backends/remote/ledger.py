@@ -159,7 +159,8 @@ class Ledger:
 
     def _reason(self, asked: Asked, cached: int, last: Sent | None, held: int, retokenised: int) -> str:
         if retokenised:
-            return f"encoding the text anew changed {retokenised} tokens of what was said"
+            tokens = "token" if retokenised == 1 else "tokens"
+            return f"encoding the text anew changed {retokenised} {tokens} of what was said"
         if cached >= (asked.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS:
             return "all of it was held, but for what is always computed"
         if last is None:

@@ -6,7 +6,6 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from time import time
 
@@ -144,6 +143,8 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
         return max(0.0, float(said))
     except ValueError:
         pass
+    from email.utils import parsedate_to_datetime  # not on the way to the first key
+
     try:
         return max(0.0, parsedate_to_datetime(said).timestamp() - (time() if now_s is None else now_s))
     except (ValueError, TypeError, OverflowError):

@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from kvchat.errors import UsageError, reason_of
 from kvchat.remotes import RemoteConfig, check_proxy, host_of, is_plain_http
@@ -24,6 +23,10 @@ def proxy_for(remote: RemoteConfig, proxies: Mapping[str, str] | None = None) ->
     the environment by scheme, with `no` for hosts that are to have none (see `urllib.request.getproxies`). Raises
     UsageError for a variable that holds no proxy.
     """
+    from urllib.request import (
+        getproxies,  # half a mail program comes with it: not on the way to the first key
+    )
+
     if remote.proxy:
         return remote.proxy
     parts, known = urlsplit(remote.url), getproxies() if proxies is None else proxies
