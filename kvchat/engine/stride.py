@@ -13,10 +13,10 @@ CHUNK_S, MIN_CHUNK_TOKENS = 8.0, 64
 """About how long one forward may take, for a cancellation keeps whole ones alone; and how short that may make it."""
 DEAF_S, MIN_DEAF_TOKENS = 0.25, 16
 """The same where none can end between two layers, and a cancellation has to wait."""
-STRIDE_S, LONG_STRIDE_S = 0.4, 0.8
+STRIDE_S, LONG_STRIDE_S = 0.4, 1.5
 """About how long one may take while others are answered: so long somebody waits who asks meanwhile. And how long where
 that is few tokens. The others go on in the midst of it, see `Batch.between_layers`."""
-LEAST_STRIDE, FEW_TOKENS, MOST_STRIDE = 16, 64, 256
+LEAST_STRIDE, FEW_TOKENS, MOST_STRIDE = 16, 128, 256
 """Tokens of one: fewer than the least take hardly less time; few cost several times as much each as many,
 for integers are made floating numbers anew in every forward; more than the most gain nothing."""
 

@@ -38,7 +38,7 @@ def test_one_large_forward_says_how_small_the_next_has_to_be() -> None:
 
 
 def test_a_small_rest_that_took_a_moment_says_nothing() -> None:
-    stride = stride_at(STRIDE_S / 64)
-    assert stride.num_tokens == 64
+    stride = stride_at(STRIDE_S / FEW_TOKENS)
+    assert stride.num_tokens == FEW_TOKENS
     stride.took(3, STRIDE_S / 2)
-    assert stride.num_tokens == 64
+    assert stride.num_tokens == FEW_TOKENS
