@@ -62,7 +62,7 @@ def reference(backend: LocalBackend) -> object:
 
 
 def answer(backend: LocalBackend, history: list[Turn], count: int) -> Answer:
-    *_, last = backend.answer(history, Options(max_tokens=count, temperature=0))
+    *_, last = backend.answer(history, Options(max_tokens=count, temperature=0, repetition_penalty=1))
     assert isinstance(last, Done)
     return last.answer
 

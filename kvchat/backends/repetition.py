@@ -146,6 +146,7 @@ def _without_number(line: list[str]) -> list[str]:
     """A line whose number as an item of a list is a mark: the same item again is the same line."""
     words = [word for word in line if word[0].isalpha()]
     place = next((at for at, word in enumerate(line[:3]) if word.isdecimal()), None)
-    if place is None or not words or len(line) < (5 if place == 0 else 8):
+    is_item = place == 0 and len(line) > 2 and line[1] in (".", ")")
+    if place is None or not words or not (is_item or len(line) >= (5 if place == 0 else 8)):
         return line
     return [*line[:place], "#", *line[place + 1 :]]

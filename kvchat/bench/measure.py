@@ -118,7 +118,9 @@ def one_by_one(config: Config) -> Config:
 
 def ask(backend: Backend, history: Sequence[Turn], *, max_tokens: int = 1) -> Answer:
     """One greedy answer."""
-    *_, last = backend.answer(history, Options(max_tokens=max_tokens, temperature=0.0))
+    *_, last = backend.answer(
+        history, Options(max_tokens=max_tokens, temperature=0.0, repetition_penalty=1.0)
+    )
     assert isinstance(last, Done)
     return last.answer
 

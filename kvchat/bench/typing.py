@@ -158,7 +158,9 @@ def _row(
 ) -> Row:
     found: list[tuple[float, Answer, int]] = []
     for number in range(messages + 1):  # the first does not count: it computes the history
-        session = Session(backend, Options(temperature=0.0, max_tokens=_MAX_TOKENS), system)
+        session = Session(
+            backend, Options(temperature=0.0, repetition_penalty=1.0, max_tokens=_MAX_TOKENS), system
+        )
         strokes = list(Typist(seed + number).strokes(MESSAGES[number % len(MESSAGES)]))
         is_typed = most is not None and number > 0
         found.append(Replay(session, most).send(strokes if is_typed else strokes[-1:]))

@@ -99,6 +99,10 @@ LOOPS = {
     "a paragraph": ("The sea is wide. It is deep and blue, and nobody knows all that lives in it.\n\n" * 30),
     "Chinese": "水是生命之源，我们要爱护它。" * 40,
     "two lines in turn": "Q: What is it?\nA: It is a cat that sleeps.\n" * 40,
+    "a list of one word": "Ten fruits:\n\n" + "".join(f"{n}. Berries\n" for n in range(1, 90)),
+    "a list of two words in turn": "".join(
+        f"{n}. {'Oranges' if n % 2 else 'Grapefruits'}\n" for n in range(1, 90)
+    ),
     "a sentence late": "\n".join(f"{n} is a number that I like." for n in range(40))
     + "It's the ultimate goal of life. " * 9,
     "a line of a poem": "A language of the mind,\n" + "A language that is a language of the heart,\n" * 8,

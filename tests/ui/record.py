@@ -7,9 +7,11 @@ Behind a pseudo-terminal the embedded model is told of a page, the program is le
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
+from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.ui.terminal import Terminal
 
 FOLDER = Path(__file__).parent
 PAGE = Path(__file__).parents[2] / "kvchat" / "docs" / "how-it-works.md"
-BEFORE = f"@{PAGE} What is this page about? One sentence."
+BEFORE = f"@{PAGE.name} What is this page about? One sentence."
 DIALOGUE = ("Write a Python function that adds two numbers.", "/cache why")
 COLUMNS, ROWS = 96, 34
 LONGEST_PAUSE_S, KEY_S = 1.2, 0.05
@@ -107,7 +109,9 @@ def trimmed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def main(folder: Path) -> None:
     """Record, and write the three files."""
-    with tempfile.TemporaryDirectory() as temporary:
+    folder = folder.absolute()
+    with tempfile.TemporaryDirectory() as temporary, chdir(temporary):
+        shutil.copy(PAGE, temporary)
         terminal = recorded(Path(temporary))
         num_frames = len(terminal.frames)
         terminal.leave()
