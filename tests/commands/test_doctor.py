@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    for name in ("CACHE_DIR", "MODELS", "DATA", "CONFIG"):
+    for name in ("CACHE_DIR", "MODELS", "DATA", "CONFIG", "RUNTIME"):
         monkeypatch.setenv(f"KVCHAT_{name}", str(tmp_path / name))
 
     def run(*argv: str) -> tuple[int, str, str]:
