@@ -253,12 +253,10 @@ class DiskTier(Tier):
     @contextmanager
     def _turn(self, timeout_s: float) -> Iterator[None]:
         """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
-        with hold_lock(self._root, timeout_s) as turn:
-            self._shelf.refresh(turn)
+        with hold_lock(self._root, timeout_s) as turn, self._shelf.changing(turn):
             if self._shelf.forgetting.is_long:
                 shorten(self._root)
             yield
-            self._shelf.settle()
 
     def _write(self, name: EntryName, *parts: memoryview) -> None:
         """Put a file into the folder, whole or not at all. Raises OSError."""

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +55,7 @@ class Shelf:
         self._watcher = watcher
         self.forgetting = Forgetting(root, policy)
         """Says which goes first."""
+        self._is_changing = False  # by this process alone, which holds the lock
         self._turn: int | None = None
         self._is_racy = False
         self._settled: tuple[int, dict[Path, _Stamp]] = -1, {Path(): (0, 0)}  # of no folder
@@ -67,6 +68,8 @@ class Shelf:
     def look(self) -> None:
         """See what the watched folder holds now, where it may have changed. From any thread, without the folder's lock."""
         with self.lock:
+            if self._is_changing:
+                return
             try:
                 stat = check_folder(self._own)
                 stamp = stat.st_ino, stat.st_mtime_ns
@@ -85,6 +88,18 @@ class Shelf:
                 self._watcher.refused(error)
             except OSError:  # what was seen is still there, as far as anybody knows
                 self._stamps.pop(self._own, None)
+
+    @contextmanager
+    def changing(self, turn: int | None) -> Iterator[None]:
+        """Files are written and deleted in here; what others did since is known at its beginning, and what was done at its
+        end. `turn` is the number that the lock gave. Needs it. Raises OSError where it can't be seen."""
+        self.refresh(turn)
+        self._is_changing = True
+        try:
+            yield
+            self.settle()
+        finally:
+            self._is_changing = False
 
     def refresh(self, turn: int | None) -> None:
         """See what others did since; `turn` is the number that the lock gave. Needs it. Raises OSError where it can't be seen."""

@@ -17,7 +17,7 @@ _COLD = "░", "dim"
 _NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "answer"}
 _WIDE = 90
 _NUM_LARGEST = 5
-_NUM_SHOWN = 100
+_NUM_SHOWN = 40
 """Messages that have a row of their own in the map."""
 
 
