@@ -167,11 +167,12 @@ class Chains:
         self.hash_function = hash_function
         self.has_blocks = has_blocks
         self._last = Chain(block_size, b"", ())
+        self._read: tuple[list[int], bytes] = [], b""
 
     def blocks(self, tokens: Sequence[int]) -> Chain:
         """The full blocks of `tokens`; what is left over after the last one is dropped."""
         num_blocks = len(tokens) // self.block_size
-        ids = id_bytes(tokens[: num_blocks * self.block_size])
+        ids = self._bytes(list(tokens[: num_blocks * self.block_size]))
         last = self._last
         same = last.num_equal(0, ids)
         if same == num_blocks:
@@ -184,6 +185,19 @@ class Chains:
             hashes.append(parent)
         self._last = Chain(self.block_size, ids, tuple(hashes))
         return self._last
+
+    def _bytes(self, tokens: list[int]) -> bytes:
+        """Their `id_bytes`. Lists of the same numbers are compared in a tenth of the time that reading them takes."""
+        read, ids = self._read
+        num_read = len(read)
+        if tokens[:num_read] == read:
+            ids += id_bytes(tokens[num_read:])
+        elif read[: len(tokens)] == tokens:
+            ids = ids[: len(tokens) * TOKEN_BYTES]
+        else:
+            ids = id_bytes(tokens)
+        self._read = tokens, ids
+        return ids
 
     def state(self, tokens: Sequence[int]) -> Chain:
         """The full blocks of `tokens` and the snapshot behind all of them."""

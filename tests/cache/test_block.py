@@ -1,6 +1,9 @@
 import subprocess
 import sys
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from kvchat.cache.block import Chains, KVLayout, xxh3_128
 
 ROOT = b"r" * 16
@@ -21,6 +24,19 @@ def test_a_changed_token_changes_its_block_and_all_after_it():
     before = Chains(ROOT, 4).blocks(list(range(16))).hashes
     after = Chains(ROOT, 4).blocks([*range(5), 99, *range(6, 16)]).hashes
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False, False]
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 40), st.lists(st.integers(0, 3), max_size=20)), max_size=8),
+    as_tuple=st.booleans(),
+)
+def test_chains_are_the_same_whatever_was_asked_for_before(changes, as_tuple):
+    used, tokens = Chains(ROOT, 4), []
+    for kept, added in changes:
+        tokens[kept:] = added
+        asked = tuple(tokens) if as_tuple else tokens
+        assert used.blocks(asked) == Chains(ROOT, 4).blocks(tokens)
+        assert used.state(asked) == Chains(ROOT, 4).state(tokens)
 
 
 def test_hashes_are_the_same_in_another_process():
