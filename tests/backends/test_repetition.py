@@ -9,36 +9,9 @@ from hypothesis import strategies as st
 
 from kvchat.backends.repetition import RepetitionWatch
 from tests.backends.answers import good
+from tests.backends.answers.verse import DAYS, GIFTS
 
 REFRAIN = "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream.\n"
-GIFTS = (
-    "a partridge in a pear tree",
-    "two turtle doves",
-    "three French hens",
-    "four calling birds",
-    "five golden rings",
-    "six geese a-laying",
-    "seven swans a-swimming",
-    "eight maids a-milking",
-    "nine ladies dancing",
-    "ten lords a-leaping",
-    "eleven pipers piping",
-    "twelve drummers drumming",
-)
-DAYS = [
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-]
 ANIMALS = {"cow": "moo", "pig": "oink", "duck": "quack", "horse": "neigh", "sheep": "baa", "dog": "woof"}
 FRUITS = [
     "apple",

@@ -8,34 +8,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from tests.backends.remote.servers import Request, read_request
+from tests.backends.remote.servers import Listener, Request, read_request
 
 
-class Proxy:
+class Proxy(Listener):
     """Forwards plain HTTP and tunnels what asks for it; with a `password`, given as NAME:PASSWORD, only for who has it."""
 
     def __init__(self, port: int, password: str = "") -> None:
-        self.requests: list[Request] = []
         self._port = port
         self._password = password
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__()
 
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
-
-    def _talk(self, client: socket.socket) -> None:
+    def talk(self, client: socket.socket) -> None:
         with client, suppress(OSError, ValueError):
             request = read_request(client)
             self.requests.append(request)

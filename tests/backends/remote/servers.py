@@ -53,32 +53,22 @@ def as_events(*events: Any, done: bool = True, **rest: Any) -> Reply:
     return Reply([*pieces, *([b"data: [DONE]\n\n"] if done else [])], **rest)
 
 
-class Server:
-    """Answers each request with what `answer` gives for it, on a connection of its own; over TLS, if that is given."""
+class Listener:
+    """Talks with each who connects, in a thread of their own, until it is closed; notes what was asked."""
 
-    def __init__(self, answer: Callable[[Request], Reply], tls: ssl.SSLContext | None = None) -> None:
-        self.answer = answer
-        self.tls = tls
+    def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.closed_early = threading.Event()
-        self._stop = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
-    @property
-    def port(self) -> int:
-        return int(self._socket.getsockname()[1])
+        self.port = int(self._socket.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        self._stop.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def talk(self, connection: socket.socket) -> None:
+        raise NotImplementedError
 
     def _serve(self) -> None:
         while True:
@@ -86,9 +76,28 @@ class Server:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
 
-    def _talk(self, connection: socket.socket) -> None:
+
+class Server(Listener):
+    """Answers each request with what `answer` gives for it, on a connection of its own; over TLS, if that is given."""
+
+    def __init__(self, answer: Callable[[Request], Reply], tls: ssl.SSLContext | None = None) -> None:
+        self.answer = answer
+        self.tls = tls
+        self.closed_early = threading.Event()
+        self._stop = threading.Event()
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._stop.set()
+        super().close()
+
+    def talk(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, ValueError):
             if self.tls:
                 connection = self.tls.wrap_socket(connection, server_side=True)
