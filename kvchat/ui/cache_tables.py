@@ -156,12 +156,13 @@ def why_text(answer: Answer, look: Look) -> Styled:
     held = ", ".join(
         f"{tier_text(name)} {count}" for name, count in {"live": report.live, **report.tiers}.items() if count
     )
+    tokens = "token" if timings.prompt_n == 1 else "tokens"
     lines = [
         remembered_text(usage.cached_tokens, usage.prompt_tokens, report.saved_s),
         f"from token {report.diverged_at} of {usage.prompt_tokens} on: {report.reason}",
         Styled(_around("was", report.was, look)),
         Styled(_around("now", report.now, look)),
-        f"computed {timings.prompt_n} tokens in {seconds_text(timings.prompt_ms / 1e3)}",
+        f"computed {timings.prompt_n} {tokens} in {seconds_text(timings.prompt_ms / 1e3)}",
         f"reused {usage.cached_tokens}{f' ({held})' if held else ''}"
         + (f", which saved {seconds_text(report.saved_s)}" if report.saved_s else ""),
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvchat.chat.session import Session
 from kvchat.chat.tree import Exchange, is_unfinished
+from kvchat.ui.answer import wrapped
 from kvchat.ui.clean import sanitize
 from kvchat.ui.render import dim
 from kvchat.ui.tables import Look, Styled, joined
@@ -55,7 +56,10 @@ def shown(recap: Recap, look: Look) -> Styled:
     blocks.take(sanitize(recap.answer))
     message = f"\x1b[1m> \x1b[22m{sanitize(recap.message)}" if recap.message else ""
     answer = blocks.finished(look.columns, whole=True)
-    before, ending = (dim(sanitize(text)) if text else "" for text in (recap.before, recap.ending))
+    early = (
+        row for line in sanitize(recap.before).split("\n") for row in wrapped(line, max(2, look.columns))
+    )
+    before, ending = (dim(text) if text else "" for text in ("\n".join(early), sanitize(recap.ending)))
     return Styled("\n".join(part for part in (before, message, answer, ending) if part))
 
 

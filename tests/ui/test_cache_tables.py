@@ -137,6 +137,11 @@ def test_why_shows_both_texts_the_cause_and_the_cost() -> None:
     assert lines[4] == "reused 1842 (live 1800, disk 42), which saved 1.90 s"
 
 
+def test_one_token_is_not_tokens() -> None:
+    retried = replace(ANSWER, timings=replace(ANSWER.timings, prompt_n=1))
+    assert "\ncomputed 1 token in " in why_text(retried, Look(120))
+
+
 def test_the_context_is_shared_out_to_the_last_token() -> None:
     lines = bare(context_text(VIEW, 2000, Look(80)))
     assert lines[0].startswith("context 1450 of 2000 tokens")
