@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +35,8 @@ def read_settings(path: Path, sections: Mapping[str, type[Any]]) -> dict[str, Or
     """
     try:
         text = _settings_text(path)
+        import tomllib  # no start without such a file waits for it
+
         table = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return {}

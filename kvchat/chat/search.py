@@ -15,11 +15,11 @@ from kvchat.errors import UsageError
 _AROUND = 40
 """Characters shown on either side of what was found."""
 
-_UNSPACED = re.compile(
+_UNSPACED = (
     r"[\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
     r"\U00020000-\U0003ffff]"
 )
-"""Scripts without spaces between words, in which an index of words finds nothing."""
+"""Scripts without spaces between words, in which an index of words finds nothing. Compiled by the first search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def _is_beyond_index(text: str) -> bool:
     """Whether the index may miss what is looked for: words that are not spaced, or letters that can be put together of
     marks, which it knows how to leave out for two alphabets alone."""
     composed = (letter for letter in unicodedata.normalize("NFC", text) if unicodedata.decomposition(letter))
-    return bool(_UNSPACED.search(text)) or any(
+    return bool(re.search(_UNSPACED, text)) or any(
         not unicodedata.name(letter, "").startswith(("LATIN", "GREEK")) for letter in composed
     )
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from kvchat.commands.command import Command
@@ -54,7 +55,16 @@ def with_question(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of exiting."""
+    """argparse that raises instead of exiting. What `fill` adds is added once it parses: no start waits for the arguments
+    of all commands."""
+
+    fill: Callable[[_Parser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("argument COMMAND"):
@@ -94,34 +104,39 @@ def make_parser(chat: Run, printing: Callable[[Command], Run]) -> argparse.Argum
     return parser
 
 
-def _add_commands(parser: argparse.ArgumentParser, printing: Callable[[Command], Run]) -> None:
+def _add_commands(parser: _Parser, printing: Callable[[Command], Run]) -> None:
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", prog="kvchat")
-    verbs: dict[str, Any] = {}
+    verbs: dict[str, dict[str, Command]] = {}
     for row in COMMANDS:
         group, _, verb = row.name.partition(" ")
+        if verb:
+            verbs.setdefault(group, {})[verb] = row
         if not verb:
-            _add_row(
-                groups.add_parser(group, help=row.help, description=row.help, allow_abbrev=False),
-                row,
-                printing(row),
-            )
-            continue
-        if group not in verbs:
+            _add_row(groups, group, row, printing(row))
+        elif len(verbs[group]) == 1:
             names = "|".join(
                 other.name.partition(" ")[2] for other in COMMANDS if other.name.split()[0] == group
             )
             inner = groups.add_parser(group, help=f"{row.about}: {names}", allow_abbrev=False)
             inner.set_defaults(run=_without_verb(group, names))
-            verbs[group] = inner.add_subparsers(metavar=names)
-        _add_row(
-            verbs[group].add_parser(verb, help=row.help, description=row.help, allow_abbrev=False),
-            row,
-            printing(row),
-        )
+            inner.fill = partial(_add_verbs, rows=verbs[group], names=names, printing=printing)
 
 
-def _add_row(parser: argparse.ArgumentParser, row: Command, run: Run) -> None:
+def _add_verbs(
+    parser: _Parser, *, rows: dict[str, Command], names: str, printing: Callable[[Command], Run]
+) -> None:
+    verbs = parser.add_subparsers(metavar=names)
+    for verb, row in rows.items():
+        _add_row(verbs, verb, row, printing(row))
+
+
+def _add_row(commands: Any, name: str, row: Command, run: Run) -> None:
+    parser = commands.add_parser(name, help=row.help, description=row.help, allow_abbrev=False)
     parser.set_defaults(run=run, reads_settings=row.reads_settings)
+    parser.fill = partial(_add_arguments, row=row)
+
+
+def _add_arguments(parser: _Parser, *, row: Command) -> None:
     for name, rest in row.arguments.items():
         parser.add_argument(name, **rest)
     for flag in (flag for flags in FLAGS.values() for flag in flags):
