@@ -12,8 +12,8 @@ import torch
 from kvchat.backends.base import Answer, Done, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.bench.lookup import TASKS
+from kvchat.cache.block import common_prefix
 from kvchat.config import DEFAULT_MODEL, PathsConfig, load_config
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.loaded import LoadedModel
 from kvchat.models.sources.catalog import Catalog
 from kvchat.models.weights.mode import WeightsMode

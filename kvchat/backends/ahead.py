@@ -17,6 +17,7 @@ from kvchat.backends.asking import Question, check_room, conversation
 from kvchat.backends.base import Event, Keeping, Options, Reach, Role, Turn
 from kvchat.backends.begun import BEGUN_TOKENS, Begun
 from kvchat.backends.loading import Show, Talk
+from kvchat.cache.block import common_prefix
 from kvchat.engine.ahead import (
     LEAST_STEP,
     can_go_ahead,
@@ -28,7 +29,6 @@ from kvchat.engine.ahead import (
 from kvchat.engine.request import Wanting
 from kvchat.errors import KvchatError
 from kvchat.models.kinds import ids_of
-from kvchat.models.kv_state import common_prefix
 
 
 def _never() -> bool:

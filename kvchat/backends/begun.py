@@ -71,7 +71,7 @@ class Begun:
         self._steps.close()
         self._talk.last = self._last
         if self._talk.sequence.speculation is not None:
-            self._talk.sequence.speculation.begin([])
+            self._talk.sequence.speculation.begin([], [])
 
     def is_for(self, question: Question, keeping: Keeping) -> bool:
         """Whether it answers this very question, in the same way."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvchat.backends.base import Role, Turn
-from kvchat.models.kv_state import common_prefix
+from kvchat.cache.block import common_prefix
 from kvchat.models.text.template import ChatTemplate, Message
 
 

@@ -9,10 +9,10 @@ from kvchat.backends.ahead import forget
 from kvchat.backends.asking import conversation
 from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.loading import Talk
+from kvchat.cache.block import common_prefix
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.engine.request import Progress
 from kvchat.errors import ContextOverflowError
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.text.template_kind import TemplateKind
 
 CHUNK_S = 0.1

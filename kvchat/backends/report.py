@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kvchat.backends.base import CacheReport, Role, Turn
 from kvchat.cache.base import Ended
+from kvchat.cache.block import common_prefix
 from kvchat.engine.request import Reuse
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.reuse import ReusePolicy
 
 CONTEXT_TOKENS = 8

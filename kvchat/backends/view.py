@@ -12,11 +12,11 @@ from kvchat.backends.base import Keeping, Options, Role, Turn
 from kvchat.backends.inspection import CacheRow, CacheView
 from kvchat.backends.loading import Talk
 from kvchat.cache.base import Forecast
+from kvchat.cache.block import common_prefix
 from kvchat.cache.stats import CacheStats
 from kvchat.engine.engine import PINNED_PRIORITY, Engine
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.kinds import ids_of
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.text.template import ChatTemplate, Message
 
 

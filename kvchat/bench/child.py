@@ -90,7 +90,7 @@ class Stock:
 
     def _keep(self, prompt: Sequence[int]) -> int:
         """Cut the cache to the common prefix with `prompt`, less its last token; returns its length."""
-        from kvchat.models.kv_state import common_prefix
+        from kvchat.cache.block import common_prefix
 
         kept = min(common_prefix(self._held, prompt), max(0, len(prompt) - 1))
         if not kept:

@@ -11,8 +11,8 @@ from typing import Any
 from kvchat.backends.base import Answer, Backend, Role, Turn
 from kvchat.backends.process import ProcessBackend
 from kvchat.bench.measure import Spread, ask, isolated, json_of, paired, rounds, spreads
+from kvchat.cache.block import common_prefix
 from kvchat.config import Config
-from kvchat.models.kv_state import common_prefix
 
 NUM_TOKENS = 128
 """Tokens of an answer."""

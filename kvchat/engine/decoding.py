@@ -13,7 +13,7 @@ from kvchat.engine.request import WANTING, Finish, Request, Token, Wanting
 from kvchat.engine.sampling import Sampler
 from kvchat.engine.scoring import score_of
 from kvchat.engine.sequence import LiveSequence
-from kvchat.models.kinds import as_generated, ids_of
+from kvchat.models.kinds import as_generated
 from kvchat.models.pauses import Interrupted
 
 
@@ -124,7 +124,7 @@ class Decoding:
         if self._is_followed:
             self._speculation.extend(said)
         else:  # after the first token, which does not wait for this
-            self._speculation.begin([*ids_of(self._request.prompt), *said])
+            self._speculation.begin(self._request.prompt, said)
             self._is_followed = True
         at_once = self._forwards.loaded.num_at_once(self._state)
         if self._batch.is_open:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 
 from kvchat.cache.base import Ended, Match
+from kvchat.cache.block import common_prefix
 from kvchat.cache.prefix_cache import PrefixCache
 from kvchat.engine.pace import Pace
 from kvchat.engine.request import Reuse
-from kvchat.models.kv_state import KVState, common_prefix
+from kvchat.models.kv_state import KVState
 from kvchat.models.reuse import Continuation, ReusePolicy, ReuseRule
 from kvchat.models.schedule import Schedule
 

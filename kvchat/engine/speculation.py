@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kvchat.engine.drafting import Drafter
 from kvchat.engine.foresight import Foresight
+from kvchat.models.kinds import GrowingIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,12 @@ class Speculation:
     def __init__(self, drafter: Drafter, foresight: Foresight) -> None:
         self._drafter = drafter
         self._foresight = foresight
+        self._ids = GrowingIds()
         self.drafts = Guessed()
 
-    def begin(self, tokens: Sequence[int]) -> None:
-        """The conversation is `tokens` now."""
-        self._drafter.begin(tokens)
+    def begin(self, prompt: Sequence[int], said: Sequence[int]) -> None:
+        """The conversation is now `prompt`, tokens of either kind, and the ids `said`."""
+        self._drafter.begin(self._ids.of(list(prompt)) + list(said))
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The conversation went on by `tokens`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
@@ -13,10 +14,12 @@ T = TypeVar("T")
 class Turns(Generic[T]):
     """A queue of queues: whoever asked for much waits longest, and nobody's second task goes before another's first.
 
-    What is put in as `is_last` comes when nothing else waits. Safe for threads.
+    What is put in as `is_last` comes when nothing else waits, and whoever takes tasks has waited `rest_s` seconds for
+    something else. Safe for threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rest_s: float = 0.0) -> None:
+        self._rest_s = rest_s
         self._waiting: tuple[OrderedDict[object, deque[T]], ...] = (OrderedDict(), OrderedDict())
         self._has_ended = False
         self._changed = threading.Condition()
@@ -36,16 +39,16 @@ class Turns(Generic[T]):
     def next(self, *, busy: Collection[object] = (), is_last: bool = True, waits: bool = True) -> T | None:
         """The task whose turn it is, of an owner who is not `busy`, and one for when nothing else waits only if it
         `is_last`. It waits for one if it `waits`; None where there is none, and once that has ended."""
-
-        def owner_of() -> tuple[OrderedDict[object, deque[T]], object] | None:
-            sorts = self._waiting if is_last else self._waiting[:1]
-            free = ((owners, owner) for owners in sorts for owner in owners if owner not in busy)
-            return next(free, None)
-
         with self._changed:
-            if waits:
-                self._changed.wait_for(lambda: self._has_ended or owner_of())
-            found = None if self._has_ended else owner_of()
+            rested_at = time.monotonic() + self._rest_s
+            while True:
+                rest = rested_at - time.monotonic()
+                sorts = self._waiting if is_last and rest <= 0 else self._waiting[:1]
+                free = ((owners, owner) for owners in sorts for owner in owners if owner not in busy)
+                found = None if self._has_ended else next(free, None)
+                if found or self._has_ended or not waits:
+                    break
+                self._changed.wait(rest if rest > 0 and self._waiting[1] else None)
             if found is None:
                 return None
             owners, owner = found

@@ -23,6 +23,9 @@ T = TypeVar("T")
 """What the worker loads and owns."""
 E = TypeVar("E")
 """What a job yields."""
+REST_S = 0.05
+"""How long nothing else may have been asked for before something begins that nobody waits for: a program's next question
+comes at once, and would find the engine within a forward."""
 
 
 class Worker(Generic[T]):
@@ -43,7 +46,7 @@ class Worker(Generic[T]):
         self._company = company
         self._settle = settle
         self._unload = unload
-        self._jobs: Turns[Job[T]] = Turns()
+        self._jobs: Turns[Job[T]] = Turns(rest_s=REST_S)
         self._pending: set[Job[T]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvchat.models.kv_state import common_prefix
+from kvchat.cache.block import common_prefix
 
 GENERATED = 1 << 30
 """Added to the id of a generated token; vocabularies are smaller."""

@@ -74,17 +74,6 @@ class KVState(Protocol):
         """Give back the memory of the `excess`; what is to be kept of it must be stored by now."""
 
 
-def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
-    """Length of the longest common prefix; bisected, so that equal lists cost a few comparisons."""
-    low, high = 0, min(len(left), len(right))
-    if left[:high] == right[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle)
-    return low
-
-
 def kv_layout(state: KVState) -> KVLayout | None:
     """The shapes of one token's KV and of the recurrent states; None where neither can be taken up again. Known
     after the first forward."""

@@ -30,10 +30,10 @@ from kvchat.backends.begun import BEGUN_TOKENS
 from kvchat.backends.loading import Talk
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
+from kvchat.cache.block import common_prefix
 from kvchat.config import Config
 from kvchat.engine.ahead import Pulse
 from kvchat.engine.speculation import Speculation
-from kvchat.models.kv_state import common_prefix
 from tests.engine.test_holding import FAMILIES
 from tests.tiny import tiny_folder
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from kvchat.backends.base import Done, Notice
 from kvchat.backends.local import LocalBackend
+from kvchat.cache.block import common_prefix
 from kvchat.chat.session import Session, WhenFull
 from kvchat.config import load_config
 from kvchat.errors import ContextOverflowError
-from kvchat.models.kv_state import common_prefix
 from tests.backends.measure_endings import QUESTIONS
 
 INSTRUCTION = "Hello. My name is Marlow. Please call me Marlow from now on."

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from kvchat.cache.block import common_prefix
 from kvchat.engine.ahead import (
     LEAST_STEP,
     MOST_STEP,
@@ -18,7 +19,6 @@ from kvchat.engine.ahead import (
     keep_ways_back,
     step_tokens,
 )
-from kvchat.models.kv_state import common_prefix
 from tests.engine.talk import Talk
 from tests.engine.test_holding import FAMILIES
 from tests.tiny import random_tokens, tiny_model

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kvchat.cache.block import common_prefix
 from kvchat.config import ModelConfig
 from kvchat.errors import ModelUnavailableError
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.loader import load_model
 from kvchat.models.reuse import ReusePolicy
 from kvchat.models.stock.arena import Arena, Recomputed

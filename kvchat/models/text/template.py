@@ -14,9 +14,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from kvchat.cache.block import common_prefix
 from kvchat.errors import TemplateRefusedError
 from kvchat.models.kinds import as_generated, ids_of
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.text.growing import Framing, GrowingPrompts
 from kvchat.models.text.message_reader import MessageReader
 from kvchat.models.text.parts import MANY_PARTS, PartsEncoder, num_same

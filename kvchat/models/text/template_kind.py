@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 
+from kvchat.cache.block import common_prefix
 from kvchat.errors import TemplateRefusedError
 from kvchat.models.kinds import ids_of
-from kvchat.models.kv_state import common_prefix
 from kvchat.models.text.template import ChatTemplate, Message
 
 _QUESTIONS = ("one two", "three\nfour", "five")
