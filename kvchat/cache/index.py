@@ -58,8 +58,8 @@ class FolderIndex(Watcher):
         with self.shelf.lock:
             self.shelf.look()
             pieces = () if self.is_empty else self._tree.match(chain)
-            for run, _, end, _ in pieces:
-                if len(run.seen) != end - run.start:
+            for run, _, end, _ in pieces[self._tree.num_kept :]:
+                if len(run.seen) < end - run.start:
                     run.seen = chain.hashes[run.start : end]
             return pieces
 

@@ -8,9 +8,11 @@ In which order leaves go is the policy's to say.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from kvchat.cache.base import Ended, Forecast, Piece, Policy, Stored, Tier
@@ -111,7 +113,7 @@ class RamTier(Tier):
 
     def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
         """Blocks [start, end) of pinned pieces, as views."""
-        for run, first, stop, _ in pieces:
+        for run, first, stop, _ in pieces[bisect_right(pieces, start, key=attrgetter("end")) :]:
             low, high = max(first, start), min(stop, end)
             if low < high:
                 size = run.num_bytes // run.num_blocks

@@ -94,9 +94,15 @@ class Rates:
         self._fitted = _NUMBERLESS
         self.left: Tip | None = None
         """The tip that was left by the last use, which went on from it."""
-        self.version = 0
-        """Changes with the rates."""
+        self._version = 0
+        self._due_s: float | None = None  # the time as of which all that was learned is to be fitted
         self._fit(0.0)
+
+    @property
+    def version(self) -> int:
+        """Changes with the rates."""
+        self._settle()
+        return self._version
 
     def use(self, hashes: Sequence[Hashable], now_s: float, *, is_shared: bool = False) -> Tip:
         """A chain, by its blocks' hashes, was used; `is_shared` if many conversations begin with all of it."""
@@ -110,17 +116,18 @@ class Rates:
 
     def take(self, use: Use) -> Tip:
         """Learn from a use."""
+        self._settle()
         tip = self._taken(use)
         if self._num_uses % _EVERY == 0 and tip.number == self._num_uses - 1 != self._fitted:
             self._fit(use.time_s)
         return tip
 
     def take_all(self, uses: Sequence[Use], now_s: float) -> None:
-        """Learn from many uses of before, in their order."""
+        """Learn from many uses of before, in their order; fitted once somebody asks, which may be long after."""
         for use in uses:
             self._taken(use)
         if uses:
-            self._fit(now_s)
+            self._due_s = now_s
 
     def tip_of(self, digest: Hashable) -> Tip | None:
         """The last use of a chain that has the block of this hash, if the hash stands at the end of one; None if nobody knows."""
@@ -131,6 +138,7 @@ class Rates:
 
     def level(self, tip: Tip) -> int:
         """How good the chances of tips of this kind are, as a row of the table of worths."""
+        self._settle()
         kind = tip.kind
         level = self._levels.get(kind)
         if level is None:
@@ -142,11 +150,13 @@ class Rates:
 
     def worth(self, level: int, age_s: float) -> float:
         """Continuations a second of holding, at best, that may be hoped for at an age; never greater later on."""
+        self._settle()
         worth: float = self._worths[level][age_bin(age_s)]
         return worth
 
     def chance(self, level: int, age_s: float, within_s: float) -> float:
         """The chance of being continued within a time."""
+        self._settle()
         hazards = self._hazards(level)
         first, last = age_bin(age_s), age_bin(age_s + within_s)
         widths = np.diff(_EDGES)
@@ -197,8 +207,13 @@ class Rates:
                 del self._by_digest[digest]
         return tip
 
+    def _settle(self) -> None:
+        if self._due_s is not None:
+            self._fit(self._due_s)
+
     def _fit(self, now_s: float) -> None:
-        self.version += 1
+        self._due_s = None
+        self._version += 1
         self._fitted = self._num_uses - 1
         rows = np.array(self._rows) if self._rows else np.empty((0, 2 + len(TipKind._fields)))
         is_continued = ~np.isnan(rows[:, 1])

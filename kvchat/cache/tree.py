@@ -60,6 +60,8 @@ class Tree(Generic[R]):
     def __init__(self) -> None:
         self._by_first: dict[bytes, tuple[R, ...]] = {}
         self._walk = _Walk()
+        self.num_kept = 0
+        """How many of the pieces matched last are those of the match before."""
 
     def __iter__(self) -> Iterator[R]:
         return (run for runs in self._by_first.values() for run in runs)
@@ -96,6 +98,7 @@ class Tree(Generic[R]):
             self._walk if 2 * len(chain) > len(self._walk.chain) else _Walk()
         )  # a short one is no successor
         at, _, best, end = walk.go_back(chain)
+        self.num_kept = len(walk.pieces)
         for block, digest in enumerate(chain.hashes[at:], at):
             if block == at:
                 walk.marks.append(_Mark(at, len(walk.reached), best, end))
