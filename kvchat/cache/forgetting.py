@@ -47,7 +47,7 @@ class Forgetting:
 
     def asked(self, hashes: Sequence[bytes], priority: int) -> None:
         """Learn, and tell all, that a chain is used now; which files are, `used` tells next."""
-        if self._log is None:
+        if self._log is None or not hashes:
             return
         self.hear()
         use = self._known().seen(hashes, time.time(), is_shared=priority == SHARED)

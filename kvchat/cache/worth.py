@@ -110,7 +110,8 @@ class Worth(Policy):
         self._ranked = (-math.inf, 0)
 
     def asked(self, hashes: Sequence[Any], priority: int = 0) -> None:
-        self.heard(self.rates.seen(hashes, self._clock(), is_shared=priority == SHARED))
+        if hashes:  # of less than a block nothing is held, and nothing is to be learned
+            self.heard(self.rates.seen(hashes, self._clock(), is_shared=priority == SHARED))
 
     def heard(self, use: Use) -> None:
         """A chain was used, here or elsewhere."""

@@ -16,7 +16,12 @@ from kvchat.cache.base import CacheSettings
 from kvchat.cache.block import KVLayout
 from kvchat.cache.policy import LeastRecentlyUsed, make_policy
 from kvchat.cache.prefix_cache import PrefixCache
+from kvchat.engine.request import Finished
+from kvchat.engine.request import Request as EngineRequest
+from kvchat.engine.sampling import SamplingParams
 from kvchat.errors import UsageError
+from tests.engine.talk import Talk
+from tests.tiny import tiny_model
 
 
 def trace_of(*prompts: str) -> Trace:
@@ -125,6 +130,50 @@ def test_the_cache_hits_exactly_what_the_simulation_says(name: str, num_requests
         cache.commit(request.blocks, planes, len(request.blocks))
     cache.check_integrity()
     assert found == said and sum(found) > num_requests
+
+
+@pytest.mark.parametrize("num_requests", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["kvchat", "lru"])
+def test_an_engine_takes_up_exactly_what_the_simulation_says(name: str, num_requests: int) -> None:
+    """From RAM alone: nothing is live from one prompt to the next, and each asks for one token behind its blocks."""
+    made = chats.made(days=60, seed=6, block_size=256)
+    trace = Trace(1, tuple(_asking(request) for request in made.requests[:num_requests]))
+    clock = TraceClock()
+    engine = Talk(tiny_model(max_position_embeddings=8192))
+    engine.warm_up()
+    engine.pace.measure = lambda num_tokens, seconds: None  # type: ignore[method-assign]
+    engine.pace.prefill_s_per_token = 0.0  # loading always pays
+    block_bytes = 16 * engine.kv_bytes_per_token
+    assert engine.kv_layout is not None
+    cache = PrefixCache(engine.kv_layout, b"model", CacheSettings(ram_bytes=48 * block_bytes, block_size=16))
+    cache._ram._policy = make_policy(name, 16, clock=clock)
+    engine.cache = cache
+    found = []
+    for request in trace.requests:
+        clock.now_s = request.time_s
+        prompt = [token for block in request.blocks for token in _tokens(block)] + [1]
+        asked = engine.generate(EngineRequest(prompt, SamplingParams(), max_tokens=1), lambda: False)
+        (reuse,) = [event.reuse for event in asked if isinstance(event, Finished)]
+        found.append(reuse.tiers.get("ram", 0) // 16)
+        assert reuse.num_tokens == 16 * found[-1]
+        engine.store()
+        engine.state.keep(0)
+    clock = TraceClock()
+    policy = make_policy(name, 16, clock=clock)
+    said = list(replay(trace, Geometry(48, 6, block_bytes), policy, clock))
+    cache.check_integrity()
+    assert found == said and sum(found) > num_requests
+
+
+def _asking(request: Request) -> Request:
+    """A request whose tokens are what were the blocks of its prompt."""
+    blocks = request.blocks[: request.num_asked]
+    return Request(request.time_s, len(blocks), 0, blocks, len(blocks))
+
+
+def _tokens(block: int) -> list[int]:
+    """Sixteen tokens that no other block has."""
+    return [block // 50**power % 50 for power in range(4)] * 4
 
 
 def _in_blocks(request: Request) -> Request:
