@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
 import xxhash
 
 FORMAT_VERSION = 2
@@ -24,7 +24,7 @@ HashFunction = Callable[[bytes], bytes]
 
 def id_bytes(tokens: Sequence[int]) -> bytes:
     """Tokens as chains have them: int32, little-endian."""
-    return np.fromiter(tokens, dtype="<i4", count=len(tokens)).tobytes()
+    return struct.pack(f"<{len(tokens)}i", *tokens)
 
 
 def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
@@ -157,11 +157,7 @@ class Chain:
             is_last = self.is_state and start == len(self) - 1
             return int(is_last and self.tokens[offset:] == ids)
         mine = self.tokens[offset : offset + len(ids)]
-        ids = ids[: len(mine)]
-        if mine == ids:
-            return len(mine) // (self.block_size * TOKEN_BYTES)
-        pair = (np.frombuffer(each, "<i4", len(mine) // TOKEN_BYTES) for each in (mine, ids))
-        return int(np.argmax(np.not_equal(*pair))) // self.block_size
+        return common_prefix(mine, ids) // (self.block_size * TOKEN_BYTES)
 
 
 class Chains:

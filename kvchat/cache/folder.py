@@ -62,11 +62,12 @@ class StoredFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """All runs and snapshots of all fingerprints, and the files that were left behind and are of no use.
+    """The folders of all fingerprints, all runs and snapshots in them, and the files left behind that are of no use.
 
     `refused` is why there may be more: the system did not let us look.
     """
 
+    folders: tuple[Path, ...]
     files: tuple[StoredFile, ...]
     left_over: tuple[Path, ...]
     refused: OSError | None = None
@@ -95,7 +96,8 @@ def scan_folder(root: Path) -> FolderScan:
     files: list[StoredFile] = []
     left_over: list[Path] = []
     refused: list[OSError] = []
-    for folder in fingerprint_folders(root, refused):
+    folders = tuple(fingerprint_folders(root, refused))
+    for folder in folders:
         for entry in _listing(folder, refused):
             name = EntryName.parse(entry.name)
             if name is None:
@@ -108,7 +110,7 @@ def scan_folder(root: Path) -> FolderScan:
                     files.append(StoredFile(folder, name, stat.st_size, stat.st_mtime_ns))
             except OSError:
                 continue
-    return FolderScan(tuple(files), tuple(left_over), refused[0] if refused else None)
+    return FolderScan(folders, tuple(files), tuple(left_over), refused[0] if refused else None)
 
 
 def fingerprint_folders(root: Path, refused: list[OSError] | None = None) -> list[Path]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from kvchat.cache.block import FORMAT_VERSION, TOKEN_BYTES, Chain
@@ -110,8 +109,8 @@ def pack_header(
         "codec": STATE_CODEC if name.is_state else meta.codec,
     }
     text = json.dumps(facts).encode()
-    sizes = np.asarray([block.nbytes for block in blocks], dtype="<u4").tobytes()
-    checksums = np.asarray([checksum(block) for block in blocks], dtype="<u8").tobytes()
+    sizes = struct.pack(f"<{len(blocks)}I", *(block.nbytes for block in blocks))
+    checksums = struct.pack(f"<{len(blocks)}Q", *(checksum(block) for block in blocks))
     ids = chain.ids(len(chain) - len(blocks), len(chain))
     body = _LENGTH.pack(len(text)) + text + ids + sizes + checksums
     size = _PREAMBLE.size + len(body)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections import defaultdict
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from kvchat.cache.folder import (
     META_NAME,
     FolderScan,
     StoredFile,
-    fingerprint_folders,
     scan_folder,
 )
 from kvchat.cache.header import checksum, read_header
@@ -87,10 +86,9 @@ class VerifyReport:
 
 def list_folders(root: Path, scan: FolderScan | None = None) -> list[FolderInfo]:
     """All fingerprints' folders, the most recently used first; with the files of a `scan` that was made already."""
-    files: dict[Path, list[StoredFile]] = defaultdict(list)
-    for file in (scan or scan_folder(root)).files:
-        files[file.folder].append(file)
-    infos = [_describe(folder, files[folder]) for folder in fingerprint_folders(root)]
+    scan = scan or scan_folder(root)
+    files = {folder: list(group) for folder, group in groupby(scan.files, lambda file: file.folder)}
+    infos = [_describe(folder, files.get(folder, [])) for folder in scan.folders]
     return sorted(infos, key=lambda info: info.newest_s, reverse=True)
 
 

@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvchat.backends.inspection import CacheTotals, VerifySample
 from kvchat.cache.folder import StoredFile, default_disk_bytes, scan_folder
 from kvchat.cache.maintenance import BadFile, FolderInfo, VerifyReport, list_folders, verify_checksums
-from kvchat.cache.removal import Freed, clear, prune, remove_bad
 from kvchat.config import Config
 from kvchat.errors import KvchatError
 from kvchat.ui.clean import one_line
 from kvchat.ui.figures import age_text, percent_text, seconds_text, size_text, tier_text
+
+if TYPE_CHECKING:
+    from kvchat.cache.removal import Freed
 
 _DAY_S = 86400.0
 _LINES_AT_ONCE = 1000
@@ -65,7 +67,7 @@ def _run_json(file: StoredFile, info: FolderInfo | None) -> dict[str, Any]:
 def _run_text(file: StoredFile, model: str, now_s: float) -> str:
     name = file.name
     tokens = f"tokens {name.start}-{name.end}"
-    age = age_text(max(0.0, now_s - file.mtime_ns / 1e9))
+    age = age_text(max(0, int(now_s - file.mtime_ns / 1e9)))
     kept = _PRIORITIES.get(name.priority, f"priority {name.priority}")
     line = f"{model:<32} {tokens:<20} {size_text(file.num_bytes):>9}  {age:>6}  {kept}"
     return line.rstrip()
@@ -154,6 +156,8 @@ def totals_lines(span: str, totals: CacheTotals) -> Iterator[str]:
 
 def cache_prune(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Remove what is over the budget or too old, orphans and left-overs in any case."""
+    from kvchat.cache.removal import prune  # numpy, for the order in which files go
+
     is_plain = args.to is None and args.older_than is None
     freed = prune(
         config.paths.cache,
@@ -168,6 +172,7 @@ def cache_prune(args: argparse.Namespace, config: Config) -> Iterator[str]:
 def cache_clear(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Remove all stored KV of all models, also from the RAM of engines that are shared."""
     from kvchat.backends.resident.asking import forget
+    from kvchat.cache.removal import clear
 
     if not args.dry_run:
         forget(config.paths.runtime)
@@ -185,6 +190,8 @@ def _freed_line(freed: Freed, as_json: bool) -> str:
 
 def cache_verify(args: argparse.Namespace, config: Config) -> Iterator[str]:
     """Check every checksum, and a sample against a cold computation. Raises KvchatError when something is wrong."""
+    from kvchat.cache.removal import remove_bad
+
     report = verify_checksums(config.paths.cache)
     sample, why_not = (None, "") if args.no_recompute else _sample(config, args.sample)
     wrong = [BadFile(path, "its KV does not belong to its tokens") for path in _wrong_paths(report, sample)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
+@lru_cache  # a list of many files has few sizes and ages
 def size_text(num_bytes: float) -> str:
     """A number of bytes in three digits: `512 B`, `23.4 MiB`, `4.00 GiB`."""
     value, unit = float(num_bytes), 0
@@ -33,6 +35,7 @@ def seconds_text(seconds: float) -> str:
     return f"{sign}{whole // 3600} h {whole % 3600 // 60} min"
 
 
+@lru_cache
 def age_text(seconds: float) -> str:
     """How long ago something was, in one unit: `now`, `5 min`, `3 h`, `12 d`."""
     for limit, divisor, unit in (
