@@ -61,7 +61,7 @@ class Tree(Generic[R]):
         self._by_first: dict[bytes, tuple[R, ...]] = {}
         self._walk = _Walk()
         self.num_kept = 0
-        """How many of the pieces matched last are those of the match before."""
+        """How many of the pieces matched last had been matched before."""
 
     def __iter__(self) -> Iterator[R]:
         return (run for runs in self._by_first.values() for run in runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvchat.cache.base import Piece
 from kvchat.cache.block import Chain, Chains
 from kvchat.cache.ram import RamRun
 from kvchat.cache.tree import Tree
@@ -36,8 +37,10 @@ def test_what_is_found_does_not_depend_on_what_was_looked_for_before(
     steps: list[tuple[str, list[int], int]], chains: Chains
 ) -> None:
     tree: Tree[RamRun] = Tree()
+    known: list[Piece] = []
     for what, tokens, pick in steps:
         chain = Chains(chains.root, 1, chains.hash_function).blocks(tokens)
+        known += tree.match(chain)
         if what == "add":
             tree.add(run_behind(tree, chain, pick))
         elif what == "remove" and (runs := list(tree)):
@@ -45,7 +48,10 @@ def test_what_is_found_does_not_depend_on_what_was_looked_for_before(
         fresh: Tree[RamRun] = Tree()
         for run in tree:
             fresh.add(run)
-        assert [piece[1:] for piece in tree.match(chain)] == [piece[1:] for piece in fresh.match(chain)]
+        found = tree.match(chain)
+        assert [piece[1:] for piece in found] == [piece[1:] for piece in fresh.match(chain)]
+        assert all(piece in known for piece in found[: tree.num_kept])
+        known += found
 
 
 @settings(deadline=None)

@@ -98,6 +98,23 @@ def test_a_long_log_is_made_shorter_and_whoever_read_it_goes_on_where_it_was(tmp
     assert mine.new() == late.new() == [use(7, 3)]
 
 
+def worths(rates: Rates) -> list[float]:
+    return [rates.worth(level, 2.0**power) for level in (10, 30, 45) for power in range(24)]
+
+
+def test_it_makes_no_difference_when_somebody_asks_what_was_learned(tmp_path):
+    told = [use(number, number - 1 if number % 2 == 0 else 0, 100.0 * number) for number in range(1, 200)]
+    asked, late = Rates(), Rates()
+    for at in range(0, len(told), 40):
+        for rates in (asked, late):
+            rates.take_all(told[at : at + 40], 100.0 * (at + 40))
+        worths(asked)
+    assert worths(asked) == worths(late) != worths(Rates())
+    for rates in (asked, late):
+        rates.take(use(300, 199, 20_000.0))
+    assert worths(asked) == worths(late)
+
+
 def test_what_is_not_stored_any_more_loses_its_name_but_not_what_it_taught(tmp_path):
     log, rates = UseLog(tmp_path), Rates()
     told = [use(number, number - 1 if number % 2 == 0 else 0, 100.0 * number) for number in range(1, 200)]
@@ -111,6 +128,6 @@ def test_what_is_not_stored_any_more_loses_its_name_but_not_what_it_taught(tmp_p
     assert name(9) not in content and name(10**6 + 10) not in content and name(8) in content
     again = Rates()
     again.take_all(left, 30_000.0)
-    assert again._worths == rates._worths and again.tip_of(name(9)) is None
+    assert worths(again) == worths(rates) != worths(Rates()) and again.tip_of(name(9)) is None
     assert again.tip_of(name(7)) is again.tip_of(name(8)) is not None, "who goes on has all of it"
     assert log.new() == left, "the file that was read is another one now, or goes on"
