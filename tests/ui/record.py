@@ -20,9 +20,9 @@ from tests.ui.drawing import Row, film, picture
 from tests.ui.terminal import Terminal
 
 FOLDER = Path(__file__).parent
-PAGE = Path(__file__).parents[2] / "kvchat" / "docs" / "how-it-works.md"
-BEFORE = f"@{PAGE.name} What is this page about? One sentence."
-DIALOGUE = ("Write a Python function that adds two numbers.", "/cache why")
+PAGE = Path(__file__).parents[2] / "LICENSE"
+BEFORE = f"@{PAGE.name} What is this text about? Answer in one sentence."
+DIALOGUE = ("Show a hello world program in Python.", "/cache why")
 COLUMNS, ROWS = 96, 34
 LONGEST_PAUSE_S, KEY_S = 1.2, 0.05
 FLAGS = ("--max-tokens", "120")
