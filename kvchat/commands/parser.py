@@ -105,21 +105,20 @@ def make_parser(chat: Run, printing: Callable[[Command], Run]) -> argparse.Argum
 
 
 def _add_commands(parser: _Parser, printing: Callable[[Command], Run]) -> None:
-    groups = parser.add_subparsers(title="commands", metavar="COMMAND", prog="kvchat")
-    verbs: dict[str, dict[str, Command]] = {}
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="kvchat")
+    groups: dict[str, dict[str, Command]] = {}
     for row in COMMANDS:
         group, _, verb = row.name.partition(" ")
-        if verb:
-            verbs.setdefault(group, {})[verb] = row
-        if not verb:
-            _add_row(groups, group, row, printing(row))
-        elif len(verbs[group]) == 1:
-            names = "|".join(
-                other.name.partition(" ")[2] for other in COMMANDS if other.name.split()[0] == group
-            )
-            inner = groups.add_parser(group, help=f"{row.about}: {names}", allow_abbrev=False)
-            inner.set_defaults(run=_without_verb(group, names))
-            inner.fill = partial(_add_verbs, rows=verbs[group], names=names, printing=printing)
+        groups.setdefault(group, {})[verb] = row
+    for group, rows in groups.items():
+        if "" in rows:
+            _add_row(commands, group, rows[""], printing(rows[""]))
+            continue
+        names = "|".join(rows)
+        about = next(iter(rows.values())).about
+        inner = commands.add_parser(group, help=f"{about}: {names}", allow_abbrev=False)
+        inner.set_defaults(run=_without_verb(group, names))
+        inner.fill = partial(_add_verbs, rows=rows, names=names, printing=printing)
 
 
 def _add_verbs(

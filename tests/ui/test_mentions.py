@@ -1,9 +1,10 @@
 """`@` with a folder or a pattern: which files it stands for, and that the user sees their size before they are sent."""
 
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvchat.errors import UsageError
@@ -55,9 +56,37 @@ def test_too_many_files_are_refused_before_any_is_read(tree: Path) -> None:
         mentioned_files("@src")
 
 
-@given(st.text(alphabet=st.sampled_from(list('@"*[]?./~ a\0\n')), max_size=30))
-def test_whatever_is_typed_names_files_or_nothing(text: str) -> None:
-    mentions_several(text)
+PIECES = [
+    "@",
+    "src",
+    "/",
+    "*",
+    "**",
+    "a",
+    ".py",
+    "top.md",
+    "deep",
+    '"',
+    " ",
+    "?",
+    "[",
+    "]",
+    ".",
+    "~",
+    "\n",
+    "\0",
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(typed=st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_whatever_is_typed_names_files_or_nothing(tree: Path, typed: str) -> None:
+    text = re.sub(r"(?<=[@\"])/+|\.\.+", "", typed)  # within the folder
+    names = mentioned_files(text)
+    assert all((tree / name).is_file() for name in names) and len(set(names)) == len(names)
+    assert not any(Path(name).name.startswith(".") or "__pycache__" in name for name in names)
+    assert not names or re.search(r"(?<!\S)@", text)
+    assert mentions_several(text) or len(names) <= text.count("@")
 
 
 def test_a_folder_is_sent_by_a_second_enter_once_its_size_was_said(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ def as_events(*events: Any, done: bool = True, **rest: Any) -> Reply:
     return Reply([*pieces, *([b"data: [DONE]\n\n"] if done else [])], **rest)
 
 
-class Listener:
+class Listener(ABC):
     """Talks with each who connects, in a thread of their own, until it is closed; notes what was asked."""
 
     def __init__(self) -> None:
@@ -67,8 +68,9 @@ class Listener:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    @abstractmethod
     def talk(self, connection: socket.socket) -> None:
-        raise NotImplementedError
+        """Hear one out."""
 
     def _serve(self) -> None:
         while True:
