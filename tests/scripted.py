@@ -1,7 +1,7 @@
 """A backend that follows a script instead of a model: it echoes, streams slowly or fails as the message says.
 
 `slow N` streams N numbered words, 20 ms each; `lines N` N numbered lines; `long N` prefills N chunks; `think`
-reasons first; `file PATH` streams what a file contains, the last tenth once there is no PATH.hold; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
+reasons first; `file PATH` streams what a file contains, nothing from the text on that PATH.hold contains; `say TEXT` answers exactly that (with escapes decoded); `fail`, `overflow`, `oom`, `die` raise;
 `break N` dies after N words; `expire` dies half a second after it answered; `wait` blocks before its first
 token; `notice TEXT` sends a notice, `refuse TEXT` raises with a text; anything else is echoed with the number of messages in the history. An unfinished answer is gone on with, word by word.
 """
@@ -314,7 +314,7 @@ class ScriptedBackend:
             said, hold = Path(rest).read_text(encoding="utf-8", errors="replace"), Path(f"{rest}.hold")
             for start in range(0, len(said), 7):
                 self._cancelled.wait(0.001)
-                while start > 0.9 * len(said) and hold.exists() and not self._cancelled.is_set():
+                while start >= _held_from(said, hold) and not self._cancelled.is_set():
                     time.sleep(0.01)
                 yield Text(said[start : start + 7])
         elif verb == "say":
@@ -322,6 +322,14 @@ class ScriptedBackend:
             yield from (Text(said[start : start + 5]) for start in range(0, len(said), 5))
         else:
             yield from (Text(piece) for piece in (f"[{num_turns}] ", "you said: ", message))
+
+
+def _held_from(said: str, hold: Path) -> int:
+    """Where the text begins that a file says is to wait."""
+    try:
+        return said.index(hold.read_text())
+    except FileNotFoundError:
+        return len(said)
 
 
 def _decoded(text: str) -> str:

@@ -183,15 +183,19 @@ class EngineProcess:
         told = to_wire(replace(answer, prompt=())) | {"prompt": prompt_telling(answer.prompt, known)}
         return {"answer": told}
 
+    def _status(self) -> Status:
+        """What it does now; never that it starts, which is said of an engine that cannot say anything yet."""
+        if self._is_ending:
+            return Status(Phase.CLOSED)
+        if self._failure is not None:
+            return Status(Phase.FAILED, str(self._failure))
+        status = self._backend.status() if self._backend else Status(Phase.STARTING)
+        return Status(Phase.LOADING, "loading torch") if status.phase is Phase.STARTING else status
+
     def _report_status(self) -> None:
         last: Status | None = None
         while True:
-            backend = self._backend
-            status = Status(Phase.LOADING, "loading torch") if backend is None else backend.status()
-            if self._failure is not None:
-                status = Status(Phase.FAILED, str(self._failure))
-            if self._is_ending:
-                status = Status(Phase.CLOSED)
+            status = self._status()
             if status != last:
                 self._write({"status": to_wire(status), "remembers": True})
                 last = status

@@ -50,7 +50,9 @@ class Job(Generic[T]):
         return self.kind is JobKind.IDLE and self.owner is other.owner
 
     def begin(self) -> bool:
-        """Let it run; False if it was dropped before."""
+        """Let it run; False if it was dropped before, or comes too late for what it was to be ahead of."""
+        if self.kind is JobKind.IDLE and self.cancelled.is_set():
+            self.drop()
         with self.lock:
             self.has_begun = not self.is_dropped
             return self.has_begun

@@ -159,6 +159,17 @@ def test_what_comes_too_late_leaves_the_live_conversation_as_it_is(open_backend:
     assert backend._worker.wait().sequence.state.tokens == held
 
 
+def test_what_a_message_overtakes_leaves_that_ones_conversation_live(open_backend: Open) -> None:
+    backend = open_backend("chatml")
+    elsewhere = with_answer(backend, [user("the fox " * 50)], "and so on " * 30)
+    history = [SYSTEM, user("hello")]
+    overtaken = backend.prepare(elsewhere, Options())
+    said = answer(backend, history)
+    assert list(overtaken) == []
+    talk = backend._worker.wait()
+    assert talk.sequence.state.tokens[: len(said.prompt)] == talk.model.engine.told(said.prompt)
+
+
 @pytest.mark.parametrize("name", ["chatml", "qwen3"])
 def test_a_conversation_that_one_moves_to_costs_its_message_alone(open_backend: Open, name: str) -> None:
     backend, cold = open_backend(name), open_backend(name, cache__mode="off")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from kvchat.backends.base import (
     Text,
     Turn,
 )
+from kvchat.backends.engine_process import EngineProcess
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import MAX_LOST, ProcessBackend, _cut_short
 from kvchat.backends.wire import error_from_wire, error_to_wire, from_wire, to_wire
@@ -271,6 +273,14 @@ def test_an_engine_is_started_again_though_the_working_folder_is_gone(
     (tmp_path / "gone").rmdir()
     *_, last = backend.answer([user("hello")], Options(max_tokens=2))
     assert isinstance(last, Done)
+
+
+def test_an_engine_that_speaks_never_says_that_it_starts(make_config: Callable[..., Config]) -> None:
+    process = EngineProcess(io.BytesIO(), io.BytesIO())
+    assert process._status().phase is Phase.LOADING
+    process._backend = LocalBackend(make_config())
+    assert process._backend.status().phase is Phase.STARTING
+    assert process._status().phase is Phase.LOADING
 
 
 def test_an_engine_killed_before_it_spoke_answers_after_its_restart(backend: ProcessBackend) -> None:

@@ -114,12 +114,34 @@ def test_idle_work_lets_a_look_through_and_ends_when_there_is_work() -> None:
     worker.close()
 
 
-def test_newer_idle_work_takes_the_place_of_older() -> None:
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_newer_idle_work_takes_the_place_of_older(has_begun: bool) -> None:
     worker = Worker(lambda: "model")
-    older, newer = (worker.run(endless, JobKind.IDLE) for _ in range(2))
-    assert list(older)[-1] == "cancelled"
+    older = worker.run(endless, JobKind.IDLE)
+    assert not has_begun or next(older) == "model"
+    newer = worker.run(endless, JobKind.IDLE)
+    assert list(older)[-1:] == ["cancelled"] * has_begun
     assert next(newer) == "model"
     newer.close()
+    worker.close()
+
+
+def test_idle_work_that_comes_too_late_never_begins() -> None:
+    worker = Worker(lambda: "model")
+    worker.wait()
+    done: list[str] = []
+
+    def job(name: str) -> Callable[[str, Callable[[], bool]], Iterator[str]]:
+        def run(_: str, __: Callable[[], bool]) -> Iterator[str]:
+            done.append(name)
+            yield name
+
+        return run
+
+    ahead, asked = worker.run(job("ahead"), JobKind.IDLE), worker.run(job("asked"))
+    assert (list(ahead), list(asked)) == ([], ["asked"])
+    assert list(worker.run(job("ahead again"), JobKind.IDLE)) == ["ahead again"]
+    assert done == ["asked", "ahead again"]
     worker.close()
 
 

@@ -64,14 +64,15 @@ def test_a_resize_in_the_middle_loses_no_row_and_repeats_none(tmp_path: Path) ->
     source.write_text(document(wide=False))
     expected = in_one_go(tmp_path, source, COLUMNS_OF_THE_NARROWEST, 20)
     hold = tmp_path / "a.hold"
-    hold.touch()
+    hold.write_text("Chapter 6")  # nothing is being drawn for one size while the terminal takes another
     terminal = Terminal(tmp_path, columns=80, rows=24).ready()
     terminal.enter(f"file {source}")
-    terminal.wait_for("Chapter 4")
+    terminal.wait_for("quoted 5")
     for columns in range(79, 71, -1):  # as somebody drags the window's edge
         terminal.resize(columns, 24)
     terminal.resize(COLUMNS_OF_THE_NARROWEST, 20)
-    terminal.wait_for("Chapter 8")
+    hold.write_text("Chapter 9")
+    terminal.wait_for("quoted 8")
     terminal.resize(80, 24)
     assert b"cached " not in terminal.raw, "the answer was over too early"
     hold.unlink()
