@@ -19,7 +19,7 @@ from kvchat.cache.base import Ended, Forecast, Piece, Policy, Stored, Tier
 from kvchat.cache.block import Chain
 from kvchat.cache.policy import LeastRecentlyUsed
 from kvchat.cache.stats import CacheStats, StatsCounter
-from kvchat.cache.tree import RecentDigests, Tree, lineage
+from kvchat.cache.tree import RecentDigests, Tree, lineage, lineages
 
 
 @dataclass(slots=True, eq=False)
@@ -221,13 +221,7 @@ class RamTier(Tier):
 
     def _pinned_bytes(self) -> int:
         """Bytes of what is pinned and of what that continues."""
-        pinned: set[RamRun] = set()
-        for tail in self._pins:
-            for run in lineage(tail):
-                if run in pinned:
-                    break
-                pinned.add(run)
-        return sum(run.num_bytes for run in pinned)
+        return sum(run.num_bytes for run in lineages(self._pins))
 
     def _use(self, tail: RamRun | None, priority: int) -> None:
         if tail is None:

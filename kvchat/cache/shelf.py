@@ -20,7 +20,7 @@ from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_f
 from kvchat.cache.forgetting import Forgetting
 from kvchat.cache.ownership import check_folder
 from kvchat.cache.run import StoredRun
-from kvchat.cache.tree import lineage
+from kvchat.cache.tree import lineages
 
 # A folder that changed this recently may change again without a newer time stamp; some file systems count seconds.
 RACY_NS = 2_100_000_000
@@ -172,14 +172,14 @@ class Shelf:
 
         None, with nothing deleted, where that is not enough.
         """
+        if excess <= 0:
+            return 0
         with self.lock:
-            protected = {
-                run for file_id in kept if file_id in self._by_id for run in lineage(self._by_id[file_id])
-            }
+            protected = lineages(self._by_id.get(file_id) for file_id in kept)
             if excess > self.num_bytes - sum(run.num_bytes for run in protected):
                 return None
             self.forgetting.hear()
-            left, num_evicted = self.num_bytes - max(0, excess), 0
+            left, num_evicted = self.num_bytes - excess, 0
             while self.num_bytes > left:
                 run = self._victim(lambda run: run.num_children == 0 and run not in protected)
                 if run is None:

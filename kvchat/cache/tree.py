@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from kvchat.cache.base import Piece
@@ -165,6 +165,17 @@ def lineage(run: T | None) -> Iterator[T]:
     while above:
         yield above
         above = above.parent
+
+
+def lineages(tails: Iterable[T | None]) -> set[T]:
+    """Runs and all that they continue, each looked at once, however many of them go on from one another."""
+    found: set[T] = set()
+    for tail in tails:
+        for run in lineage(tail):
+            if run in found:
+                break
+            found.add(run)
+    return found
 
 
 class RecentDigests:
