@@ -14,12 +14,10 @@ T = TypeVar("T")
 class Turns(Generic[T]):
     """A queue of queues: whoever asked for much waits longest, and nobody's second task goes before another's first.
 
-    What is put in as `is_last` comes when nothing else waits, and whoever takes tasks has waited `rest_s` seconds for
-    something else. Safe for threads.
+    What is put in as `is_last` comes when nothing else waits. Safe for threads.
     """
 
-    def __init__(self, *, rest_s: float = 0.0) -> None:
-        self._rest_s = rest_s
+    def __init__(self) -> None:
         self._waiting: tuple[OrderedDict[object, deque[T]], ...] = (OrderedDict(), OrderedDict())
         self._has_ended = False
         self._changed = threading.Condition()
@@ -36,11 +34,14 @@ class Turns(Generic[T]):
             self._waiting[is_last].setdefault(owner, deque()).append(task)
             self._changed.notify()
 
-    def next(self, *, busy: Collection[object] = (), is_last: bool = True, waits: bool = True) -> T | None:
+    def next(
+        self, *, busy: Collection[object] = (), is_last: bool = True, waits: bool = True, rest_s: float = 0.0
+    ) -> T | None:
         """The task whose turn it is, of an owner who is not `busy`, and one for when nothing else waits only if it
-        `is_last`. It waits for one if it `waits`; None where there is none, and once that has ended."""
+        `is_last`, and nothing else came for `rest_s` seconds. It waits for one if it `waits`; None where there is none,
+        and once that has ended."""
         with self._changed:
-            rested_at = time.monotonic() + self._rest_s
+            rested_at = time.monotonic() + rest_s
             while True:
                 rest = rested_at - time.monotonic()
                 sorts = self._waiting if is_last and rest <= 0 else self._waiting[:1]

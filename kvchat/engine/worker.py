@@ -24,8 +24,8 @@ T = TypeVar("T")
 E = TypeVar("E")
 """What a job yields."""
 REST_S = 0.05
-"""How long nothing else may have been asked for before something begins that nobody waits for: a program's next question
-comes at once, and would find the engine within a forward."""
+"""How long nothing may have been asked for behind an answer before something begins that nobody waits for: a program's next
+question comes at once, and would find the engine within a forward."""
 
 
 class Worker(Generic[T]):
@@ -46,7 +46,8 @@ class Worker(Generic[T]):
         self._company = company
         self._settle = settle
         self._unload = unload
-        self._jobs: Turns[Job[T]] = Turns(rest_s=REST_S)
+        self._jobs: Turns[Job[T]] = Turns()
+        self._rest_s = 0.0  # before anything begins that nobody waits for
         self._pending: set[Job[T]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -160,7 +161,7 @@ class Worker(Generic[T]):
     def _next(self, rounds: Rounds[T]) -> Job[T] | None:
         """What begins next; waits for it where nothing runs. Nobody's second job begins before the first has ended."""
         owners = rounds.owners
-        return self._jobs.next(busy=owners, is_last=not owners, waits=not owners)
+        return self._jobs.next(busy=owners, is_last=not owners, waits=not owners, rest_s=self._rest_s)
 
     def _begin(self, task: Job[T]) -> bool:
         if not task.begin():
@@ -189,6 +190,8 @@ class Worker(Generic[T]):
         self._done(idle)
 
     def _done(self, task: Job[T]) -> None:
+        if task.kind is not JobKind.LOOK:
+            self._rest_s = REST_S if task.kind is JobKind.WORK else 0.0
         with self._lock:
             self._pending.discard(task)
 

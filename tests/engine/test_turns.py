@@ -71,10 +71,8 @@ def test_whose_task_runs_has_no_second_one_begun_and_what_comes_last_only_where_
 
 
 def test_what_comes_last_gives_whatever_follows_at_once_the_time_to_come() -> None:
-    turns: Turns[str] = Turns(rest_s=60.0)
+    turns: Turns[str] = Turns()
     turns.put("last", is_last=True)
     threading.Timer(0.05, turns.put, ["at once"]).start()
-    assert turns.next() == "at once"
-    turns = Turns(rest_s=0.01)
-    turns.put("last", is_last=True)
-    assert turns.next() == "last"
+    assert turns.next(rest_s=60.0) == "at once"
+    assert turns.next(rest_s=0.01) == "last"
