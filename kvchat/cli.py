@@ -34,6 +34,7 @@ from kvchat.errors import (
     reason_of,
 )
 from kvchat.remotes import ad_hoc_name
+from kvchat.ui.asking import tell
 from kvchat.ui.clean import for_data, for_messages
 from kvchat.ui.files import whole_text
 from kvchat.ui.tables import Styled
@@ -209,10 +210,13 @@ def _end_on_signals() -> None:
 
 def _printing(row: Command) -> Run:
     def run(args: argparse.Namespace, config: Config) -> int:
-        out = for_data(sys.stdout)
+        out, is_empty = for_data(sys.stdout), True
         for line in row.lines(args, config):
             (out.write_styled if isinstance(line, Styled) else out.write)(line)
             print(flush=True)
+            is_empty = False
+        if is_empty and row.nothing and not (args.json or args.quiet) and sys.stderr.isatty():
+            tell(row.nothing)
         return 0
 
     return run

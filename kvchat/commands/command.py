@@ -16,7 +16,8 @@ class Command:
     """One command: `group verb` or one word, what the group is about, its help, what it yields.
 
     `arguments` are its own, for argparse; `flags` are those of the program that may also follow its name, beside
-    EVERYWHERE's. A command that does not read the settings runs even if they are wrong, with the defaults.
+    EVERYWHERE's. A command that does not read the settings runs even if they are wrong, with the defaults. Where it yields
+    no line, whoever sits at a terminal is told that there is `nothing`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Command:
     arguments: Arguments = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     reads_settings: bool = True
+    nothing: str = ""
 
 
 def verb(module: str, name: str) -> Callable[[argparse.Namespace, Config], Iterator[str]]:

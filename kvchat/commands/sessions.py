@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 
 from kvchat.chat.store import FILE_NAME, SessionRow, Store
@@ -12,7 +11,7 @@ from kvchat.chat.warmth import Warmth, warmth
 from kvchat.chat.writes import Deleted
 from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
-from kvchat.ui.asking import agrees, can_ask, tell
+from kvchat.ui.asking import agrees, can_ask
 
 _HISTORY_NAME = "history"
 """Where the dialogue keeps what is typed."""
@@ -45,8 +44,6 @@ def found(args: argparse.Namespace, config: Config) -> Iterator[str]:
     from kvchat.chat.export import local_time, session_json
 
     hits = _store(config).search(" ".join(args.words), args.limit or 20)
-    if not (hits or args.json or args.quiet) and sys.stderr.isatty():
-        tell("nothing that was said has these words in it")
     for row, hit in hits:
         if args.json:
             yield json.dumps(

@@ -52,6 +52,24 @@ def test_without_a_terminal_nothing_is_drawn(tmp_path: Path) -> None:
     assert nothing.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("engine ls", "kvchat: no engine is running: the next chat starts one"),
+        ("sessions ls", "kvchat: no session is saved yet: kvchat begins one"),
+        ("sessions search fox", "kvchat: nothing that was said has these words in it"),
+        ("cache ls", "kvchat: nothing is stored yet: a chat stores what it computes"),
+    ],
+)
+def test_an_empty_list_says_so_to_whoever_looks(tmp_path: Path, command: str, said: str) -> None:
+    own = {"KVCHAT_RUNTIME": str(tmp_path / "RUN")}
+    terminal = Terminal(tmp_path, *command.split(), environ=own)
+    assert terminal.end() == 0
+    assert terminal.rows == [said]
+    quiet = one_shot(tmp_path, *command.split(), **own)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, b"", b"")
+
+
 def test_a_broken_pipe_ends_quietly(tmp_path: Path) -> None:
     command = f"{sys.executable} -m tests.scripted_cli -p 'lines 20000' | head -n 2"
     done = subprocess.run(
