@@ -52,7 +52,8 @@ class Connection:
         on_end: Callable[[], None],
     ) -> None:
         """`hello` is said first. `open_stream` gives where calls are written and where replies are read, or raises
-        OSError; it may take its time. `on_end` is called when nothing more will come. Both in threads of this."""
+        OSError; it may take its time. `on_end` is called when nothing more will come, before anybody is told. Both in
+        threads of this."""
         self.status = Status(Phase.STARTING)
         self.known = Ids()
         self._history = History()
@@ -170,12 +171,15 @@ class Connection:
                 call.replies.put(reply)
 
     def _end(self) -> None:
-        with self._lock:
-            self._ended.set()
-            waiting = list(self._calls.values())
+        """Nothing more comes: once it is known why, whoever waits is told."""
         self._sign.set()
-        for call in waiting:
-            call.replies.put(("died", None))
-        with suppress(queue.Full):  # where it is full, nobody waits for more
-            self._unsent.put_nowait(None)
-        self._on_end()
+        try:
+            self._on_end()
+        finally:
+            with self._lock:
+                self._ended.set()
+                waiting = list(self._calls.values())
+            for call in waiting:
+                call.replies.put(("died", None))
+            with suppress(queue.Full):  # where it is full, nobody waits for more
+                self._unsent.put_nowait(None)

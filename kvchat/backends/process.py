@@ -69,8 +69,8 @@ class ProcessBackend:
             return Status(Phase.CLOSED)
         if child is None or not child.connection.is_dead:
             return child.connection.status if child else Status(Phase.STARTING)
-        is_lost = self._lost_with(child) >= MAX_LOST
-        return Status(Phase.FAILED, "the engine ended") if is_lost else Status(Phase.STARTING)
+        ended = f"the engine ended ({child.obituary()})"
+        return Status(Phase.FAILED if self._lost_with(child) >= MAX_LOST else Phase.STARTING, ended)
 
     def info(self) -> ModelInfo:
         return self._ask({"call": "info"}, lambda value: cast(ModelInfo, from_wire(ModelInfo, value)))

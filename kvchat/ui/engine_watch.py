@@ -140,8 +140,9 @@ class EngineWatch:
         if status.phase is Phase.STARTING:
             # of one that ends while it answers, the answer tells
             if changed and shown and shown.phase in (Phase.READY, Phase.LOADING) and not self._turns.running:
+                ended = status.detail or "the engine ended"
                 self._audience.show_error(
-                    EngineDiedError("the engine ended and is started again; the conversation is kept")
+                    EngineDiedError(f"{ended} and is started again; the conversation is kept")
                 )
             backend.start()
         if status.phase is not Phase.READY:

@@ -292,6 +292,15 @@ def test_an_engine_killed_before_it_spoke_answers_after_its_restart(backend: Pro
     assert events[-1].answer.finish_reason is FinishReason.LENGTH
 
 
+def test_of_an_engine_that_ended_it_is_known_why(backend: ProcessBackend) -> None:
+    backend.info()
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGKILL)
+    while backend.status().phase is not Phase.STARTING:
+        time.sleep(0.01)
+    assert backend.status().detail == "the engine ended (killed by SIGKILL, perhaps for lack of memory)"
+
+
 def test_closing_leaves_no_process_behind_and_may_be_repeated(backend: ProcessBackend) -> None:
     backend.info()
     pid = backend.pid

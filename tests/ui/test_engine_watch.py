@@ -26,6 +26,7 @@ class Mortal(ScriptedBackend):
     def __init__(self, phase: Phase, error: KvchatError | None = None) -> None:
         super().__init__()
         self.phase = phase
+        self.why = ""
         self.error = error
         self.num_starts = 0
         self.num_asked = 0
@@ -34,7 +35,7 @@ class Mortal(ScriptedBackend):
         self.num_starts += 1
 
     def status(self) -> Status:
-        return Status(self.phase)
+        return Status(self.phase, self.why)
 
     def info(self) -> ModelInfo:
         self.num_asked += 1
@@ -134,11 +135,17 @@ def test_a_title_is_made_when_all_is_quiet_and_given_up_as_soon_as_somebody_type
 
 
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.READY])
-def test_an_engine_that_ends_is_started_again_whatever_it_did(phase: Phase) -> None:
+@pytest.mark.parametrize("why", ["", "the engine ended (killed by SIGKILL)"])
+def test_an_engine_that_ends_is_started_again_whatever_it_did(phase: Phase, why: str) -> None:
     backend = Mortal(phase)
-    _, told = watched(backend, lambda: setattr(backend, "phase", Phase.STARTING))
+
+    def end() -> None:
+        backend.phase, backend.why = Phase.STARTING, why
+
+    _, told = watched(backend, end)
     assert backend.num_starts > 0
-    assert told.errors == ["the engine ended and is started again; the conversation is kept"]
+    said = why or "the engine ended"
+    assert told.errors == [f"{said} and is started again; the conversation is kept"]
 
 
 def test_one_that_ends_twice_in_a_row_is_started_again_each_time() -> None:
