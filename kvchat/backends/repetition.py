@@ -12,6 +12,8 @@ CYCLE_WORDS = 120
 """Words that an exact cycle covers before it counts as one."""
 SHORT_CYCLE_WORDS = 60
 """The same for a sentence of at least five words that comes six times on end, which no refrain does."""
+PASSAGE_WORDS = 30
+"""A passage of so many is a loop once half of it has come for the third time; a shorter one has to come a third time whole."""
 CODE_WORDS = 400
 """The same inside a code fence or a table, and for cycles without a letter: zeros of a matrix, lines of a drawing."""
 NEAR_WORDS = 200
@@ -22,6 +24,7 @@ NEAR_NEW = 2
 a new one in each item."""
 
 _LEAST_TIMES = 3
+_PASSAGE_TIMES = 2.5
 _MANY_TIMES = 6
 _SENTENCE_WORDS = 5
 _GRAM = 5
@@ -102,7 +105,8 @@ class _Cycle:
     def is_found(self, *, is_data: bool) -> bool:
         """Whether that is a loop and no refrain."""
         covered, period = self._length + self._period, self._period
-        if covered < SHORT_CYCLE_WORDS or covered < _LEAST_TIMES * period or not period:
+        least_times = _LEAST_TIMES if is_data or period < PASSAGE_WORDS else _PASSAGE_TIMES
+        if covered < SHORT_CYCLE_WORDS or covered < least_times * period or not period:
             return False
         is_said = any(char.isalpha() for word in self._words[-period:] for char in word)
         if is_data or not is_said:

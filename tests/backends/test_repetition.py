@@ -118,6 +118,14 @@ def test_what_a_good_answer_repeats_is_no_loop(name: str) -> None:
     assert stopped_at(GOOD[name]) is None
 
 
+def test_a_long_passage_is_a_loop_once_it_has_come_twice_and_a_half() -> None:
+    passage = " ".join(f"The {fruit} shaped the roads and the arts of its time." for fruit in FRUITS) + "\n\n"
+    assert stopped_at(passage * 2) is None
+    at = stopped_at(passage * 3)
+    assert at is not None
+    assert 2.4 < at / len(passage) < 2.8
+
+
 def test_none_of_two_hundred_good_answers_is_stopped() -> None:
     assert len(good.GOOD) >= 200
     assert not {name: at for name, text in good.GOOD.items() if (at := stopped_at(text)) is not None}
