@@ -20,6 +20,7 @@ from kvchat.bench.measure import english, isolated
 from kvchat.bench.typist import Stroke, Typist
 from kvchat.chat.anticipation import Anticipation, Ask
 from kvchat.chat.session import Session
+from kvchat.chat.store import Store
 from kvchat.errors import KvchatError
 
 LENGTHS = (250, 1000, 4000)
@@ -157,10 +158,10 @@ def _row(
     seed: int,
 ) -> Row:
     found: list[tuple[float, Answer, int]] = []
+    store = Store()  # one that is open already, as a terminal's is
     for number in range(messages + 1):  # the first does not count: it computes the history
-        session = Session(
-            backend, Options(temperature=0.0, repetition_penalty=1.0, max_tokens=_MAX_TOKENS), system
-        )
+        options = Options(temperature=0.0, repetition_penalty=1.0, max_tokens=_MAX_TOKENS)
+        session = Session(backend, options, system, store=store)
         strokes = list(Typist(seed + number).strokes(MESSAGES[number % len(MESSAGES)]))
         is_typed = most is not None and number > 0
         found.append(Replay(session, most).send(strokes if is_typed else strokes[-1:]))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from kvchat.backends.base import Reach
 
-PAUSE_S = 0.3
-"""Behind a pause of this length the rest of the message is computed, and what closes its prompt."""
+PAUSE_S = 0.2
+"""Behind a pause of this length the rest of the message is computed, and what closes its prompt: hardly anybody looks
+less long at what they wrote before they press Enter."""
 LONG_PAUSE_S = 0.7
 """Behind one of this length its answer is begun."""
 SENTENCE_PAUSE_S = 0.1
