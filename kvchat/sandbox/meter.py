@@ -13,6 +13,9 @@ from jinja2.utils import Namespace
 
 SECONDS, SECONDS_PER_ITEM = 2.0, 0.02
 """The processor time that one rendering may take, and what every message adds; a usual one takes some microseconds."""
+SECONDS_EACH_TIME = 0.1
+"""Renderings share SECONDS: what one has taken of them comes back so slowly, a rendering at a time. A model is loaded
+with some thirty, and a chat asks for some with each message."""
 MAX_CHARACTERS = 4_000_000
 """How large one value may get beside what the program was given: characters and elements, what repeats counted again."""
 MAX_GROWTH_BYTES = 192 << 20
@@ -38,11 +41,15 @@ class Meter:
     """
 
     def __init__(self) -> None:
+        self._shared_s, self._own_s, self._used_s = SECONDS, 0.0, 0.0
         self.start()
 
     def start(self, given: int = 0, items: int = 0) -> None:
         """Begin to count; the program was given so many messages or values, of `given` characters together."""
-        self._seconds = SECONDS + SECONDS_PER_ITEM * items
+        left_s = self._shared_s - max(0.0, self._used_s - self._own_s)
+        self._shared_s = min(SECONDS, max(0.0, left_s) + SECONDS_EACH_TIME)
+        self._own_s, self._used_s = SECONDS_PER_ITEM * items, 0.0
+        self._seconds = self._shared_s + self._own_s
         self.most = MAX_CHARACTERS + 2 * given
         self._work = 0
         self._next_check, self._next_memory_check = _WORK_BETWEEN_CHECKS, _WORK_BETWEEN_MEMORY_CHECKS
@@ -111,8 +118,9 @@ class Meter:
 
     def _check(self) -> None:
         self._next_check = self._work + _WORK_BETWEEN_CHECKS
-        if time.thread_time() - self._begun_s > self._seconds:
-            raise OverLimit(f"it takes more than {self._seconds:.0f} seconds")
+        self._used_s = time.thread_time() - self._begun_s
+        if self._used_s > self._seconds:
+            raise OverLimit(f"it takes more than {self._seconds:.1f} seconds")
         if self._work < self._next_memory_check:
             return
         self._next_memory_check = self._work + _WORK_BETWEEN_MEMORY_CHECKS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -108,3 +109,25 @@ def test_only_what_is_listed_may_be_called(source: str) -> None:
 def test_a_date_may_be_written_in_a_form() -> None:
     ours, plain = both("{{ when.strftime('%Y') }}{{ when.isoformat() }}", when=datetime(2026, 1, 2))
     assert ours == plain
+
+
+def test_renderings_share_what_time_they_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("kvchat.sandbox.meter.time", SimpleNamespace(thread_time=lambda: now_s))
+    meter = Meter()
+
+    def render(seconds: float) -> None:
+        nonlocal now_s
+        meter.start()
+        now_s += seconds
+        for _ in range(300):
+            meter.spend()
+
+    for _ in range(100):
+        render(0.09)
+    render(1.5)
+    with pytest.raises(OverLimit, match="takes more than"):
+        render(0.7)
+    for _ in range(20):
+        render(0.0)
+    render(1.9)
