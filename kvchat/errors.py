@@ -7,6 +7,7 @@ KvchatError                  1  something went wrong while running
 │   └── UntrustedCodeError   3  it brings code of its own that the user has not trusted
 ├── ContextOverflowError     4  the conversation no longer fits the model's context
 ├── OutOfMemoryError         5  the machine's or the device's memory is used up
+├── PassingError             1  the system refused what it gives at other times
 └── EngineDiedError          1  the engine process ended; the conversation is kept
 """
 
@@ -61,6 +62,10 @@ class OutOfMemoryError(KvchatError):
     exit_code = 5
 
 
+class PassingError(KvchatError):
+    """The system refused what it gives at other times, such as one more open file: trying again may do."""
+
+
 class EngineDiedError(KvchatError):
     """The engine process ended; the conversation is kept."""
 
@@ -97,6 +102,7 @@ ERROR_TYPES: dict[str, type[KvchatError]] = {
         UntrustedCodeError,
         ContextOverflowError,
         OutOfMemoryError,
+        PassingError,
         EngineDiedError,
     )
 }

@@ -18,7 +18,7 @@ from kvchat.config import Config, ModelConfig
 from kvchat.engine.ahead import Pulse
 from kvchat.engine.engine import Engine
 from kvchat.engine.sequence import LiveSequence
-from kvchat.errors import ModelUnavailableError, OutOfMemoryError
+from kvchat.errors import ModelUnavailableError, OutOfMemoryError, PassingError, reason_of
 from kvchat.models.arithmetic import arithmetic
 from kvchat.models.device import is_out_of_memory
 from kvchat.models.documents import boundary
@@ -104,6 +104,14 @@ class Talk:
 
 def load(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
     """Load the model of `config`, for a first conversation; `warn` takes warnings. Raises KvchatError."""
+    try:
+        return _loaded(config, show, warn)
+    except OSError as error:
+        name = config.model.name
+        raise PassingError(f"{name} can't be loaded now: {reason_of(error)}", "ask again") from error
+
+
+def _loaded(config: Config, show: Show, warn: Callable[[str], None]) -> Talk:
     started = time.perf_counter()
     with suppress(OSError):  # where it can't be written, what is remembered of models is found out each time
         make_private_folder(config.paths.models)

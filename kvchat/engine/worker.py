@@ -15,7 +15,7 @@ from kvchat.engine.job import Job, JobKind, Stream
 from kvchat.engine.request import Wanting
 from kvchat.engine.rounds import Company, Rounds
 from kvchat.engine.turns import Turns
-from kvchat.errors import EngineDiedError
+from kvchat.errors import EngineDiedError, PassingError
 
 __all__ = ["JobKind", "Stream", "Worker"]
 
@@ -131,10 +131,7 @@ class Worker(Generic[T]):
             self._thread.start()
 
     def _work(self) -> None:
-        try:
-            self._thing = self._load()
-        except BaseException as error:  # handed to whoever asks for the thing
-            self._failure = error
+        self._try_to_load()
         self._answered.set()
         if self._thing is not None and not self._jobs.is_waiting:
             with suppress(Exception):
@@ -142,6 +139,12 @@ class Worker(Generic[T]):
         self._serve(Rounds(self._company(self._thing) if self._thing is not None else None))
         if self._thing is not None:
             self._unload(self._thing)
+
+    def _try_to_load(self) -> None:
+        try:
+            self._thing, self._failure = self._load(), None
+        except BaseException as error:  # handed to whoever asks for the thing
+            self._failure = error
 
     def _serve(self, rounds: Rounds[T]) -> None:
         """Run what is to be run until there never will be any more."""
@@ -171,6 +174,8 @@ class Worker(Generic[T]):
         return True
 
     def _steps(self, task: Job[T]) -> Iterator[Any]:
+        if isinstance(self._failure, PassingError) and not task.cancelled.is_set():
+            self._try_to_load()
         if self._failure is not None:
             raise self._failure
         assert self._thing is not None

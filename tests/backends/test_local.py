@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from kvchat.backends.base import (
 from kvchat.backends.local import LocalBackend
 from kvchat.cache.maintenance import stored_tips
 from kvchat.config import Config
-from kvchat.errors import ContextOverflowError, ModelUnavailableError
+from kvchat.errors import ContextOverflowError, ModelUnavailableError, PassingError
 from tests.tiny import CHATML, tiny_config, tiny_folder, transformers_model
 
 THINKS_AT_FIRST = "{{ 'think' if enable_thinking else 'answer at once' }}" + CHATML
@@ -354,3 +355,20 @@ def test_a_text_that_can_not_fit_is_refused_from_its_beginning_or_cancelled(back
     cut = Answer.cut_short(NEVER_BEGUN, tokenizer=talk.model.tokenizer.id)
     assert cut.finish_reason is FinishReason.CANCELLED and cut.turn().tokens == ()
     assert answer(backend, [user("hello")]).usage.completion_tokens == 12
+
+
+def test_a_model_that_no_file_could_be_opened_for_is_loaded_with_the_next_question(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    backend = LocalBackend(make_config())
+    with monkeypatch.context() as full:
+        full.setattr("kvchat.backends.loading._find_files", refused)
+        with pytest.raises(PassingError, match="can't be loaded now: Too many open files"):
+            list(backend.answer([user("hello")], Options(max_tokens=2)))
+    assert backend.status().phase is Phase.FAILED
+    assert isinstance(list(backend.answer([user("hello")], Options(max_tokens=2)))[-1], Done)
+    assert backend.status().phase is Phase.READY
+    backend.close()

@@ -7,7 +7,7 @@ import pytest
 
 from kvchat.engine.request import WANTING, Wanting
 from kvchat.engine.worker import JobKind, Worker
-from kvchat.errors import EngineDiedError
+from kvchat.errors import EngineDiedError, PassingError
 
 
 def endless(thing: str, is_cancelled: Callable[[], bool]) -> Iterator[str]:
@@ -77,6 +77,24 @@ def test_a_failure_to_load_is_raised_by_every_call() -> None:
         worker.wait()
     with pytest.raises(OSError, match="no such model"):
         list(worker.run(endless))
+    worker.close()
+
+
+def test_what_the_system_refused_once_is_tried_again_for_the_next_job() -> None:
+    refusals = [PassingError("no more files"), PassingError("no more files")]
+
+    def load() -> str:
+        if refusals:
+            raise refusals.pop()
+        return "model"
+
+    worker = Worker(load)
+    with pytest.raises(PassingError):
+        worker.wait()
+    with pytest.raises(PassingError):
+        list(worker.run(endless))
+    assert next(worker.run(endless)) == "model"
+    assert worker.wait() == "model"
     worker.close()
 
 
