@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,12 +76,18 @@ def marks_in(source: str, control: Container[str]) -> ReasoningMarks | None:
     A kind that the table does not know is found by showing the template an answer with reasoning.
     """
     known = (marks for marks in REASONING_MARKS if marks.sign in source or marks.sign in control)
-    return next(known, None) or (
-        _shown_by(TemplateProgram(source)) if _READS_REASONING.search(source) else None
+    if found := next(known, None):
+        return found
+    cuts = [end for end in dict.fromkeys(_CUT.findall(source)) if end.replace("/", "", 1) in source]
+    reads = _READS_REASONING.search(source)
+    program = TemplateProgram(source) if cuts or reads else None
+    return (_shown_by(program) if program and reads else None) or (
+        _cut_off(program, cuts) if program else None
     )
 
 
 _READS_REASONING = re.compile(rf"""[.'"]({"|".join(APART_KEYS)})\b""")
+_CUT = re.compile(r"""split\(\s*['"](</[^<>\s'"]{1,40}>|\[/[^\[\]\s'"]{1,40}\])['"]""")
 _TAG = re.compile(r"(<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\])$")
 _LONGEST_MARK = 60
 _THOUGHT, _ANSWER = "zqxthought", "zqxanswer"
@@ -100,6 +106,17 @@ def _shown_by(program: TemplateProgram) -> ReasoningMarks | None:
             plain = _said(program, _answer(""), **options).partition(_ANSWER)[0].strip()
             lead = "" if plain.endswith(asking) else _mark_behind(asking, plain)
             return _around(start, end, lead=lead if end.endswith(lead) else "")
+    return None
+
+
+def _cut_off(program: TemplateProgram, ends: Sequence[str]) -> ReasoningMarks | None:
+    """The tags up to whose end a template cuts off what an answer begins with."""
+    for end in ends:
+        start = end.replace("/", "", 1)
+        answer = {"role": "assistant", "content": f"{start}{_THOUGHT}{end}{_ANSWER}"}
+        said = _said(program, answer, {"role": "user", "content": "b"})
+        if _ANSWER in said and _THOUGHT not in said:
+            return _around(start, end)
     return None
 
 
