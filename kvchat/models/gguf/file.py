@@ -235,24 +235,39 @@ def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
     for _ in range(num_keys):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.numbers("I")[0])
+    _check_kind(path, metadata)
     is_later_part = metadata.get("split.no", 0) != 0  # which need not say again what the first one says
     if not isinstance(metadata.get("general.architecture"), str) and not is_later_part:
         raise ValueError("it names no architecture")
-    _check_kind(path, metadata)
-    return GgufFile(path, metadata, _read_tensors(path, cursor, num_tensors, metadata), (path,))
+    tensors = _read_tensors(path, cursor, num_tensors, metadata)
+    if any(name.endswith(_OF_ADAPTERS) for name in tensors):
+        raise _no_model(path, _ADAPTER)
+    return GgufFile(path, metadata, tensors, (path,))
+
+
+_OF_ADAPTERS = (".lora_a", ".lora_b")
+_ADAPTER = "an adapter (LoRA) for a model"
+_REMEDIES = {
+    _ADAPTER: "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
+}
 
 
 def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Refuse what is only a part of a model."""
-    kind = metadata.get("general.type")
+    """Refuse what only belongs to a model."""
+    kind, architecture = metadata.get("general.type"), metadata.get("general.architecture")
     if kind == "adapter" or "adapter.type" in metadata:
-        remedy = "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
-        raise ModelUnavailableError(f"{path} is an adapter (LoRA) for a model and no model", remedy)
-    if kind == "mmproj" or metadata.get("general.architecture") == "clip":
-        raise ModelUnavailableError(
-            f"{path} is what a model sees with (mmproj) and no model that answers",
-            "pass the GGUF file of the model that it belongs to",
-        )
+        raise _no_model(path, _ADAPTER)
+    if kind == "mmproj" or architecture == "clip":
+        raise _no_model(path, "what a model sees with (mmproj)")
+    if kind == "imatrix" or any(key.startswith("imatrix.") for key in metadata):
+        raise _no_model(path, "what a model's weights are rounded by (imatrix)")
+    if architecture == "controlvector":
+        raise _no_model(path, "a control vector for a model")
+
+
+def _no_model(path: Path, what: str) -> ModelUnavailableError:
+    remedy = _REMEDIES.get(what, "pass the GGUF file of the model that it belongs to")
+    return ModelUnavailableError(f"{path} is {what}, and no model that answers", remedy)
 
 
 def _read_tensors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kvchat.models.schema import Stored, check, check_config, several, text, who
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _MAX_FILE_BYTES = 1 << 50
 _MAX_DIMS = 16
+_TIMES_SMALLER = 10  # than a model is what belongs to one
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -59,15 +61,24 @@ def _is_object(value: object) -> bool:
 
 
 def _no_config(folder: Path) -> ModelUnavailableError:
-    ggufs = sorted(folder.glob("*.gguf"), key=lambda path: ("mmproj" in path.name.lower(), path.name))
+    ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not any(folder.glob("*.safetensors")):
         return ModelUnavailableError(
-            f"{folder} holds GGUF files, which are named one by one", f"pass the one you want: -m {ggufs[0]}"
+            f"{folder} holds GGUF files, which are named one by one",
+            f"pass the one you want: -m {_likeliest(ggufs)}",
         )
     return ModelUnavailableError(
         f"{folder} is no model: it has no config.json",
         "pass the folder that holds config.json and *.safetensors",
     )
+
+
+def _likeliest(ggufs: Sequence[Path]) -> Path:
+    """The first file that may be a whole model: what belongs to one is far smaller."""
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in ggufs}
+    least = max(sizes.values()) / _TIMES_SMALLER
+    whole = [path for path in ggufs if sizes[path] >= least and "mmproj" not in path.name.lower()]
+    return (whole or ggufs)[0]
 
 
 def _stored(folder: Path) -> Stored:

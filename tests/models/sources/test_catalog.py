@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from kvchat.errors import ModelUnavailableError
@@ -147,6 +149,8 @@ def test_a_folder_of_gguf_files_names_one_of_them(root: Path, tmp_path: Path) ->
         write_gguf(tmp_path / name)
     line = refusal(root, str(tmp_path))
     assert "holds GGUF files" in line and line.endswith(f"-m {tmp_path / 'model-q4.gguf'}")
+    (tmp_path / "a-vector.gguf").write_bytes(b"GGUF" + bytes(100))
+    assert refusal(root, str(tmp_path)).endswith(f"-m {tmp_path / 'model-q4.gguf'}")
 
 
 def test_a_mistyped_path_is_not_looked_for_on_the_hub(
@@ -242,7 +246,14 @@ def test_a_tensor_that_makes_no_sense_is_found_in_the_header(root: Path, model: 
     ("metadata", "said"),
     [
         ({"general__type": "adapter"}, "is an adapter (LoRA)"),
+        ({"adapter__type": "lora"}, "is an adapter (LoRA)"),
         ({"general__type": "mmproj"}, "(mmproj)"),
+        (
+            {"general__type": "imatrix"},
+            "(imatrix), and no model that answers: pass the GGUF file of the model",
+        ),
+        ({"imatrix__datasets": ["a"]}, "(imatrix), and no model that answers"),
+        ({"general__architecture": "controlvector"}, "is a control vector for a model"),
         ({"llama__block_count": 10**8}, "contradicts itself"),
         ({"llama__context_length": 2**32 - 1}, "contradicts itself"),
     ],
@@ -252,6 +263,21 @@ def test_a_gguf_that_is_no_model_for_us_says_what_to_pass(
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf", **metadata)
     assert said in refusal(root, str(tmp_path / "tiny.gguf"))
+
+
+def test_a_gguf_that_holds_the_tensors_of_an_adapter_is_one_whatever_it_says(
+    root: Path, tmp_path: Path
+) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "lora.gguf"), "llama")
+    for part in ("lora_a", "lora_b"):
+        writer.add_tensor(f"blk.0.attn_q.weight.{part}", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "is an adapter (LoRA) for a model, and no model that answers" in refusal(
+        root, str(tmp_path / "lora.gguf")
+    )
 
 
 def test_a_gguf_counts_by_what_it_is_and_not_by_its_name(root: Path, tmp_path: Path) -> None:
