@@ -223,7 +223,7 @@ class _Approach:
                 return
             before, held = begun.num_tokens, len(self._state.tokens)
             try:
-                seconds = begun.step()
+                seconds = begun.step(self._is_cancelled)
             except BaseException:
                 begun.drop()
                 unsent.begun = None

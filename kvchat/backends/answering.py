@@ -22,6 +22,10 @@ from kvchat.models.kinds import as_generated
 from kvchat.models.numbers import no_numbers
 
 
+def _never() -> bool:
+    return False
+
+
 class Answering:
     """One answer in a conversation. `started` is when the clock of the first text began."""
 
@@ -63,14 +67,20 @@ class Answering:
                 yield from events
 
     def steps(
-        self, keeping: base.Keeping, is_cancelled: Callable[[], bool], show: Show
+        self,
+        keeping: base.Keeping,
+        is_cancelled: Callable[[], bool],
+        show: Show,
+        is_paused: Callable[[], bool] = _never,
     ) -> Generator[list[Event | Wanting], None, None]:
-        """The same step by step, as the engine makes them: a token, which may have no event yet, is a step."""
+        """The same step by step, as the engine makes them: a token, which may have no event yet, is a step.
+
+        `is_paused` as `Engine.generate` has it."""
         talk, question, wording = self._talk, self._question, self._wording
         request = question.request(talk.model, reuse=keeping.mode != "off", stores=talk.model.stores(keeping))
         talk.sequence.on_progress = lambda event: show(Status(Phase.PREFILLING, "", event.done, event.total))
         try:
-            with closing(self._engine_events(request, is_cancelled)) as engine_events:
+            with closing(self._engine_events(request, is_cancelled, is_paused)) as engine_events:
                 for event in engine_events:
                     yield self._told(event, show)
             assert self._finished is not None
@@ -94,13 +104,15 @@ class Answering:
         return list(self._wording.tell(event.id, self._texts.scored(event) if event.score else None))
 
     def _engine_events(
-        self, request: Request, is_cancelled: Callable[[], bool]
+        self, request: Request, is_cancelled: Callable[[], bool], is_paused: Callable[[], bool]
     ) -> Generator[EngineEvent, None, None]:
         """The engine's events; scores that are no numbers become an error with its remedy."""
         talk, wording = self._talk, self._wording
         engine = talk.model.engine
         try:
-            yield from engine.generate(talk.sequence, request, is_cancelled, lambda: wording.is_over)
+            yield from engine.generate(
+                talk.sequence, request, is_cancelled, lambda: wording.is_over, is_paused
+            )
         except NoNumbersError as error:
             raise no_numbers(engine.loaded) from error
 

@@ -26,6 +26,10 @@ def _unseen(status: Status) -> None:
     """Nobody looks."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Begun:
     """An answer that is made before its message is sent. What it tells is held back until it is handed out.
 
@@ -42,11 +46,15 @@ class Begun:
         self._talk = talk
         self._last = talk.last
         self._is_cancelled = is_useless
+        self._is_paused: Callable[[], bool] = _never
         self._show: Show = _unseen
         self._told: deque[Event | Wanting] = deque()
         self._answering = Answering(talk, question, started=0.0)
         self._steps = self._answering.steps(
-            keeping, lambda: self._is_cancelled(), lambda status: self._show(status)
+            keeping,
+            lambda: self._is_cancelled(),
+            lambda status: self._show(status),
+            lambda: self._is_paused(),
         )
 
     @property
@@ -58,10 +66,13 @@ class Begun:
         """Whether so many tokens of it are there, or all."""
         return self._answering.is_finished or self.num_tokens >= num_tokens
 
-    def step(self) -> float:
-        """Make one token more, or what comes before the first; the seconds it took. Raises as an answer does."""
+    def step(self, is_paused: Callable[[], bool] = _never) -> float:
+        """Make one token more, or what comes before the first; the seconds it took. Raises as an answer does.
+
+        Once it `is_paused`, a token is left to the next step: what is there may be handed out without waiting for it."""
         started = time.perf_counter()
-        self._told.extend(next(self._steps))
+        self._is_paused = is_paused
+        self._told.extend(event for event in next(self._steps) if not isinstance(event, Wanting))
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return seconds
@@ -89,7 +100,7 @@ class Begun:
     ) -> Generator[Event | Wanting, None, None]:
         """The answer's events as if it began at `started`, when its message was sent: at once what is there, then the
         rest."""
-        self._is_cancelled, self._show = is_cancelled, show
+        self._is_cancelled, self._is_paused, self._show = is_cancelled, _never, show
         self._answering.restart(started)
         with closing(self._steps):
             yield from self._told

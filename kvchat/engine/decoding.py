@@ -25,14 +25,26 @@ class Decoding:
     chosen: the answer is the one without guesses.
 
     While others answer too, forwards are left to `batch`: this one is `WANTING` until what it wishes for is computed, or
-    its turn has come to compute it alone. The bits are the same.
+    its turn has come to compute it alone. The bits are the same. Where others are to go first, a forward of its own ends
+    between two layers, and is computed again when this one is gone on with.
     """
 
-    def __init__(self, forwards: Forwards, batch: Batch, sequence: LiveSequence, request: Request) -> None:
+    def __init__(
+        self,
+        forwards: Forwards,
+        batch: Batch,
+        sequence: LiveSequence,
+        request: Request,
+        is_paused: Callable[[], bool],
+    ) -> None:
+        """`is_paused` says that others are to go first."""
         self.reason = Finish.LENGTH
         self.num_generated = 0
         self.was_alone = True
-        """Whether no others answered meanwhile: only then its time says what a forward takes."""
+        """Whether no others answered or went first meanwhile: only then its time says what a forward takes."""
+        self.paused_s = 0.0
+        """How long it let others go first."""
+        self._is_paused = is_paused
         self._forwards = forwards
         self._batch = batch
         self._state = sequence.state
@@ -43,6 +55,7 @@ class Decoding:
         self._limit = self._room if wanted is None else min(self._room, wanted)
         self._sampler = Sampler(request.sampling, request.prompt, forwards.loaded.device)
         self._is_followed = False
+        self._is_timed = True
 
     def tokens(
         self, logits: torch.Tensor, is_cancelled: Callable[[], bool], is_over: Callable[[], bool]
@@ -84,7 +97,7 @@ class Decoding:
         said = [token.id for token in last]
         guesses = self._guesses(said)
         held = len(self._state.tokens)
-        is_alone = not self._batch.is_open
+        is_alone, self._is_timed = not self._batch.is_open, True
         started = time.perf_counter()
         rows = yield from self._rows(self._told([said[-1], *guesses]), is_cancelled)
         chosen = [self._choose(rows[0])]
@@ -96,7 +109,7 @@ class Decoding:
         self._cut(held + len(chosen))
         if self._speculation is not None:
             ids = [token.id for token in chosen]
-            self._speculation.learn(guesses, ids, seconds if is_alone else None)
+            self._speculation.learn(guesses, ids, seconds if is_alone and self._is_timed else None)
         return chosen
 
     def _choose(self, logits: torch.Tensor) -> Token:
@@ -116,7 +129,18 @@ class Decoding:
                 self._batch.withdraw(wish)
             if wish.logits is not None:
                 return wish.logits
-        return self._forwards.logits(tokens, self._state, len(tokens), is_cancelled)
+        while True:
+            try:
+                return self._forwards.logits(
+                    tokens, self._state, len(tokens), lambda: is_cancelled() or self._is_paused()
+                )
+            except Interrupted:
+                if is_cancelled():
+                    raise
+            self.was_alone = self._is_timed = False
+            since = time.perf_counter()
+            yield WANTING
+            self.paused_s += time.perf_counter() - since
 
     def _guesses(self, said: Sequence[int]) -> list[int]:
         if self._speculation is None:

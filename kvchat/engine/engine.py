@@ -133,13 +133,13 @@ class Engine:
         request: Request,
         is_cancelled: Callable[[], bool],
         is_over: Callable[[], bool] = _never,
+        is_paused: Callable[[], bool] = _never,
     ) -> Iterator[EngineEvent]:
         """Answer `request.prompt` in a sequence; the last event is `Finished`.
 
-        Whether the answer `is_over` is asked behind each token, once whoever iterates has seen it: then it ends with
-        `Finish.STOP`. Between two events the state holds the KV of exactly `state.tokens`, whatever happens: it may be
-        closed or raise at any point. At least one token of the prompt is computed. `prompt` must be shorter than the
-        context. Sequences may take turns: what one of them computes never depends on the others.
+        Whether it `is_over` is asked behind each token, once that was seen; then it ends with `Finish.STOP`. Once it
+        `is_paused`, a forward behind the first token is left for when the next event is asked for. Between two events
+        the state holds the KV of exactly `state.tokens`: it may be closed or raise at any point. Sequences may take turns.
         """
         request = replace(request, prompt=self.told(request.prompt))
         prompt = request.prompt
@@ -152,7 +152,7 @@ class Engine:
             done = len(sequence.state.tokens) - reuse.num_tokens
             yield Finished(Finish.CANCELLED, reuse, done, prefill_s, 0.0, 0)
             return
-        decoding = Decoding(self._forwards, self.batch, sequence, request)
+        decoding = Decoding(self._forwards, self.batch, sequence, request, is_paused)
         decode_s, started = 0.0, time.perf_counter()
         with closing(decoding.tokens(logits, is_cancelled, is_over)) as tokens:
             for token in tokens:
@@ -164,7 +164,7 @@ class Engine:
                 started = time.perf_counter()  # an answer that was begun ahead waits here for its message
                 if decoding.num_generated == 1 and request.shared:
                     self._store_shared(sequence, request)
-        decode_s += time.perf_counter() - started
+        decode_s += time.perf_counter() - started - decoding.paused_s
         if decoding.was_alone and sequence.speculation is None and decoding.num_generated > 1:
             self.pace.measure(1, decode_s / decoding.num_generated)
         self._count(request, reuse)

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvchat.backends.ahead import ahead
+from kvchat.backends.ahead import Unsent, ahead
 from kvchat.backends.base import (
     Ahead,
     Answer,
     Done,
+    Event,
     Keeping,
     Options,
     Prefilling,
@@ -34,6 +35,7 @@ from kvchat.cache.block import common_prefix
 from kvchat.config import Config
 from kvchat.engine.ahead import Pulse
 from kvchat.engine.speculation import Speculation
+from kvchat.models.pauses import Pauses
 from tests.engine.test_holding import FAMILIES
 from tests.tiny import tiny_folder
 
@@ -276,6 +278,30 @@ def test_nothing_of_an_unsent_message_is_stored(backend: LocalBackend) -> None:
         asked = answer(backend, history_, keeping=Keeping("ro"))
         shared = common_prefix(asked.prompt, answer(backend, [SYSTEM, user("x")]).prompt)
         assert asked.usage.cached_tokens <= shared
+
+
+def test_a_message_that_is_sent_does_not_wait_for_the_token_that_is_being_made(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answer(backend, [user("jumps")])
+    loaded = talk_of(backend).model.engine.loaded
+    sent: list[Iterator[Event]] = []
+    pause = type(loaded.network.pauses).pause
+
+    def sending(self: Pauses) -> None:
+        """Enter is pressed inside the forward of the third token."""
+        unsent = talk_of(backend).unsent
+        begun = unsent.begun if isinstance(unsent, Unsent) else None
+        if begun is not None and begun.num_tokens == 2 and not sent:
+            sent.append(backend.answer([user("jumps")], GREEDY))
+        pause(self)
+
+    monkeypatch.setattr(type(loaded.network.pauses), "pause", sending)
+    *_, last = type_(backend, [user("jumps")], Reach.BEGUN)
+    assert last.begun == 2
+    *_, done = sent[0]
+    assert isinstance(done, Done)
+    assert same(done.answer, expected)
 
 
 def test_a_key_ends_what_is_computed_within_a_step(backend: LocalBackend) -> None:

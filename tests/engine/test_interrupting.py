@@ -8,7 +8,7 @@ import pytest
 from kvchat.config import load_config
 from kvchat.engine.engine import CHUNK_TOKENS, Engine
 from kvchat.engine.pace import Pace
-from kvchat.engine.request import Finish, Finished, Progress, Request, Token
+from kvchat.engine.request import Finish, Finished, Progress, Request, Token, Wanting
 from kvchat.engine.stride import CHUNK_S, MIN_CHUNK_TOKENS, MIN_DEAF_TOKENS
 from kvchat.models.lean.network import LeanNetwork
 from kvchat.models.loaded import LoadedModel
@@ -82,6 +82,33 @@ def test_a_cancel_inside_a_decoding_step_leaves_what_was_said(tmp_path: Path, na
     whole = PROMPT + said(loaded, heard)
     assert engine.state.tokens == whole[: len(engine.state.tokens)]
     assert answer(engine)[0] == free
+
+
+@pytest.mark.parametrize("layers", range(NUM_LAYERS + 1))
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_that_is_paused_inside_a_decoding_step_goes_on_with_the_same_tokens(
+    tmp_path: Path, name: str, layers: int
+) -> None:
+    loaded = MODELS[name](tmp_path)
+    free, _ = answer(Talk(loaded))
+    asked: list[bool] = []
+
+    def is_paused() -> bool:  # once in each step, before another layer
+        asked.append((len(asked) % (NUM_LAYERS + 2)) == layers)
+        return asked[-1]
+
+    engine = Talk(loaded)
+    ids: list[int] = []
+    num_pauses = 0
+    for event in engine.generate(Request(PROMPT, max_tokens=6), lambda: False, lambda: False, is_paused):
+        if isinstance(event, Token):
+            ids.append(event.id)
+        elif isinstance(event, Wanting):
+            num_pauses += 1
+            whole = PROMPT + said(loaded, ids)
+            assert engine.state.tokens == whole[: len(engine.state.tokens)]
+    assert (ids, num_pauses > 2) == (free, True)
+    assert engine.state.tokens == PROMPT + said(loaded, ids)
 
 
 @pytest.mark.parametrize("family", ["mamba2", "lfm2"])

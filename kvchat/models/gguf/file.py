@@ -16,6 +16,7 @@ from typing import Any
 
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import POINTER_BYTES, boundary, is_pointer, shown
+from kvchat.models.gguf.belongings import refuse_parts
 
 _FETCH_AGAIN = "fetch the file again"
 _MAGIC = b"GGUF"
@@ -235,39 +236,13 @@ def _read_header(path: Path, cursor: _Cursor) -> GgufFile:
     for _ in range(num_keys):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.numbers("I")[0])
-    _check_kind(path, metadata)
+    refuse_parts(path, metadata)
     is_later_part = metadata.get("split.no", 0) != 0  # which need not say again what the first one says
     if not isinstance(metadata.get("general.architecture"), str) and not is_later_part:
         raise ValueError("it names no architecture")
     tensors = _read_tensors(path, cursor, num_tensors, metadata)
-    if any(name.endswith(_OF_ADAPTERS) for name in tensors):
-        raise _no_model(path, _ADAPTER)
+    refuse_parts(path, metadata, tensors)
     return GgufFile(path, metadata, tensors, (path,))
-
-
-_OF_ADAPTERS = (".lora_a", ".lora_b")
-_ADAPTER = "an adapter (LoRA) for a model"
-_REMEDIES = {
-    _ADAPTER: "pass the model itself, with the adapter merged into it; --adapter takes the folder that peft saved"
-}
-
-
-def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Refuse what only belongs to a model."""
-    kind, architecture = metadata.get("general.type"), metadata.get("general.architecture")
-    if kind == "adapter" or "adapter.type" in metadata:
-        raise _no_model(path, _ADAPTER)
-    if kind == "mmproj" or architecture == "clip":
-        raise _no_model(path, "what a model sees with (mmproj)")
-    if kind == "imatrix" or any(key.startswith("imatrix.") for key in metadata):
-        raise _no_model(path, "what a model's weights are rounded by (imatrix)")
-    if architecture == "controlvector":
-        raise _no_model(path, "a control vector for a model")
-
-
-def _no_model(path: Path, what: str) -> ModelUnavailableError:
-    remedy = _REMEDIES.get(what, "pass the GGUF file of the model that it belongs to")
-    return ModelUnavailableError(f"{path} is {what}, and no model that answers", remedy)
 
 
 def _read_tensors(
