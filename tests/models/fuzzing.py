@@ -323,7 +323,8 @@ def _pattern(folder: Path, draw: random.Random) -> str:
     if draw.random() < 0.5:
         content["pre_tokenizer"] = part
     else:
-        content["normalizer"] = {"type": "Replace", "pattern": {"Regex": regex}, "content": "aa"}
+        written = draw.choice(("aa", "a" * 100_000))
+        content["normalizer"] = {"type": "Replace", "pattern": {"Regex": regex}, "content": written}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return regex[:30]
 

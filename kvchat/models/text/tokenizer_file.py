@@ -18,6 +18,7 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import FETCH_AGAIN, LARGE_BYTES, boundary, read_object_if_any, read_text, shown
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.schema import MAX_TOKEN_ID, Rule, check, either, flag, several, text, whole
+from kvchat.models.text.tokenizer_growth import check_growth
 from kvchat.models.text.tokenizer_trial import check_pipeline
 
 _ANOTHER = "take another model"
@@ -44,6 +45,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
         else:
             _check_ids(read_object_if_any(folder / "vocab.json", LARGE_BYTES).items(), folder / "vocab.json")
             tokenizer, names = _through_transformers(folder)
+        check_growth(tokenizer, path if path.exists() else folder)
         names |= {name: _content(settings[name]) for name in settings if name.endswith("_token")}
         _complete(tokenizer, settings, folder)
         return tokenizer, {name: content for name, content in names.items() if content}
