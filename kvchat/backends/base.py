@@ -27,6 +27,7 @@ from kvchat.backends.events import Usage as Usage
 from kvchat.backends.turn import Role as Role
 from kvchat.backends.turn import Turn as Turn
 from kvchat.backends.turn import time_of as time_of
+from kvchat.backends.turn import well_formed as well_formed
 
 if TYPE_CHECKING:
     from kvchat.backends.inspection import CacheView

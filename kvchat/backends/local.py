@@ -187,7 +187,7 @@ class LocalBackend:
         return tuple(ids_of(prompt_tokens(self._worker.wait().model, tuple(history), options.think)))
 
     def count(self, text: str) -> int:
-        return self._worker.wait().model.tokenizer.count(text)
+        return self._worker.wait().model.tokenizer.count(base.well_formed(text))
 
     def close(self) -> None:
         self._worker.close()

@@ -21,6 +21,13 @@ class Role(StrEnum):
     PROMPT = "prompt"
 
 
+def well_formed(text: str) -> str:
+    """A text that can be written as UTF-8: halves of characters are joined, or become a mark where one is missing."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One message of a conversation.
@@ -31,7 +38,7 @@ class Turn:
     time it is in the whole conversation, for a template that prints it: that of the first turn that has one counts.
     What is `pinned`, a system prompt, is evicted last. `tools` are those that the model may call in the whole conversation,
     where the first turn that has some counts, and `extra` is what else a template may know of this message (calls, the
-    name of a tool): both JSON, or empty.
+    name of a tool): both JSON, or empty. What is said is always well-formed.
     """
 
     role: Role
@@ -43,6 +50,10 @@ class Turn:
     pinned: bool = field(default=False, compare=False)
     tools: str = ""
     extra: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", well_formed(self.text))
+        object.__setattr__(self, "reasoning", well_formed(self.reasoning))
 
 
 def time_of(history: Sequence[Turn]) -> float | None:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvchat.backends.base import Answer, Options, Role, Turn
+from kvchat.backends.base import Answer, Options, Role, Turn, well_formed
 from kvchat.chat.export import exported
 from kvchat.chat.journal import Journal, new_row
 from kvchat.chat.messages import Messages
 from kvchat.chat.store import LATEST, NameTakenError, Store
 from kvchat.chat.telling import in_force, told
-from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id, well_formed
+from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id
 from kvchat.errors import UsageError
 
 _MIN_PREFIX = 4
@@ -246,7 +246,7 @@ class Conversation:
         return name
 
     def _new_exchange(self, text: str, parent: str | None) -> Exchange:
-        said = Turn(Role.USER, well_formed(text))
+        said = Turn(Role.USER, text)
         return Exchange(new_id(), parent, said, None, self.chosen, self.model, time.time())
 
     def _move_to(self, tip: str | None) -> None:

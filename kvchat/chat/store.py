@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kvchat.backends.base import well_formed
 from kvchat.backends.inspection import CacheTotals
 from kvchat.chat.database import Database
 from kvchat.chat.rows import (
@@ -27,7 +28,7 @@ from kvchat.chat.rows import SessionRow as SessionRow
 from kvchat.chat.schema import Connection
 from kvchat.chat.search import Hit, search
 from kvchat.chat.totals import add, sums
-from kvchat.chat.tree import Exchange, Tree, well_formed
+from kvchat.chat.tree import Exchange, Tree
 from kvchat.chat.writes import Deleted, check_name, delete, move, pin, save_answer, save_summary, take_back
 from kvchat.chat.writes import NameTakenError as NameTakenError
 from kvchat.config import Config

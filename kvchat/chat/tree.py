@@ -32,13 +32,6 @@ def derived_seed(seed: int, *place: int) -> int:
     return int.from_bytes(hashlib.blake2b(named, digest_size=6).digest())
 
 
-def well_formed(text: str) -> str:
-    """A text that can be written as UTF-8: halves of characters are joined, or become a mark where one is missing."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def is_empty(answer: Answer) -> bool:
     """Whether an answer was cancelled before anything was generated; its message is then taken back."""
     said = answer.completion or answer.text or answer.reasoning

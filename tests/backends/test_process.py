@@ -89,6 +89,17 @@ def test_a_child_answers_as_this_process_would(
     here.close()
 
 
+def test_half_a_character_is_answered_and_counted_as_a_mark(backend: ProcessBackend) -> None:
+    options = Options(temperature=0.0, max_tokens=4)
+    halves, marked = (
+        list(backend.answer([Turn(Role.SYSTEM, text), user(text)], options))[-1]
+        for text in ("a\ud800", "a\ufffd")
+    )
+    assert isinstance(halves, Done) and isinstance(marked, Done)
+    assert halves.answer.prompt == marked.answer.prompt
+    assert backend.count("a\ud800") == backend.count("a\ufffd")
+
+
 def test_errors_keep_their_type_and_remedy(backend: ProcessBackend) -> None:
     with pytest.raises(ContextOverflowError, match="/clear") as caught:
         list(backend.answer([user("hello " * 600)], Options()))

@@ -11,7 +11,6 @@ from kvchat.backends.local import LocalBackend
 from kvchat.chat import conversation, writes
 from kvchat.chat.session import Session
 from kvchat.chat.store import Store
-from kvchat.chat.tree import well_formed
 from kvchat.config import Config
 from kvchat.errors import UsageError
 from tests.scripted import ScriptedBackend
@@ -122,14 +121,6 @@ def test_of_two_terminals_that_take_one_new_name_both_keep_their_turns(path: Pat
 
 
 # Texts
-
-
-@pytest.mark.parametrize(
-    ("text", "written"),
-    [("plain", "plain"), ("a\ud800b", "a\ufffdb"), ("\ude00", "\ufffd"), ("\ud83d\ude00é", "\U0001f600é")],
-)
-def test_halves_of_characters_become_a_mark(text: str, written: str) -> None:
-    assert well_formed(text) == written
 
 
 def test_half_a_character_costs_a_session_nothing(path: Path) -> None:

@@ -164,7 +164,7 @@ TOKENIZER_KEYS = (
 
 def damage_folder(folder: Path, draw: random.Random) -> str:
     """Damage a whole model folder in one way or in two; says how."""
-    ways = draw.choices(_WAYS, weights=[8, 4, 3, 2, 3, 2, 1, 1], k=draw.choice((1, 1, 1, 2)))
+    ways = draw.choices(_WAYS, weights=[8, 4, 3, 2, 3, 2, 1, 1, 1], k=draw.choice((1, 1, 1, 2)))
     return "; ".join(f"{way.__name__} {way(folder, draw)}" for way in ways)
 
 
@@ -323,9 +323,21 @@ def _pattern(folder: Path, draw: random.Random) -> str:
     if draw.random() < 0.5:
         content["pre_tokenizer"] = part
     else:
-        content["normalizer"] = {"type": "Replace", "pattern": {"Regex": regex}, "content": "aa"}
+        written = draw.choice(("aa", "a" * 100_000))
+        content["normalizer"] = {"type": "Replace", "pattern": {"Regex": regex}, "content": written}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return regex[:30]
+
+
+def _number(folder: Path, draw: random.Random) -> str:
+    """An id that no vocabulary has, in the tokenizer."""
+    content, number = _read(folder / "tokenizer.json"), draw.choice(VALUES)
+    if draw.random() < 0.5:
+        content["added_tokens"] = [{"id": number, "content": "zzz", "special": True}]
+    else:
+        content["model"] = {"type": "BPE", "vocab": {"a": 0, "zzz": number}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return str(number)[:40]
 
 
 def _template(folder: Path, draw: random.Random) -> str:
@@ -347,7 +359,7 @@ def _code(folder: Path, draw: random.Random) -> str:
     return "auto_map"
 
 
-_WAYS = (_json_value, _odd_file, _bytes, _family, _header, _pattern, _template, _code)
+_WAYS = (_json_value, _odd_file, _bytes, _family, _header, _pattern, _template, _code, _number)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ whatever that class would put in the place of its normalizer or of its pre-token
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from kvchat.errors import ModelUnavailableError
 from kvchat.models.documents import FETCH_AGAIN, LARGE_BYTES, boundary, read_object_if_any, read_text, shown
 from kvchat.models.hush import hushed_transformers
 from kvchat.models.schema import MAX_TOKEN_ID, Rule, check, either, flag, several, text, whole
+from kvchat.models.text.tokenizer_growth import check_growth
 from kvchat.models.text.tokenizer_trial import check_pipeline
 
 _ANOTHER = "take another model"
 _NAMED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _LISTED = ("additional_special_tokens", "extra_special_tokens")
+_IS_ID = whole(0, MAX_TOKEN_ID)
+"""The bound of all ids: native code takes four bytes and a moment for every one that is left out below the largest."""
+_MAYBE_TOO_LARGE = re.compile(rf":\s*\d{{{len(str(MAX_TOKEN_ID))}}}")
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
@@ -34,10 +39,13 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     with boundary(f"no usable tokenizer in {folder}", _ANOTHER):
         if path.exists():
             source = read_text(path, LARGE_BYTES)
+            _check_ids(_ids_of(source), path)
             check_pipeline(source, path)
             tokenizer = Tokenizer.from_str(source)
         else:
+            _check_ids(read_object_if_any(folder / "vocab.json", LARGE_BYTES).items(), folder / "vocab.json")
             tokenizer, names = _through_transformers(folder)
+        check_growth(tokenizer, path if path.exists() else folder)
         names |= {name: _content(settings[name]) for name in settings if name.endswith("_token")}
         _complete(tokenizer, settings, folder)
         return tokenizer, {name: content for name, content in names.items() if content}
@@ -52,10 +60,32 @@ def _settings(folder: Path) -> dict[str, Any]:
     named = read_object_if_any(map_path)
     check(named, _RULES, map_path)
     added = read_object_if_any(folder / "added_tokens.json")
-    check(added, dict.fromkeys(added, whole(0, MAX_TOKEN_ID)), folder / "added_tokens.json")
+    check(added, dict.fromkeys(added, _IS_ID), folder / "added_tokens.json")
     by_id = {str(number): {"content": content} for content, number in added.items()}
     stated = {key: value for key, value in settings.items() if value is not None}
     return named | stated | {"added_tokens_decoder": by_id | (stated.get("added_tokens_decoder") or {})}
+
+
+def _check_ids(numbered: Iterable[tuple[Any, Any]], path: Path) -> None:
+    """Raise ModelUnavailableError for the first of these tokens and ids whose id is beyond the bound, or no id."""
+    for token, number in numbered:
+        if not _IS_ID(number):
+            what = f"{path}: the id of the token {shown(token)} can't be {shown(number)}"
+            raise ModelUnavailableError(what, FETCH_AGAIN)
+
+
+def _ids_of(source: str) -> Iterator[tuple[Any, Any]]:
+    """The tokens of a tokenizer.json with their ids; none, for time's sake, where no number is too large for one.
+
+    A list of tokens has no ids. Whatever else is no id the library refuses itself.
+    """
+    parsed = json.loads(source) if _MAYBE_TOO_LARGE.search(source) else None
+    model, added = (parsed.get("model"), parsed.get("added_tokens")) if isinstance(parsed, dict) else ({}, [])
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    yield from vocabulary.items() if isinstance(vocabulary, dict) else ()
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict):
+            yield token.get("content"), token.get("id")
 
 
 def _complete(tokenizer: Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
@@ -115,9 +145,8 @@ def _is_token(value: Any) -> bool:
 
 def _is_table(value: Any) -> bool:
     """Added tokens by id."""
-    is_id = whole(0, MAX_TOKEN_ID)
     return isinstance(value, dict) and all(
-        key.isdecimal() and len(key) < 12 and is_id(int(key)) and _is_token(token)
+        key.isdecimal() and len(key) < 12 and _IS_ID(int(key)) and _is_token(token)
         for key, token in value.items()
     )
 

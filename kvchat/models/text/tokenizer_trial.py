@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvchat.children import child_environment, child_folder, own_command
 from kvchat.errors import ModelUnavailableError
 
 TRIAL_S = 4
@@ -78,14 +79,14 @@ def is_suspect(pattern: str) -> bool:
 
 
 def _comes_through(wanted: dict[str, Any]) -> bool:
-    command = [sys.executable, "-P", "-m", "kvchat.models.text.tokenizer_trial"]
     try:
         done = subprocess.run(
-            command,
+            own_command("kvchat.models.text.tokenizer_trial"),
             input=json.dumps(wanted).encode(),
             capture_output=True,
             timeout=5 * TRIAL_S,
-            cwd="/",
+            cwd=child_folder(),
+            env=child_environment(),
             check=False,
         )
     except subprocess.TimeoutExpired:

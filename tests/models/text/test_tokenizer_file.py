@@ -13,7 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from kvchat.errors import ModelUnavailableError
 from kvchat.models.gguf.parts import read_gguf
 from kvchat.models.gguf.tokenizer import build_tokenizer, tokenizer_settings
+from kvchat.models.schema import MAX_TOKEN_ID
 from kvchat.models.text.tokenizer import ChatTokenizer, load_tokenizer, read_template
+from kvchat.models.text.tokenizer_file import read_tokenizer
 from kvchat.models.text.tokenizer_trial import is_suspect
 from tests.models.tiny_gguf import write_gguf
 from tests.tiny import byte_level_tokenizer
@@ -158,6 +160,40 @@ def test_a_tokenizer_that_fails_or_never_ends_is_refused_in_one_line(
         load_tokenizer(folder_with(tmp_path, tokenizer)).encode("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!")
     assert "\n" not in str(caught.value) and caught.value.remedy
     assert capfd.readouterr().err == ""
+
+
+def numbered(place: str, number: object) -> dict[str, Any]:
+    """A tokenizer.json that gives one token this id."""
+    parsed: dict[str, Any] = json.loads(byte_level_tokenizer().to_str())
+    if place == "added_tokens":
+        parsed["added_tokens"].append(parsed["added_tokens"][0] | {"id": number, "content": "zzz"})
+    else:
+        parsed["model"] |= {"type": place, "unk_token": "zzz"}
+        parsed["model"]["vocab"]["zzz"] = number
+    return parsed
+
+
+@pytest.mark.parametrize("place", ["BPE", "WordLevel", "added_tokens"])
+@pytest.mark.parametrize("number", [2**31, 2**31 - 1, 10**8, MAX_TOKEN_ID + 1, -1, 1.5, True, None, "1"])
+def test_an_id_that_no_vocabulary_has_is_refused_in_one_line(
+    tmp_path: Path, place: str, number: object
+) -> None:
+    with pytest.raises(ModelUnavailableError) as caught:
+        read_tokenizer(folder_with(tmp_path, numbered(place, number)))
+    assert "\n" not in str(caught.value) and caught.value.remedy
+    if isinstance(number, int) and number > 1:
+        assert f"the id of the token 'zzz' can't be {number}" in str(caught.value)
+
+
+def test_ids_with_holes_between_them_are_taken(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, numbered("BPE", 1 << 20))
+    assert load_tokenizer(folder).piece(1 << 20) == "zzz"
+
+
+def test_an_absurd_id_in_a_vocabulary_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"zzz": 2**31}))
+    with pytest.raises(ModelUnavailableError, match=r"vocab\.json: the id of the token 'zzz' can't be"):
+        read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
