@@ -32,7 +32,7 @@ from kvchat.cache.folder import (
 from kvchat.cache.forgetting import MAX_NOTE_BYTES
 from kvchat.cache.header import pack_header
 from kvchat.cache.index import FolderIndex
-from kvchat.cache.ownership import check_folder, read_own
+from kvchat.cache.ownership import check_folder, check_top, read_own
 from kvchat.cache.rates import Rates
 from kvchat.cache.run import StoredRun
 from kvchat.cache.stats import CacheStats, StatsCounter
@@ -165,8 +165,14 @@ class DiskTier(Tier):
         """Remove what dead processes left half-written, and evict down to the budget; skipped while others write."""
         if not self.is_writable or not self._root.is_dir():
             return
-        with suppress(OSError, filelock.Timeout), self._turn(0.0):
-            self._evict_for(0, frozenset())
+        try:
+            check_top(self._root)
+            with self._turn(0.0):
+                self._evict_for(0, frozenset())
+        except EntryError as error:
+            self.condemn(None, error)
+        except (OSError, filelock.Timeout):
+            pass
 
     def condemn(self, run: StoredRun | None, error: Exception) -> None:
         """Treat a file (None is the whole folder) as a miss, with one warning; delete it if it is surely damaged.
@@ -195,6 +201,8 @@ class DiskTier(Tier):
         if not self.is_writable:
             return False
         try:
+            make_private_folder(self._root)
+            check_top(self._root)
             make_private_folder(self.folder)
             check_folder(self.folder)
             with self._turn(self._settings.lock_timeout_s):

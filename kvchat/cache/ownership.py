@@ -55,6 +55,15 @@ def check_folder(path: Path) -> os.stat_result:
     return found
 
 
+def check_top(path: Path) -> None:
+    """Check the folder that all others lie in, where the user may have put a link to it. Raises OSError, and EntryError
+    for one that is not ours alone."""
+    try:
+        _check(path.stat())
+    except EntryError as error:
+        raise EntryError(f"{path} is not yours alone: {error}", is_kept=True) from None
+
+
 def is_own_folder(path: Path) -> bool:
     """Whether `check_folder` lets it pass."""
     try:

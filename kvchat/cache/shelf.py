@@ -18,7 +18,7 @@ from typing import Protocol
 from kvchat.cache.entry import NO_PARENT, EntryError, EntryName, is_old_name
 from kvchat.cache.folder import TEMPORARY, FileId, fingerprint_folders, remove_file, turn_of, uncollected
 from kvchat.cache.forgetting import Forgetting
-from kvchat.cache.ownership import check_folder
+from kvchat.cache.ownership import check_folder, check_top
 from kvchat.cache.run import StoredRun
 from kvchat.cache.tree import lineages
 
@@ -71,6 +71,7 @@ class Shelf:
             if self._is_changing:
                 return
             try:
+                check_top(self._root)
                 stat = check_folder(self._own)
                 stamp = stat.st_ino, stat.st_mtime_ns
                 if self._stamps.get(self._own) == stamp and not (

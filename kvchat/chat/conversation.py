@@ -17,6 +17,7 @@ from kvchat.chat.messages import Messages
 from kvchat.chat.store import LATEST, NameTakenError, Store
 from kvchat.chat.telling import in_force, told
 from kvchat.chat.tree import Branch, Exchange, Preset, Totals, Tree, new_id
+from kvchat.chat.writes import fit_name
 from kvchat.errors import UsageError
 
 _MIN_PREFIX = 4
@@ -184,7 +185,7 @@ class Conversation:
         self.totals = Totals()
 
     def rename(self, name: str) -> None:
-        """Name the session. Raises UsageError if another one has the name."""
+        """Name the session. Raises UsageError for no fit name, and if another one has it."""
         self._journal.rename(self._checked(name) or "")
 
     def mark(self, *, is_oneshot: bool) -> None:
@@ -238,9 +239,7 @@ class Conversation:
         """The name, as it can be written. Raises UsageError for one that can't be given."""
         if name is None:
             return None
-        name = well_formed(name)
-        if not name.strip() or name == LATEST or name.startswith("-"):
-            raise UsageError(f"a session can't be called {name!r}", "choose another name")
+        name = fit_name(name)
         if any(row.name == name and row.id != self.id for row in self.store.sessions()):
             raise NameTakenError(name)
         return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +12,13 @@ from typing import Any
 from kvchat.chat.schema import COLUMNS, Connection, add_index, migrate
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_NO_SUCH_THING = (None, sqlite3.SQLITE_ERROR)
-"""What is said when a table or a column is called otherwise than it should be."""
+_NOT_AS_IT_SHOULD_BE = re.compile(
+    "malformed|no such (table|column|index|trigger|view|module|collation|tokenizer)|no column named|already "
+    "|duplicate column|columns but|values for|is a view|may not be|foreign key mismatch"
+    "|constructor|file format|unrecognized (column )?option|parse error|error in |unable to use function|logic error"
+)
+"""What SQLite says where a table, a column or the index is not what the file says; of a wrong statement it says something
+else, with the same code."""
 _WAIT_S = 5.0
 _Rows = Callable[[Connection, str], Iterable[tuple[Any, ...]]]
 
@@ -22,8 +28,11 @@ def may_be_damage(error: Exception) -> bool:
     if isinstance(error, UnicodeDecodeError):  # SQLite names what it found there
         return True
     code = getattr(error, "sqlite_errorcode", None)
-    known = None if code is None else code & 0xFF
-    return isinstance(error, sqlite3.DatabaseError) and known in (*_DAMAGE, *_NO_SUCH_THING)
+    if not isinstance(error, sqlite3.DatabaseError) or code is None:
+        return isinstance(error, sqlite3.DatabaseError)
+    if code & 0xFF == sqlite3.SQLITE_ERROR:
+        return bool(_NOT_AS_IT_SHOULD_BE.search(str(error)))
+    return code & 0xFF in _DAMAGE
 
 
 def mend(db: Connection) -> bool:

@@ -37,6 +37,7 @@ def search(db: Connection, text: str, limit: int, *, is_indexed: bool) -> list[H
 
     Raises UsageError when there is nothing to look for.
     """
+    text = text.replace("\0", " ")  # where the index takes a question for ended
     words = text.split()
     if not any(letter.isalnum() for letter in text):
         raise UsageError("nothing to look for", "give a word or more")

@@ -29,15 +29,23 @@ from kvchat.chat.schema import Connection
 from kvchat.chat.search import Hit, search
 from kvchat.chat.totals import add, sums
 from kvchat.chat.tree import Exchange, Tree
-from kvchat.chat.writes import Deleted, check_name, delete, move, pin, save_answer, save_summary, take_back
+from kvchat.chat.writes import LATEST as LATEST
+from kvchat.chat.writes import (
+    Deleted,
+    check_name,
+    delete,
+    fit_name,
+    move,
+    pin,
+    save_answer,
+    save_summary,
+    take_back,
+)
 from kvchat.chat.writes import NameTakenError as NameTakenError
 from kvchat.config import Config
 from kvchat.errors import KvchatError, UsageError
 
 FILE_NAME = "kvchat.db"
-LATEST = "latest"
-"""What may be said instead of a session's id: the one that was changed last."""
-
 _MIN_PREFIX = 3
 
 
@@ -105,7 +113,8 @@ class Store:
         return self.database.write(lambda db: move(db, session, path, expected))
 
     def rename(self, session_id: str, name: str) -> None:
-        """Name a session. Raises NameTakenError if another one has the name."""
+        """Name a session. Raises UsageError for no fit name, NameTakenError if another one has it."""
+        name = fit_name(name)
 
         def work(db: Connection) -> None:
             check_name(db, name, session_id)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kvchat.backends.base import well_formed
 from kvchat.chat.rows import SessionRow, ids_to_blob, options_json, statistics_json, text
 from kvchat.chat.schema import Connection
 from kvchat.chat.tree import Exchange
 from kvchat.errors import UsageError
+
+LATEST = "latest"
+"""What may be said instead of a session's id: the one that was changed last."""
+NAME_LENGTH = 100
+"""Longest name of a session, in characters."""
+
+_BREAKS = ("Cc", "Zl", "Zp")  # controls, separators of lines and of paragraphs
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol that show nothing
+_SHOWN_AS = 40
 
 
 class NameTakenError(UsageError):
@@ -63,6 +74,20 @@ def _put_session(db: Connection, session: SessionRow, *changes: str) -> None:
         f" ON CONFLICT (id) DO UPDATE SET {', '.join(what)}",
         (*row, session.created, time.time(), session.is_oneshot, session.summary),
     )
+
+
+def fit_name(name: str) -> str:
+    """A session's name as it can be written: one line that can be seen. Raises UsageError for another."""
+    name = well_formed(name)
+    kinds = [unicodedata.category(letter) for letter in name if letter not in _BLANK]
+    is_seen = any(kind[0] in "LNPS" for kind in kinds) and not any(kind in _BREAKS for kind in kinds)
+    if not is_seen or len(name) > NAME_LENGTH or name == LATEST or name.startswith("-"):
+        shown = name if len(name) <= _SHOWN_AS else name[: _SHOWN_AS - 1] + "…"
+        raise UsageError(
+            f"a session can't be called {shown!r}",
+            f"choose another name: one line, at most {NAME_LENGTH} characters",
+        )
+    return name
 
 
 def check_name(db: Connection, name: str, session_id: str) -> None:

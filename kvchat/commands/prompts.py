@@ -66,8 +66,17 @@ def _origin(prompt: Prompt, prompts: Prompts) -> str:
     parts = [f"the prompt {prompt.name} is {prompt.path} ({prompt.shelf})"]
     parts += [f"it sets {', '.join(f'{name} {value}' for name, value in sets.items())}"] if sets else []
     other = prompts.waiting().get(prompt.name)
-    parts += [f"{other} is not trusted and not used (--trust-prompts)"] if other else []
+    is_another = other is not None and not _is_same(other, prompt.path)
+    parts += [f"{other} is not trusted and not used (--trust-prompts)"] if is_another else []
     return "; ".join(parts)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two names are those of one file; not if one leads nowhere."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def listed(args: argparse.Namespace, config: Config) -> Iterator[str]:

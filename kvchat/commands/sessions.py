@@ -12,6 +12,7 @@ from kvchat.chat.writes import Deleted
 from kvchat.commands.terminal import for_terminal
 from kvchat.config import Config
 from kvchat.ui.asking import agrees, can_ask
+from kvchat.ui.clean import one_line
 
 _HISTORY_NAME = "history"
 """Where the dialogue keeps what is typed."""
@@ -84,7 +85,7 @@ def removed(args: argparse.Namespace, config: Config) -> Iterator[str]:
         if args.json:
             yield json.dumps({"id": row.id, "title": row.title, "turns_kept": gone.kept})
         else:
-            yield for_terminal(f"removed {row.id}  {row.label}")
+            yield for_terminal(f"removed {row.id}  {one_line(row.label)}")
             yield from map(for_terminal, _shared(gone))
     forget_in_ram(config.paths.runtime)
     try:
@@ -106,7 +107,7 @@ def _shared(gone: Deleted) -> Iterator[str]:
     """What of a session stays because others have it."""
     if gone.kept:
         turns = "1 turn" if gone.kept == 1 else f"{gone.kept} turns"
-        yield f"  its first {turns} stay, because {', '.join(gone.sharers)} began with them"
+        yield f"  its first {turns} stay, because {one_line(', '.join(gone.sharers))} began with them"
 
 
 def _left(config: Config, is_scrubbed: bool) -> Iterator[str]:
@@ -140,4 +141,4 @@ def _line(row: SessionRow, held: Warmth) -> str:
 
     count = f"{row.num_exchanges:>4} {'turn ' if row.num_exchanges == 1 else 'turns'}"
     turns = f"{count} {row.num_tokens:>7} tokens {held!s:>12}"
-    return for_terminal(f"{row.id}  {local_time(row.updated)}  {turns}  {row.label}")
+    return for_terminal(f"{row.id}  {local_time(row.updated)}  {turns}  {one_line(row.label)}")

@@ -35,6 +35,8 @@ _NOT_DONE: Mapping[str, object] = {
     "encoder_no_repeat_ngram_size": 0,
     **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias", "watermarking_config", "top_h")),
     **dict.fromkeys(("constraints", "force_words_ids", "dola_layers", "max_time")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id")),
+    "forced_decoder_ids": [],
     "token_healing": False,
 }
 """Settings that would change answers and are not done, each with the value at which it changes nothing."""

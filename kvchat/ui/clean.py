@@ -31,6 +31,7 @@ _HOSTILE = re.compile(
     f"|(?<![{_IDEOGRAPHS}])[\U000e0100-\U000e01ef]"
 )
 _DROPPED = re.compile(f"[{_GONE}\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_BREAK = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _SGR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
@@ -51,7 +52,7 @@ def escaped(text: str, *, behind: str = "") -> str:
 
 def one_line(text: str) -> str:
     """A name that somebody gave, where each takes a line: what would begin another one is a mark."""
-    return text.replace("\n", "⏎").replace("\t", " ")
+    return _BREAK.sub("⏎", text).replace("\t", " ")
 
 
 def marked(text: str) -> str:

@@ -15,6 +15,7 @@ from kvchat.chat.store import LATEST
 from kvchat.chat.warmth import Warmth, warmth
 from kvchat.errors import UsageError
 from kvchat.ui.branches import KEY_LENGTH, branch_label, branch_tree
+from kvchat.ui.clean import one_line
 from kvchat.ui.clipboard import write_new
 from kvchat.ui.cost import cost_line
 from kvchat.ui.desk import Asking, Attachment, Choice, Desk, SlashCommand, number
@@ -50,7 +51,7 @@ def _sessions(desk: Desk, argument: str) -> str:
             f"{row.num_tokens} tokens",
             str(held),
             "asked once" if row.is_oneshot else "",
-            f"{row.label} (this one)" if row.id == session.id else row.label,
+            one_line(row.label) + (" (this one)" if row.id == session.id else ""),
         ]
         choices.append(Choice(" · ".join(part for part in parts if part), f"/resume {row.id}"))
     desk.offer("sessions: (Enter continues it, Esc leaves)", choices, 0)

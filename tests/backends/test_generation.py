@@ -91,6 +91,16 @@ def test_what_a_model_asks_for_and_is_not_done_is_said_once(
     assert ask({"num_beams": 1, "max_length": 512}, max_tokens=2)[1] == []
 
 
+def test_tokens_that_a_model_would_force_are_named_once_as_not_done(
+    ask: Callable[..., tuple[Answer, list[str]]],
+) -> None:
+    forced = {"forced_bos_token_id": 5, "forced_eos_token_id": [1], "forced_decoder_ids": [[1, 7]]}
+    _, notices = ask(forced | {"renormalize_logits": True}, max_tokens=2)
+    (said,) = [notice for notice in notices if "generation_config.json" in notice]
+    assert f"asks for {', '.join(forced)}, which kvchat does not do" in said
+    assert ask(dict.fromkeys(forced) | {"forced_decoder_ids": []}, max_tokens=2)[1] == []
+
+
 def test_an_end_that_only_the_tokenizer_names_ends_an_answer(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model", eos_token_id=None)
     (folder / "generation_config.json").unlink()

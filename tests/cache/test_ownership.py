@@ -180,6 +180,44 @@ def test_a_folder_that_others_can_write_is_not_used(root):
     assert "other users can write it" in warning
 
 
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o1777])
+def test_a_top_folder_that_others_can_write_is_not_used(root, mode):
+    root.chmod(mode)
+    (warning,) = is_miss_and_kept(root)
+    assert f"{root} is not yours alone: other users can write it" in warning
+    names = sorted(root.iterdir())
+    cache = disk_cache(root, disk_bytes=1)
+    store(cache, [1] * 8)
+    cache.close()
+    assert sorted(root.iterdir()) == names and len(stored_files(root)) == 1
+
+
+@as_root
+def test_a_top_folder_of_another_user_is_not_used(root):
+    os.chown(root, STRANGER, STRANGER)
+    (warning,) = is_miss_and_kept(root)
+    assert f"{root} is not yours alone: it belongs to another user" in warning
+
+
+def test_a_top_folder_that_others_can_write_only_later_is_not_used_from_then_on(root):
+    warnings: list[str] = []
+    cache = disk_cache(root, warnings)
+    assert load(cache, TOKENS).end == 40
+    root.chmod(0o777)
+    assert load(cache, TOKENS).end == 0 and len(warnings) == 1
+    root.chmod(0o700)
+    assert load(cache, TOKENS).end == 40
+
+
+def test_a_top_folder_may_be_a_link_and_lie_in_one_that_all_share(root, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    root.rename(tmp_path / "shared" / "kv")
+    root.symlink_to(tmp_path / "shared" / "kv", target_is_directory=True)
+    warnings: list[str] = []
+    assert load(disk_cache(root, warnings), TOKENS).end == 40 and not warnings
+
+
 def test_a_file_that_is_not_used_is_replaced_by_our_own(root):
     (path,) = stored_files(root)
     path.chmod(0o666)

@@ -60,6 +60,18 @@ def test_a_passing_error_sets_nothing_aside(path: Path) -> None:
     assert set_aside(path) == []
 
 
+@pytest.mark.parametrize("statement", ["SELECT 1 FROM", "SELEC", "SELECT 'a", "SELECT nope()"])
+def test_a_wrong_statement_is_no_damage_of_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    talk(path, "one").close()
+    store, mended = Store(path), []
+    monkeypatch.setattr(store.database, "_mend", mended.append)
+    with pytest.raises(KvchatError):
+        store.database.read(lambda db: db.execute(statement))
+    assert (mended, set_aside(path)) == ([], [])
+
+
 # Damage
 
 

@@ -119,10 +119,32 @@ def test_a_session_is_found_by_its_new_name(session: Session) -> None:
     assert reopened(session, "holiday").name == "holiday"
 
 
-@pytest.mark.parametrize("name", ["", " ", "latest", "-r"])
-def test_names_that_would_be_misread_are_refused(session: Session, name: str) -> None:
+@pytest.mark.parametrize("name", ["", " ", "latest", "-r", "x" * 101, "one\n0123 two"])
+@pytest.mark.parametrize("verb", ["rename", "fork", "new"])
+def test_names_that_would_be_misread_are_refused(session: Session, verb: str, name: str) -> None:
+    before = session.id
+    with pytest.raises(UsageError, match="can't be called") as caught:
+        getattr(session, verb)(name)
+    assert session.id == before and "\n" not in str(caught.value) and len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("spoilt", ["\r", "\t", "\x0b", "\x0c", "\0", "\x1b", "\x85", "\u2028", "\u2029"])
+def test_a_name_is_one_line_wherever_it_is_given(session: Session, spoilt: str) -> None:
+    for rename in (session.rename, lambda name: session.store.rename(session.id, name)):
+        with pytest.raises(UsageError, match="one line, at most 100 characters"):
+            rename(f"one{spoilt}two")
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u3164", "\u2800 \u00a0", "\u0301", "\ufe0f", "\u202e\u2066"])
+def test_a_name_that_nobody_sees_is_refused(session: Session, name: str) -> None:
     with pytest.raises(UsageError, match="can't be called"):
         session.rename(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 100, "日本", "👩\u200d💻", "a-b c.d", "?"])
+def test_what_is_one_visible_line_is_a_name(session: Session, name: str) -> None:
+    session.rename(name)
+    assert reopened(session, name).name == name
 
 
 def test_a_name_is_given_once(session: Session) -> None:

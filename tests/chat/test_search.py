@@ -31,6 +31,19 @@ def test_search_finds_words_in_messages_and_answers(path: Path, words: str) -> N
     assert [row.id for row, _ in found] == [session.id]
 
 
+def test_a_character_that_ends_a_text_for_sqlite_parts_words_and_leaves_the_file_as_it_is(path: Path) -> None:
+    session = talk(path, "the quick brown fox")
+    session.close()
+    before = path.stat().st_ino, path.read_bytes()
+    store = Store(path)
+    assert [row.id for row, _ in store.search("quick\0fox")] == [session.id]
+    assert store.search("quick\0cat") == []
+    with pytest.raises(UsageError, match="nothing to look for"):
+        store.search("\0")
+    store.close()
+    assert (path.stat().st_ino, path.read_bytes()) == before
+
+
 def test_search_follows_what_changes(path: Path) -> None:
     session = talk(path, "one")
     session.undo()

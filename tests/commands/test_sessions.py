@@ -2,7 +2,9 @@
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,17 @@ def test_a_resumed_session_keeps_its_model_and_system_prompt_unless_told_otherwi
 def test_what_can_not_be_resumed_is_one_line(run: Run, argv: tuple[str, ...], said: str) -> None:
     code, out, err = run(*argv, "-p", "x")
     assert (code, out, err.count("\n"), said in err) == (2, "", 1, True)
+
+
+@pytest.mark.parametrize("spoilt", ["\n", "\r", "\u2028", "\x85"])
+def test_a_name_in_an_old_file_makes_no_line_of_its_own(run: Run, tmp_path: Path, spoilt: str) -> None:
+    run("-p", "one")
+    with closing(sqlite3.connect(tmp_path / "DATA" / "kvchat.db", isolation_level=None)) as db:
+        db.execute("UPDATE session SET name = ?", (f"mine{spoilt}0123456789ab  another",))
+    (line,) = run("sessions", "ls")[1].splitlines()
+    assert line.endswith("mine⏎0123456789ab  another")
+    (line,) = run("sessions", "rm", "latest")[1].splitlines()
+    assert line.endswith("mine⏎0123456789ab  another")
 
 
 def test_no_save_writes_nothing(run: Run, tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_a_repositorys_prompt_hides_no_other(run: Run, prompts: Path) -> None:
     assert system_of(run) == "You are theirs."
 
 
+@pytest.mark.parametrize("name", ["./prompts/explain.md", "prompts/../prompts/explain.md", "link.md"])
+def test_of_a_prompt_that_is_given_by_its_path_it_is_not_said_that_it_is_not_used(
+    run: Run, prompts: Path, name: str
+) -> None:
+    (prompts.parent / "link.md").symlink_to(prompts / "explain.md")
+    code, _, err = run("-t", name, "-p", "hello")
+    assert code == 0 and system_of(run) == "You are theirs."
+    assert "(here)" in err and "not trusted" not in err
+
+
+def test_beside_a_prompt_that_is_given_by_its_path_another_of_its_name_is_named(
+    run: Run, prompts: Path
+) -> None:
+    shutil.copy(prompts / "theirs.md", prompts.parent / "explain.md")
+    _, _, err = run("-t", "./explain.md", "-p", "hello")
+    assert f"{prompts}/explain.md is not trusted" in err
+
+
 def test_where_a_prompt_comes_from_and_what_it_sets_is_said(run: Run, prompts: Path) -> None:
     _, out, err = run("-t", "theirs", "--trust-prompts", "-p", "slow 3")
     assert out == "word0 \n"
