@@ -36,6 +36,8 @@ __all__ = ["ChatTemplate", "Message"]
 
 _PROBES = ("a", "-")
 """What a next message may begin with: two texts that share no beginning."""
+_BREAKS_UP = "the chat template breaks up what was said, so that the past is given to it as plain text"
+_LEAVES_OUT = "the chat template leaves out or changes {} of {} messages"
 
 
 def _unheard(notice: str) -> None:
@@ -45,7 +47,7 @@ def _unheard(notice: str) -> None:
 class ChatTemplate:
     """A model's chat template over its tokenizer. The time that it may print is `now`, or that of its construction.
 
-    `notify` is told, once each, what a user ought to know of the prompts that are built.
+    `notify` is told, once for each kind of fault, what a user ought to know of the prompts that are built.
 
     Raises ModelUnavailableError when the template does not parse, leaves out what the user says or asks for too much
     time or memory, and from `prompt` when it refuses the messages.
@@ -91,6 +93,12 @@ class ChatTemplate:
         other._now = datetime.fromtimestamp(time_s)
         return other
 
+    def unheard(self) -> ChatTemplate:
+        """The same template for conversations that nobody holds: it tells nobody what it does to them."""
+        other = copy(self)
+        other._notify, other._said = _unheard, set()
+        return other
+
     @property
     def takes_tools(self) -> bool:
         """Whether it tells the model which tools there are."""
@@ -131,13 +139,14 @@ class ChatTemplate:
         if lost and any(message.tokens is not None for message in messages):
             plain = [replace(message, tokens=None) for message in messages]
             other, as_texts, still_lost = self._built(plain, think, answering)
-            if rendering.is_broken or len(still_lost) < len(lost):
-                self._say(
-                    "the chat template breaks up what was said, so that the past is given to it as plain text"
-                )
+            regains = len(still_lost) < len(lost) and not self._drops_alike(
+                (given, rendering), (other, as_texts), set(lost) - set(still_lost)
+            )
+            if rendering.is_broken or regains:
+                self._say(_BREAKS_UP)
                 given, rendering, lost = other, as_texts, still_lost
         if lost:
-            self._say(f"the chat template leaves out or changes {len(lost)} of {len(given.traces)} messages")
+            self._say(_LEAVES_OUT, len(lost), len(given.traces))
         return self._encoder.encode(rendering.parts(given.known))
 
     def unfinished(self, messages: Sequence[Message]) -> list[int]:
@@ -206,10 +215,27 @@ class ChatTemplate:
                 rendering.texts[place] = rendering.texts[place].removesuffix(lead)
         return given, rendering, rendering.lost(given.traces)
 
-    def _say(self, notice: str) -> None:
+    def _drops_alike(
+        self,
+        with_ids: tuple[TemplateInput, Rendering],
+        as_texts: tuple[TemplateInput, Rendering],
+        regained: set[int],
+    ) -> bool:
+        """Whether the template leaves the same out of both, and the `regained` messages are only found in others' texts."""
+        given, rendering = with_ids
+        if any(given.traces[number].sign in rendering.numbers for number in regained):
+            return False
+        texts = [
+            self.tokenizer.decode(ids_of(self._encoder.encode(each.parts(known.known))))
+            for known, each in (with_ids, as_texts)
+        ]
+        return texts[0] == texts[1]
+
+    def _say(self, notice: str, *numbers: int) -> None:
+        """Tell it, unless that was told before with whatever numbers."""
         if notice not in self._said:
             self._said.add(notice)
-            self._notify(notice)
+            self._notify(notice.format(*numbers))
 
     def _input(self, messages: Sequence[Message], think: bool | None = None) -> TemplateInput:
         said, options = self._taken(messages), _options(think)

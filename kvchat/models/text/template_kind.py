@@ -28,7 +28,8 @@ class TemplateKind(StrEnum):
 
 def kind_of(template: ChatTemplate) -> TemplateKind:
     """The weakest of what its probe conversations show; takes some milliseconds."""
-    found = {kind for probe in _probes(template) for kind in _kinds(template, *probe)}
+    silent = template.unheard()
+    found = {kind for probe in _probes(silent) for kind in _kinds(silent, *probe)}
     order = (TemplateKind.REWRITING, TemplateKind.REASONING_STRIPPING, TemplateKind.APPEND_SAFE)
     return next((kind for kind in order if kind in found), TemplateKind.REWRITING)
 

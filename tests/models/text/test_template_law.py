@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kvchat.models.text.template import ChatTemplate, Message
 from kvchat.models.text.template_input import Rendering, TemplateInput, Trace, placeholder
+from kvchat.models.text.template_kind import kind_of
 from kvchat.models.text.tokenizer import ChatTokenizer
 from tests.models.chat_templates import byte_tokenizer
 from tests.models.past_templates import EVERY, PAST, Past
@@ -191,6 +192,43 @@ def test_a_template_that_leaves_messages_out_is_named() -> None:
     history = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
     template.prompt(history)
     assert said == ["the chat template leaves out or changes 1 of 3 messages"]
+
+
+def windowed(said: list[str], size: int) -> ChatTemplate:
+    return made(
+        f"{{% for m in messages[-{size}:] %}}{{{{ m.role }}}}:{{{{ m.content }}}}<|a|>{{% endfor %}}", said
+    )
+
+
+def test_a_fault_of_a_template_is_named_once_however_many_messages_it_concerns() -> None:
+    said: list[str] = []
+    template = windowed(said, 2)
+    history = conversation(template, ["ids"] * 6)
+    for end in range(2, len(history) + 1, 2):
+        template.prompt(history[:end])
+        template.at(0.0).prompt(history[:end])
+    assert said == ["the chat template leaves out or changes 2 of 4 messages"]
+
+
+def test_nothing_is_said_of_conversations_that_only_try_a_template() -> None:
+    said: list[str] = []
+    template = windowed(said, 2)
+    kind_of(template)
+    assert said == []
+    template.prompt(conversation(template, ["ids"] * 3))
+    assert len(said) == 1
+
+
+def test_a_template_that_drops_messages_breaks_none_up_though_their_words_come_again() -> None:
+    said: list[str] = []
+    template = windowed(said, 1)
+    history = [
+        Message("user", "no"),
+        Message("assistant", "no", tokens=letters(template, "no")),
+        Message("user", "no, no, no and no"),
+    ]
+    template.prompt(history)
+    assert said == ["the chat template leaves out or changes 2 of 3 messages"]
 
 
 def test_a_text_is_found_between_its_neighbours_alone() -> None:
