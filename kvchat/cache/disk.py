@@ -94,10 +94,8 @@ class DiskTier(Tier):
 
     def why_missing(self, digest: bytes) -> Ended:
         """Corrupt or evicted, if that was seen not long ago."""
-        if digest in self._index.corrupt:
-            return Ended.CORRUPT
-        if digest in self._index.gone:
-            return Ended.EVICTED
+        if digest in self._index.corrupt or digest in self._index.gone:
+            return Ended.CORRUPT if digest in self._index.corrupt else Ended.EVICTED
         return Ended.FIRST_USE if self._index.is_empty else Ended.NEW_TEXT
 
     def read(self, pieces: Sequence[Piece], start: int, end: int) -> Iterator[Stored]:
@@ -111,9 +109,8 @@ class DiskTier(Tier):
         """
         if not self.is_writable:
             return False
-        blocks, is_packed = self._transfer.cut(
-            data.data, len(chain) - start, is_state=start == chain.num_full
-        )
+        is_state = start == chain.num_full
+        blocks, is_packed = self._transfer.cut(data.data, len(chain) - start, is_state=is_state)
         return self._locked(lambda: self._store_locked(chain, start, blocks, priority, is_packed=is_packed))
 
     def use(self, chain: Chain, priority: int = 0) -> None:
@@ -166,7 +163,6 @@ class DiskTier(Tier):
         if not self.is_writable or not self._root.is_dir():
             return
         try:
-            check_top(self._root)
             with self._turn(0.0):
                 self._evict_for(0, frozenset())
         except EntryError as error:
@@ -183,9 +179,8 @@ class DiskTier(Tier):
             self._warn_once("folder", f"the cache folder {self.folder} is not used: {error}")
             return
         if not isinstance(error, EntryError):
-            self._warn_once(
-                "read", f"a stored file can't be read now and its tokens are computed again: {error}"
-            )
+            what = "a stored file can't be read now and its tokens are computed again"
+            self._warn_once("read", f"{what}: {error}")
             return
         is_deleted = self._settings.mode == "rw" and not error.is_kept and remove_file(run.path)
         self._index.drop(run, is_deleted=is_deleted)
@@ -201,8 +196,6 @@ class DiskTier(Tier):
         if not self.is_writable:
             return False
         try:
-            make_private_folder(self._root)
-            check_top(self._root)
             make_private_folder(self.folder)
             check_folder(self.folder)
             with self._turn(self._settings.lock_timeout_s):
@@ -217,9 +210,8 @@ class DiskTier(Tier):
             self.condemn(None, error)
         except OSError as error:
             self._rest()
-            self._warn_once(
-                "write", f"the cache folder can't be written now, so nothing is stored for a while: {error}"
-            )
+            what = "the cache folder can't be written now, so nothing is stored for a while"
+            self._warn_once("write", f"{what}: {error}")
         return False
 
     def _rest(self) -> None:
@@ -260,7 +252,8 @@ class DiskTier(Tier):
 
     @contextmanager
     def _turn(self, timeout_s: float) -> Iterator[None]:
-        """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError."""
+        """Hold the folder's lock, and know what lies there. Raises filelock.Timeout, OSError, EntryError."""
+        check_top(self._root)
         with hold_lock(self._root, timeout_s) as turn, self._shelf.changing(turn):
             if self._shelf.forgetting.is_long:
                 shorten(self._root)
@@ -290,7 +283,7 @@ class DiskTier(Tier):
 
     def _raise_priority(self, name: EntryName, priority: int) -> None:
         raised = name._replace(priority=priority)
-        with suppress(filelock.Timeout), self._turn(self._settings.lock_timeout_s):
+        with suppress(filelock.Timeout, EntryError), self._turn(self._settings.lock_timeout_s):
             (self.folder / str(name)).rename(self.folder / str(raised))
             self._shelf.add(self.folder, raised, was=name)
 

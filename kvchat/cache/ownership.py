@@ -57,11 +57,12 @@ def check_folder(path: Path) -> os.stat_result:
 
 def check_top(path: Path) -> None:
     """Check the folder that all others lie in, where the user may have put a link to it. Raises OSError, and EntryError
-    for one that is not ours alone."""
-    try:
-        _check(path.stat())
-    except EntryError as error:
-        raise EntryError(f"{path} is not yours alone: {error}", is_kept=True) from None
+    for another user's, or one that everybody may write. What one's group puts there is of no use to it: it owns that."""
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        raise EntryError(f"{path} is not yours alone: it belongs to another user", is_kept=True)
+    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        raise EntryError(f"{path} is not yours alone: other users can write it", is_kept=True)
 
 
 def is_own_folder(path: Path) -> bool:
