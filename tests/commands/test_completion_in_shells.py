@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,11 +186,15 @@ def test_the_names_of_a_group_are_listed_but_for_those_that_no_line_can_show(tmp
         (shelf / f"{name}.md").write_text("x")
         (imports_folder(tmp_path / "MODELS") / name).mkdir(parents=True)
     (tmp_path / "DATA").mkdir()
-    for name in (*NAMES, "two\nlines"):
+    for name in (*NAMES, "of two lines"):
         session = Session(ScriptedBackend(), store=Store(tmp_path / "DATA" / FILE_NAME))
         session.ask("x")
         session.rename(name)
         session.close()
+    with closing(
+        sqlite3.connect(tmp_path / "DATA" / FILE_NAME, isolation_level=None)
+    ) as db:  # by an earlier version
+        db.execute("UPDATE session SET name = ? WHERE name = ?", ("two\nlines", "of two lines"))
     own = {f"KVCHAT_{name}": str(tmp_path / name) for name in ("MODELS", "CACHE_DIR", "DATA")}
     environ = os.environ | own | {"KVCHAT_CONFIG": str(tmp_path / "config" / "config.toml")}
     for group in ("prompts", "sessions", "models"):
