@@ -26,13 +26,9 @@ from kvchat.engine.ahead import (
     keep_ways_back,
     step_tokens,
 )
-from kvchat.engine.request import Wanting
+from kvchat.engine.request import Wanting, never
 from kvchat.errors import KvchatError
 from kvchat.models.kinds import ids_of
-
-
-def _never() -> bool:
-    return False
 
 
 @dataclass(slots=True)
@@ -101,7 +97,7 @@ def ahead(
     keeping: Keeping,
     reach: Reach,
     is_cancelled: Callable[[], bool],
-    is_useless: Callable[[], bool] = _never,
+    is_useless: Callable[[], bool] = never,
 ) -> Iterator[base.Ahead]:
     """Compute ahead for the message that `turns` end with, as it is now: up to where it can't change any more, or all of
     its prompt, or the beginning of its answer too. Without a message, what was computed for one is forgotten.

@@ -15,15 +15,11 @@ from kvchat.backends.repetition import RepetitionWatch
 from kvchat.backends.report import Asked, cache_report
 from kvchat.backends.scored import TokenTexts
 from kvchat.backends.wording import Wording
-from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Wanting
+from kvchat.engine.request import EngineEvent, Finished, Progress, Request, Reuse, Wanting, never
 from kvchat.engine.sampling import NoNumbersError
 from kvchat.engine.sequence import unheard
 from kvchat.models.kinds import as_generated
 from kvchat.models.numbers import no_numbers
-
-
-def _never() -> bool:
-    return False
 
 
 class Answering:
@@ -71,7 +67,7 @@ class Answering:
         keeping: base.Keeping,
         is_cancelled: Callable[[], bool],
         show: Show,
-        is_paused: Callable[[], bool] = _never,
+        is_paused: Callable[[], bool] = never,
     ) -> Generator[list[Event | Wanting], None, None]:
         """The same step by step, as the engine makes them: a token, which may have no event yet, is a step.
 

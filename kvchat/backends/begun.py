@@ -15,7 +15,7 @@ from kvchat.backends.answering import Answering
 from kvchat.backends.asking import Question
 from kvchat.backends.base import Event, Keeping, Status
 from kvchat.backends.loading import Show, Talk
-from kvchat.engine.request import Wanting
+from kvchat.engine.request import Wanting, never
 
 BEGUN_TOKENS = 8
 """So many tokens of an answer are made before its message is sent, at most: the next ones are made while they are read,
@@ -24,10 +24,6 @@ and nothing runs any more when it is sent."""
 
 def _unseen(status: Status) -> None:
     """Nobody looks."""
-
-
-def _never() -> bool:
-    return False
 
 
 class Begun:
@@ -46,9 +42,9 @@ class Begun:
         self._talk = talk
         self._last = talk.last
         self._is_cancelled = is_useless
-        self._is_paused: Callable[[], bool] = _never
+        self._is_paused: Callable[[], bool] = never
         self._show: Show = _unseen
-        self._told: deque[Event | Wanting] = deque()
+        self._told: deque[Event] = deque()
         self._answering = Answering(talk, question, started=0.0)
         self._steps = self._answering.steps(
             keeping,
@@ -66,7 +62,7 @@ class Begun:
         """Whether so many tokens of it are there, or all."""
         return self._answering.is_finished or self.num_tokens >= num_tokens
 
-    def step(self, is_paused: Callable[[], bool] = _never) -> float:
+    def step(self, is_paused: Callable[[], bool] = never) -> float:
         """Make one token more, or what comes before the first; the seconds it took. Raises as an answer does.
 
         Once it `is_paused`, a token is left to the next step: what is there may be handed out without waiting for it."""
@@ -100,7 +96,7 @@ class Begun:
     ) -> Generator[Event | Wanting, None, None]:
         """The answer's events as if it began at `started`, when its message was sent: at once what is there, then the
         rest."""
-        self._is_cancelled, self._is_paused, self._show = is_cancelled, _never, show
+        self._is_cancelled, self._is_paused, self._show = is_cancelled, never, show
         self._answering.restart(started)
         with closing(self._steps):
             yield from self._told

@@ -58,8 +58,7 @@ class EngineChild:
         return self._process.pid if self._process else None
 
     def obituary(self) -> str:
-        """Why it ended, in a few words."""
-        self._is_gone.wait(_GONE_S)
+        """Why it ended, in a few words; known once its connection is dead."""
         return self._why
 
     def end(self) -> None:

@@ -20,7 +20,7 @@ from kvchat.engine.foresight import foresight_of
 from kvchat.engine.forwards import Forwards
 from kvchat.engine.holding import Holding
 from kvchat.engine.pace import Pace
-from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse, Wanting
+from kvchat.engine.request import EngineEvent, Finish, Finished, Progress, Request, Reuse, Wanting, never
 from kvchat.engine.sequence import LiveSequence
 from kvchat.engine.speculation import Speculation
 from kvchat.engine.stride import Stride, longest
@@ -43,10 +43,6 @@ PINNED_PRIORITY = 2
 """Of blocks that a person wants kept."""
 STORED_AT_ONCE = 512
 """Of a long prompt, while others answer: storing all of it behind the answer would keep them waiting."""
-
-
-def _never() -> bool:
-    return False
 
 
 class Engine:
@@ -132,8 +128,8 @@ class Engine:
         sequence: LiveSequence,
         request: Request,
         is_cancelled: Callable[[], bool],
-        is_over: Callable[[], bool] = _never,
-        is_paused: Callable[[], bool] = _never,
+        is_over: Callable[[], bool] = never,
+        is_paused: Callable[[], bool] = never,
     ) -> Iterator[EngineEvent]:
         """Answer `request.prompt` in a sequence; the last event is `Finished`.
 
@@ -275,7 +271,7 @@ class Engine:
         self,
         sequence: LiveSequence,
         tokens: list[int],
-        is_cancelled: Callable[[], bool] = _never,
+        is_cancelled: Callable[[], bool] = never,
         tell: Callable[[int], None] = lambda num_layers: None,
     ) -> torch.Tensor:
         started = self.batch.clock()

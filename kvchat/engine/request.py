@@ -99,6 +99,11 @@ class Finished:
     num_generated: int
 
 
+def never() -> bool:
+    """What is asked of whoever is neither cancelled nor paused."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Wanting:
     """The next tokens are wished for, to be computed with those of other answers before this one is gone on with."""

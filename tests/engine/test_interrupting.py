@@ -41,15 +41,20 @@ def answer(engine: Talk, is_cancelled: Callable[[], bool] = lambda: False) -> tu
     return [event.id for event in events if isinstance(event, Token)], finished
 
 
-def after(num_asked: int) -> tuple[list[bool], Callable[[], bool]]:
-    """Cancelled once that was asked so many times, as it is before each forward and before each layer."""
+def when(is_so: Callable[[int], bool]) -> tuple[list[bool], Callable[[], bool]]:
+    """What was answered, and who is asked before each forward or layer: that number, from 0 on, decides."""
     asked: list[bool] = []
 
-    def is_cancelled() -> bool:
-        asked.append(len(asked) >= num_asked)
+    def is_it() -> bool:
+        asked.append(is_so(len(asked)))
         return asked[-1]
 
-    return asked, is_cancelled
+    return asked, is_it
+
+
+def after(num_asked: int) -> tuple[list[bool], Callable[[], bool]]:
+    """Cancelled once that was asked so many times."""
+    return when(lambda number: number >= num_asked)
 
 
 @pytest.mark.parametrize("layers", range(NUM_LAYERS + 1))
@@ -91,12 +96,7 @@ def test_an_answer_that_is_paused_inside_a_decoding_step_goes_on_with_the_same_t
 ) -> None:
     loaded = MODELS[name](tmp_path)
     free, _ = answer(Talk(loaded))
-    asked: list[bool] = []
-
-    def is_paused() -> bool:  # once in each step, before another layer
-        asked.append((len(asked) % (NUM_LAYERS + 2)) == layers)
-        return asked[-1]
-
+    _, is_paused = when(lambda number: number % (NUM_LAYERS + 2) == layers)  # each time before another layer
     engine = Talk(loaded)
     ids: list[int] = []
     num_pauses = 0

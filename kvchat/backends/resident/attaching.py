@@ -45,7 +45,6 @@ class AttachedEngine:
         self._line: Line | None = None
         self._place: Place | None = None
         self._is_attached = threading.Event()
-        self._is_gone = threading.Event()
         self._why = ""
         self.connection = Connection({**config.to_json(), PASSING: is_passing}, self._attach, self._bury)
 
@@ -66,8 +65,7 @@ class AttachedEngine:
         return self._line.peer.pid if self._line else None
 
     def obituary(self) -> str:
-        """Why it ended, in a few words."""
-        self._is_gone.wait(LEAVE_TIMEOUT_S)
+        """Why it ended, in a few words; known once its connection is dead."""
         return self._why
 
     def end(self) -> None:
@@ -93,7 +91,6 @@ class AttachedEngine:
             said = last_line(self._place.log)
             if f" {self._line.peer.pid} ended: " in said:
                 self._why = said.partition(" ended: ")[2]
-        self._is_gone.set()
 
 
 class Attaching:
