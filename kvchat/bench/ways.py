@@ -63,15 +63,24 @@ class Talker:
         self.draw = random.Random(7)
         self.reuse = Reuse(live=0)
 
-    def say(self, prompt: Sequence[int], seed: int | None = None, *, steps: int | None = None) -> Said:
-        """The answer to a prompt from whatever is held; with `steps` it is cancelled after so many forwards."""
+    def say(
+        self, prompt: Sequence[int], seed: int | None = None, *, steps: int | None = None, pauses: float = 0.0
+    ) -> Said:
+        """The answer to a prompt from whatever is held.
+
+        With `steps` it is cancelled after so many forwards; `pauses` is the chance, each time that it is asked between
+        two layers, that a forward is broken off, to be done again.
+        """
         sampling = SamplingParams() if seed is None else SamplingParams(temperature=0.8, top_k=40, seed=seed)
         request = Request(prompt, sampling, max_tokens=NUM_TOKENS)
         self.model.heard.clear()
         done: list[Progress] = []
         ids: list[int] = []
         for event in self.engine.generate(
-            self.live, request, lambda: steps is not None and len(done) > steps
+            self.live,
+            request,
+            lambda: steps is not None and len(done) > steps,
+            is_paused=lambda: self.draw.random() < pauses,
         ):
             if isinstance(event, Progress):
                 done.append(event)
@@ -163,6 +172,11 @@ def _evicted(talker: Talker, prompt: list[int], seed: int | None) -> Said:
     return talker.say(prompt, seed)
 
 
+def _paused(talker: Talker, prompt: list[int], seed: int | None) -> Said:
+    talker.say(prompt)
+    return talker.say(prompt, seed, pauses=0.03)
+
+
 def control(talker: Talker, prompt: list[int], seed: int | None) -> Said:
     """With one bit of the KV of a token that is taken up: of a late one, so that layers with a window see it too."""
     talker.say(prompt)
@@ -180,4 +194,5 @@ WAYS: dict[str, Way] = {
     "branch and back": _branch,
     "after a cancel": _cancelled,
     "partly evicted": _evicted,
+    "paused": _paused,
 }
