@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -109,33 +112,70 @@ def test_every_family_of_ours_computes_tokens_the_same_in_any_company(kind: str,
     assert all(torch.equal(plane, other) for plane, other in zip(planes, others, strict=True))
 
 
+def attended(task: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    held = [states[:, : task.reach] for states in (keys, values)]
+    held = held if task.is_flat else [states[None] for states in held]
+    return kernel(task, task.reach)(query, *held).reshape(query.shape)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 2, 128), (8, 8, 32)])
-@pytest.mark.parametrize("place", [0, 64, 250, 511, 700, 1300])
+@pytest.mark.parametrize("sizes", [(9, 3, 64), (4, 2, 128), (8, 8, 32), (12, 2, 128), (8, 1, 256)])
+@pytest.mark.parametrize("place", [0, 64, 100, 250, 511, 700, 1300, 2900])
 def test_given_rows_attend_the_same_in_any_company(
-    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, place: int
+    dtype: torch.dtype, sizes: tuple[int, int, int], place: int
 ) -> None:
     torch.manual_seed(place)
-    last = place + 40
+    last, (heads, kv_heads, dim) = place + 40, sizes
     query = torch.randn(last, heads, dim, dtype=dtype)
     keys, values = (torch.randn(kv_heads, 4096, dim, dtype=dtype) for _ in range(2))
-
-    def attended(start: int, end: int) -> torch.Tensor:
-        rows = end - start + -(end - start) % ROWS_MULTIPLE
-        task = Attention(heads, kv_heads, dim, rows, start + rows, dtype, is_apart=False, is_given=True)
-        padded = torch.cat([query[start:end], query[end - 1 : end].expand(rows - end + start, -1, -1)])
-        out = kernel(task, task.reach)(padded, keys[:, : task.reach], values[:, : task.reach])
-        return out.reshape(rows, heads, dim)[: end - start]
-
     first = max(0, last - 300)
-    together = attended(first, last)
-    for start, end in [
-        (place, last),
-        (place, place + 1),
-        (last - 1, last),
-        (max(first, place - 100), place + 8),
-    ]:
-        assert torch.equal(attended(start, end), together[start - first : end - first])
+    some = [(place, last), (place, place + 1), (last - 1, last)]
+    some += [(max(first, place - 100), place + 8), (max(first, place - 3), place + 29)]
+    together, *others = (
+        attended(Attention(*sizes, end - start, end, dtype, is_given=True), query[start:end], keys, values)
+        for start, end in [(first, last), *some]
+    )
+    for (start, end), found in zip(some, others, strict=True):
+        assert torch.equal(found, together[start - first : end - first])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(9, 3, 64), (32, 8, 128), (8, 1, 256)])
+@pytest.mark.parametrize("place", [1, 120, 508, 1500, 2500, 4090])
+def test_guesses_attend_as_if_each_came_alone(
+    exact: bool, dtype: torch.dtype, sizes: tuple[int, int, int], place: int
+) -> None:
+    torch.manual_seed(place)
+    heads, kv_heads, dim = sizes
+    query = torch.randn(14, heads, dim, dtype=dtype)
+    keys, values = (torch.randn(kv_heads, 4608, dim, dtype=dtype) for _ in range(2))
+    few = [(0, num) for num in (2, 3, 7, 14)]
+    found = [
+        attended(
+            Attention(*sizes, end - start, place + end, dtype, exact=exact, is_apart=True),
+            query[start:end],
+            keys,
+            values,
+        )
+        for start, end in [*few, *((one, one + 1) for one in range(14))]
+    ]
+    alone = torch.cat(found[len(few) :])
+    assert all(torch.equal(rows, alone[: len(rows)]) for rows in found[: len(few)])
+
+
+_FEWER = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="it has no more than AVX2")
+@pytest.mark.parametrize(
+    "environment", [_FEWER, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}], ids=["AVX2", "no AMX"]
+)
+def test_the_law_holds_with_the_instructions_of_other_processors(environment: dict[str, str]) -> None:
+    laws = "in_any_company or as_if_each_came_alone or do_not_depend or wherever_forwards_end"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", laws]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 SHAPES = pytest.mark.parametrize(("out", "columns"), [(960, 576), (576, 1536), (33, 17), (256, 4096)])
@@ -146,14 +186,12 @@ SHAPES = pytest.mark.parametrize(("out", "columns"), [(960, 576), (576, 1536), (
 def test_a_products_rows_do_not_depend_on_how_many_there_are(out: int, columns: int) -> None:
     torch.manual_seed(out)
     weight, x = torch.randn(out, columns), torch.randn(512, columns)
-    forms = {1: laid_out(weight), 2: weight, 3: weight.t().contiguous().t()}
     whole = linear(x, weight)
     for rows in (*range(1, 20), 31, 64, 104, 250, 504):
         for start in (0, 1, 37):
             some = slice(start, min(start + rows, 512))
-            for least, form in forms.items():
-                if some.stop - some.start >= least:
-                    assert torch.equal(linear(x[some].clone(), form), whole[some])
+            for form in (laid_out(weight), weight, weight.t().contiguous().t()):
+                assert torch.equal(linear(x[some].clone(), form), whole[some])
 
 
 @SHAPES

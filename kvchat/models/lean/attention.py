@@ -16,8 +16,8 @@ MIN_SPLIT = 4096
 """One token's attention over so many keys is split into parts. Measured."""
 KEYS_AT_ONCE = 64
 """Products are over a multiple of so many keys: a matrix kernel for new sizes takes as long to make as ten to run."""
-MIN_KEYS_OF_GIVEN = 512
-"""Products over fewer keys than this may cut their sums elsewhere. Measured (MKL cuts at 384)."""
+TILE = 16
+"""Given tokens attend in tiles of so many, which begin at multiples of it: whoever computes a token makes the very calls."""
 ROWS_MULTIPLE = 8
 """A product gives each row the same bits at every number of rows that is a multiple of this. Measured."""
 
@@ -28,7 +28,7 @@ class Attention:
 
     Without `exact` a few tokens' scores over many keys in bfloat16 may be rounded to bfloat16, as transformers' eager
     attention rounds them. With `is_apart` each new token gets the very rounding that a call for it alone would have,
-    and where they are `given`, the one that it has among any others: `new` is a multiple of ROWS_MULTIPLE then.
+    and where they are `given`, the one that it has among any others.
     """
 
     heads: int
@@ -46,14 +46,15 @@ class Attention:
     def reach(self) -> int:
         """How many keys it is handed at best: products of the same sizes as the last token's need no new kernel. What
         lies behind `total` only has to be finite."""
-        if self.is_given:
-            return max(MIN_KEYS_OF_GIVEN, -(-self.total // KEYS_AT_ONCE) * KEYS_AT_ONCE)
-        return -(-self.total // KEYS_AT_ONCE) * KEYS_AT_ONCE if self.is_by_products else self.total
+        rounds_up = self.is_given or self.is_by_products
+        return -(-self.total // KEYS_AT_ONCE) * KEYS_AT_ONCE if rounds_up else self.total
 
     @property
     def is_flat(self) -> bool:
         """Whether keys and values come without the first dimension, which is always 1."""
-        return self.is_given or (self.is_by_products and not (self.is_apart and self.new > 1))
+        if self.is_given:
+            return self.dtype == torch.float32
+        return self.is_by_products and not (self.is_apart and self.new > 1)
 
     def corner(self, reach: int) -> torch.Tensor:
         """What hides from each new token its successors and all that lies behind them, [new, reach - old]."""

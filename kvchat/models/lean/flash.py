@@ -1,30 +1,32 @@
 """Attention of new tokens over a long arena: old keys need no mask, only the new ones a causal triangle.
 
-A group's query heads are packed as rows of one call. Given tokens take two matrix products, in which what a row gets does
-not depend on how many there are. Else many scores in bfloat16 do too, and fewer meet the old keys unmasked and themselves
-causally, merged by log-sum-exp (flash decoding, Dao et al. 2023). Knows tensors alone.
+A group's query heads are packed as rows of one call. Given tokens are computed in tiles, with calls whose sizes depend on a
+tile's place alone: however a library cuts its sums by them, it cuts them alike. Else many scores in bfloat16 take two matrix
+products, and fewer meet the old keys unmasked and themselves causally, merged by log-sum-exp (flash decoding, Dao et al.
+2023). Knows tensors alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kvchat.models.lean.attention import (
     FEW_ROWS,
     KEYS_AT_ONCE,
     MIN_SCORES_OF_MANY,
     MIN_SPLIT,
-    ROWS_MULTIPLE,
+    TILE,
     Attention,
 )
 from kvchat.models.lean.products import by_products, by_rounded_products, packed, unpacked
+from kvchat.models.weights.floats import is_cut_by_size
 
 MIN_PART = 512
 """One token's attention over so many keys is split into parts of no fewer than these."""
@@ -42,8 +44,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def kernel(task: Attention, reach: int) -> Kernel:
     """What computes it with `reach` keys, `total` of them held."""
     if task.is_given:
-        assert task.new % ROWS_MULTIPLE == 0, f"{task.new} given rows"
-        return partial(by_products, task, task.corner(reach))
+        return partial(_by_tiles, task, list(_tiles(task)))
     if task.is_apart and task.new > 1:
         return partial(_one_by_one, task)
     if task.is_by_products:
@@ -56,6 +57,33 @@ def kernel(task: Attention, reach: int) -> Kernel:
     if task.new > 1:
         return partial(_masked, task, task.mask())
     return partial(_split if task.exact and task.total >= MIN_SPLIT else _alone, task)
+
+
+_Tile = tuple[slice, int, Kernel]
+"""Where a tile's tokens are among all from its forward's first tile on, how many keys it takes, and what computes it."""
+
+
+def _tiles(task: Attention) -> Iterator[_Tile]:
+    begin = task.old // TILE * TILE
+    for start in range(begin, task.total, TILE):
+        tile = replace(task, new=TILE, total=start + TILE)
+        some = slice(start - begin, start - begin + TILE)
+        if task.dtype == torch.float32:
+            yield some, tile.reach, partial(by_products, tile, tile.corner(tile.reach))
+        else:  # the flash kernel is twice as fast
+            yield some, tile.total, partial(_masked, tile, tile.mask())
+
+
+def _by_tiles(
+    task: Attention, tiles: Sequence[_Tile], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Given tokens, each in its tile, with others or with zeros in the others' places."""
+    before = task.old % TILE
+    rows = pad(query, (0, 0, 0, 0, before, -task.total % TILE))
+    found = [
+        compute(rows[some], key[..., :reach, :], value[..., :reach, :]) for some, reach, compute in tiles
+    ]
+    return torch.cat(found)[before : before + task.new]
 
 
 def attend(
@@ -100,10 +128,11 @@ def _split(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch
 
 def _one_by_one(task: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Each token as if it came alone. The products of a few rows over one number of keys do not depend on one another
-    (tested); the flash kernel's do."""
+    (tested) unless they are cut by size; the flash kernel's do."""
     first = replace(task, new=1, total=task.old + 1, is_apart=False)
     last = replace(first, total=task.total)
-    step = max(1, FEW_ROWS // task.groups) if first.is_by_products and last.is_by_products else 1
+    are_apart = first.is_by_products and last.is_by_products and not is_cut_by_size(task.dtype)
+    step = max(1, FEW_ROWS // task.groups) if are_apart else 1
     pieces, end = [], 0
     while (start := end) < task.new:
         page_end = -(-(task.old + start + 1) // KEYS_AT_ONCE) * KEYS_AT_ONCE - task.old

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from kvchat.models.kv_state import Divisible
-from kvchat.models.lean.attention import KEYS_AT_ONCE, MIN_KEYS_OF_GIVEN
+from kvchat.models.lean.attention import KEYS_AT_ONCE
 from kvchat.models.lean.shape import LeanShape
 
 _NUMBERS_AT_ONCE = 2**29  # of one allocation: a larger one may be refused where several are not
@@ -24,7 +24,7 @@ class LeanState(Divisible):
     def __init__(self, shape: LeanShape, capacity: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.capacity = capacity
-        room = max(MIN_KEYS_OF_GIVEN, -(-capacity // KEYS_AT_ONCE) * KEYS_AT_ONCE + KEYS_AT_ONCE)
+        room = (-(-capacity // KEYS_AT_ONCE) + 1) * KEYS_AT_ONCE
         layer = 2 * shape.kv_heads * room * shape.head_dim
         at_once = max(1, _NUMBERS_AT_ONCE // layer)
         self._kv_heads = shape.kv_heads

@@ -7,19 +7,23 @@ from torch.nn import functional
 
 
 def has_apart(dtype: torch.dtype) -> bool:
-    """Whether `linear` gives a row of `dtype` the same bits at every number of rows: from two on, and from one on where
-    the matrix is `laid_out`.
+    """Whether a product of `dtype` gives a row the same bits at every number of rows from two on.
 
-    Measured of oneDNN's product of float32 at shapes of 0.1B to 8B, with 1 and 2 threads, and checked when a model is
-    loaded. It is up to twice as fast as MKL's for 2 to 64 rows, and as fast for more.
+    Measured of oneDNN's product of float32 at shapes of 0.1B to 8B, with AVX2 and AVX-512, with 1 and 2 threads, and
+    checked when a model is loaded. It is up to twice as fast as MKL's for 2 to 64 rows, and as fast for more.
     """
     return dtype == torch.float32 and _HAS_ONEDNN
+
+
+def is_cut_by_size(dtype: torch.dtype) -> bool:
+    """Whether products of `dtype` cut a row's sum by how large they are in all, as those with AMX do."""
+    return dtype == torch.bfloat16 and _HAS_ONEDNN and torch.cpu._is_amx_tile_supported()
 
 
 def laid_out(weight: torch.Tensor) -> torch.Tensor:
     """`weight` [out, in] in the order in which products of few rows read it fastest, where there is one; else itself.
 
-    It is good for `linear` alone.
+    It is good for `linear` and `alone` only.
     """
     if not has_apart(weight.dtype):
         return weight
@@ -29,12 +33,28 @@ def laid_out(weight: torch.Tensor) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b, [rows, in] -> [rows, out]; `weight` [out, in] as it is, turned, or `laid_out`."""
+    """x W^T + b, [rows, in] -> [rows, out]; `weight` [out, in] as it is, turned, or `laid_out`.
+
+    A row's bits are the same in every company of float32; of bfloat16 in one of a multiple of 8 rows.
+    """
+    rows = x.shape[0]
     if has_apart(x.dtype):
+        if rows == 1:
+            x = torch.cat((x, x))  # as fast: what takes the time is reading the matrix
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", (), "")
-        return out
-    return functional.linear(x, weight, bias)
+        return out[:rows]
+    if not is_cut_by_size(x.dtype):
+        return functional.linear(x, weight, bias)
+    tiles = torch.split(functional.pad(x, (0, 0, 0, -rows % TILE_ROWS)), TILE_ROWS)
+    return torch.cat([functional.linear(tile, weight, bias) for tile in tiles])[:rows]
 
 
+def alone(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same of one row, with bits of its own."""
+    return linear(x, weight, bias) if has_apart(x.dtype) else functional.linear(x, weight, bias)
+
+
+TILE_ROWS = 64
+"""Rows of one product where bits depend on their number. Measured: of fewer, prefill is slower; with more, a short message."""
 _FEW = 16
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

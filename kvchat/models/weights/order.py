@@ -35,7 +35,7 @@ def _packed(codes: torch.Tensor, width: int) -> torch.Tensor:
     halves = codes.view(rows // width, 2, width // 2, columns)
     joined = halves[:, 1] << 4
     joined |= halves[:, 0]
-    return joined.transpose(1, 2).reshape(rows, columns // 2)
+    return joined.transpose(1, 2).contiguous().view(rows, columns // 2)
 
 
 def blocks(packed: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from kvchat.models.weights.floats import has_apart, laid_out, linear
+from kvchat.models.weights.floats import alone, has_apart, laid_out, linear
 from kvchat.models.weights.matrix import Buffer, IntegerMatrix
 from kvchat.models.weights.quantize import GROUP
 
@@ -31,7 +31,18 @@ class Projection:
     `buffer` a tile at a time, or once for all where it `keeps` that: the bits are the same. `weight` may be `laid_out`.
     """
 
-    __slots__ = ("_buffer", "_keeps", "_kept", "_tiles", "bias", "generated", "given", "matrices", "weight")
+    __slots__ = (
+        "_alone",
+        "_buffer",
+        "_keeps",
+        "_kept",
+        "_tiles",
+        "bias",
+        "generated",
+        "given",
+        "matrices",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -50,6 +61,7 @@ class Projection:
         self._kept: list[torch.Tensor] = []
         self._tiles = [tile for matrix in self.matrices for tile in _tiles(matrix)]
         self.given: Product = self._of_values if weight is None else partial(linear, weight=weight, bias=bias)
+        self._alone: Product = partial(alone, weight=weight, bias=bias)
         self.generated: Product = self._of_integers() if matrices else self._row_by_row
         if not matrices and weight is not None and weight.is_mkldnn:
             self.generated = self.given
@@ -115,8 +127,8 @@ class Projection:
     def _row_by_row(self, x: torch.Tensor) -> torch.Tensor:
         """One row takes another kernel than several do."""
         if x.shape[0] == 1:
-            return self.given(x)
-        return torch.cat([self.given(row) for row in torch.split(x, 1)])
+            return self._alone(x)
+        return torch.cat([self._alone(row) for row in torch.split(x, 1)])
 
     def _of_integers(self) -> Product:
         """A token has four of these a layer: a function with as little to look up as can be."""
