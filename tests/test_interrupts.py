@@ -50,7 +50,8 @@ def one_shot(environ: dict[str, str], argv: list[str], delay_s: float) -> None:
         time.sleep(delay_s)
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=100)
-    assert (child.returncode, errors) == (130, b"")
+    assert child.returncode == 130
+    assert errors in (b"", b"kvchat: stopped by you\n")  # the latter where the model had come already
 
 
 def dialogue(folder: Path, argv: list[str], delay_s: float) -> None:
@@ -65,7 +66,7 @@ def dialogue(folder: Path, argv: list[str], delay_s: float) -> None:
     if terminal.child.isalive():
         terminal.kill(signal.SIGINT)
     code, said = terminal.end(), "\n".join(terminal.rows)
-    assert code == 130 or (code == 0 and "ready" in said), said  # by then the model had come
+    assert code == 130 or (code == 0 and "million parameters" in said), said  # by then the model had come
     assert "Exception" not in said
 
 
