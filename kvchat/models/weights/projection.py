@@ -60,8 +60,11 @@ class Projection:
         self._keeps = keeps
         self._kept: list[torch.Tensor] = []
         self._tiles = [tile for matrix in self.matrices for tile in _tiles(matrix)]
-        self.given: Product = self._of_values if weight is None else partial(linear, weight=weight, bias=bias)
-        self._alone: Product = partial(alone, weight=weight, bias=bias)
+        self.given: Product = self._of_values
+        self._alone: Product = self._of_values
+        if weight is not None:
+            self.given = partial(linear, weight=weight, bias=bias)
+            self._alone = partial(alone, weight=weight, bias=bias)
         self.generated: Product = self._of_integers() if matrices else self._row_by_row
         if not matrices and weight is not None and weight.is_mkldnn:
             self.generated = self.given
