@@ -46,6 +46,7 @@ class AttachedEngine:
         self._place: Place | None = None
         self._is_attached = threading.Event()
         self._why = ""
+        self._is_leaving = False
         self.connection = Connection({**config.to_json(), PASSING: is_passing}, self._attach, self._bury)
 
     @property
@@ -70,6 +71,7 @@ class AttachedEngine:
 
     def end(self) -> None:
         """Leave it; it ends what this client had asked for, and stays for others."""
+        self._is_leaving = True
         self.connection.close(LEAVE_TIMEOUT_S, LEAVE_TIMEOUT_S)
         if self._line is not None:
             self._line.close()
@@ -86,7 +88,7 @@ class AttachedEngine:
         return self._line.calls, self._line.replies
 
     def _bury(self) -> None:
-        if self._line is not None and self._place is not None:
+        if self._line is not None and self._place is not None and not self._is_leaving:
             self._why = "killed" if _has_ended(self._line.peer.pid) else "it let go of this terminal"
             said = last_line(self._place.log)
             if f" {self._line.peer.pid} ended: " in said:

@@ -18,7 +18,7 @@ from kvchat.backends.base import Done, FinishReason, Notice, Options, Text, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
 from kvchat.backends.resident.asking import Resident, residents, stop
-from kvchat.backends.resident.attaching import Attaching
+from kvchat.backends.resident.attaching import AttachedEngine, Attaching
 from kvchat.backends.resident.identity import key_of, place_of
 from kvchat.backends.resident.place import last_line, socket_folder
 from kvchat.config import Config
@@ -340,6 +340,13 @@ def test_concurrent_chats_get_what_each_gets_alone(
         thread.join()
     assert results == {number: chat(number, alone) for number in range(4)}
     alone.close()
+
+
+def test_who_leaves_does_not_wait_to_see_whether_the_engine_has_died(standing: Config) -> None:
+    engine = AttachedEngine(standing)
+    assert engine.pid is not None
+    engine.end()
+    assert engine.obituary() == ""
 
 
 @pytest.mark.slow
