@@ -82,7 +82,8 @@ def kv_layout(state: KVState) -> KVLayout | None:
         return None
     shapes = tuple((plane.shape[0], plane.shape[2]) for plane in planes)
     recurrent = tuple(StateShape(tuple(state.shape), _name(state.dtype)) for state in states)
-    return KVLayout(shapes, _name((planes or states)[0].dtype), recurrent)
+    widest = max(planes or states, key=lambda tensor: tensor.element_size())  # of an indexer's keys, say
+    return KVLayout(shapes, _name(widest.dtype), recurrent)
 
 
 def _name(dtype: torch.dtype) -> str:

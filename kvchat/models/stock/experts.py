@@ -1,7 +1,7 @@
 """Our forward over a mixture's experts, plugged into transformers' models on a CPU: a token's bits don't depend on its company.
 
-Which tokens share an expert, and so how many rows its products have, depends on all tokens of a forward. A product on a
-CPU may round a row otherwise beside one or two others than beside more; beside a multiple of ROWS_MULTIPLE it does not.
+Which tokens share an expert, and so how many rows its products have, depends on all tokens of a forward. So they are
+products whose rows keep their bits beside a multiple of ROWS_MULTIPLE others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import torch
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from kvchat.models.weights.floats import alone, linear
+
 NAME = "kvchat"
 ROWS_MULTIPLE = 8
-"""Rows beside which a product rounds no row otherwise. Measured with float32 and bfloat16: 4 would do on one processor."""
+"""What `linear` keeps apart in every dtype."""
 _OWN_LOOPS = frozenset(("dbrx", "jetmoe", "longcat_flash", "step3p7", "step3p7_text"))
 """Families whose experts nobody else can compute."""
 
@@ -47,29 +49,27 @@ def experts_forward(
         first += count
         if count and expert < module.num_experts:  # one more stands for none
             rows = hidden_states[places // num_chosen]
-            made[places] = _one_expert(module, _padded(rows) if num_tokens > 1 else rows, expert)[:count]
+            made[places] = _one_expert(module, rows, expert, is_alone=num_tokens == 1)
     weighted = made * top_k_weights.reshape(-1, 1)
     return weighted.view(num_tokens, num_chosen, -1).sum(1).to(hidden_states.dtype)
 
 
-def _padded(rows: torch.Tensor) -> torch.Tensor:
-    return functional.pad(rows, (0, 0, 0, -len(rows) % ROWS_MULTIPLE))
-
-
-def _one_expert(module: Any, rows: torch.Tensor, expert: int) -> torch.Tensor:
+def _one_expert(module: Any, rows: torch.Tensor, expert: int, *, is_alone: bool) -> torch.Tensor:
     """`rows` [any, hidden] -> the same shape."""
+
+    def product(name: str, rows: torch.Tensor) -> torch.Tensor:
+        weight = getattr(module, name)[expert]
+        bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+        return (alone if is_alone else linear)(rows, weight.t() if module.is_transposed else weight, bias)
+
+    count = len(rows)
+    rows = rows if is_alone else functional.pad(rows, (0, 0, 0, -count % ROWS_MULTIPLE))
     if module.has_gate:
-        inner = module._apply_gate(_linear(module, "gate_up_proj", rows, expert))
+        inner = module._apply_gate(product("gate_up_proj", rows))
     else:
-        inner = module.act_fn(_linear(module, "up_proj", rows, expert))
-    out = _linear(module, "down_proj", inner, expert)
+        inner = module.act_fn(product("up_proj", rows))
+    out = product("down_proj", inner)[:count]
     return module.post_expert_norm(out) if module.has_post_expert_norm else out
-
-
-def _linear(module: Any, name: str, rows: torch.Tensor, expert: int) -> torch.Tensor:
-    weight = getattr(module, name)[expert]
-    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
-    return functional.linear(rows, weight.t() if module.is_transposed else weight, bias)
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -42,16 +42,16 @@ def test_a_tokens_bits_are_the_same_in_any_company(model: torch.nn.Module) -> No
     assert torch.equal(found(model, tokens)[:20], found(model, [*tokens[:20], *others[20:]])[:20])
 
 
-def test_without_equal_rows_the_company_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_random_model("qwen3_moe")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_as_wide_as_real_ones_keep_tokens_apart(dtype: torch.dtype) -> None:
+    wide = {"hidden_size": 256, "moe_intermediate_size": 2048, "num_experts": 4, "num_experts_per_tok": 2}
+    model = tiny_random_model("qwen3_moe", **wide).to(dtype)
     experts.enable(model)
-    monkeypatch.setattr(experts, "ROWS_MULTIPLE", 1)
-    tokens = random_tokens(8)
-    alike = [
-        torch.equal(found(model, tokens)[:4], found(model, [*tokens[:4], *random_tokens(4, seed=n)])[:4])
-        for n in range(1, 9)
-    ]
-    assert not all(alike)
+    tokens = random_tokens(80)
+    alone = found(model, tokens)[:20]
+    for seed in range(1, 9):
+        company = [*tokens[:20], *random_tokens(60, seed=seed)]
+        assert torch.equal(found(model, company)[:20], alone)
 
 
 def test_a_family_that_computes_its_experts_itself_promises_no_bits() -> None:
