@@ -1,6 +1,7 @@
-"""Measures how soon a key is seen while the model loads and while it answers: python -m tests.ui.measure_typing [FLAGS].
+"""Measures how soon a key is seen while the model loads, while it answers and while what is typed is computed ahead.
 
-Runs the real program behind a pseudo-terminal; the flags go to it (-m MODEL). Prints a line a phase, in milliseconds.
+`python -m tests.ui.measure_typing [FLAGS]` runs the real program behind a pseudo-terminal; the flags go to it (-m MODEL,
+--type-ahead off). Prints a line a phase, in milliseconds.
 """
 
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from tests.ui.terminal import Terminal
 
 LETTERS = "ΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμπρστφχψω"
-BETWEEN_KEYS_S = 0.03
+BETWEEN_KEYS_S, BETWEEN_TYPED_KEYS_S = 0.03, 0.12
 MESSAGE = "Tell a long story about a lighthouse, its keeper, a storm and a ship."
 
 
@@ -26,7 +27,9 @@ def echoed_ms(terminal: Terminal, letter: str) -> float:
     return 1e3 * (time.monotonic() - begun)
 
 
-def typed_while(terminal: Terminal, word: bytes, *, num_keys: int) -> list[float]:
+def typed_while(
+    terminal: Terminal, word: bytes, *, num_keys: int, between_s: float = BETWEEN_KEYS_S
+) -> list[float]:
     """Times of keys until `word` is written or so many were typed; the input is cleared at times."""
     times: list[float] = []
     start = len(terminal.raw)
@@ -34,7 +37,7 @@ def typed_while(terminal: Terminal, word: bytes, *, num_keys: int) -> list[float
         times.append(echoed_ms(terminal, LETTERS[len(times) % len(LETTERS)]))
         if len(times) % 50 == 0:
             terminal.child.send(b"\x15")
-        time.sleep(BETWEEN_KEYS_S)
+        time.sleep(between_s)
     terminal.child.send(b"\x15")
     return times
 
@@ -47,13 +50,15 @@ def report(phase: str, times: list[float]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Type through loading and through one answer."""
+    """Type through loading, through one answer, and then a message that is never sent."""
     with tempfile.TemporaryDirectory() as folder:
         terminal = Terminal(Path(folder), *argv, module="kvchat", own_models=False).ready()
         report("loading", typed_while(terminal, b"ready", num_keys=600))
         terminal.until(lambda: "ready" in terminal.visible[-1], "the model")
         terminal.enter(MESSAGE)
         report("answering", typed_while(terminal, b"ctx ", num_keys=600))
+        terminal.until(lambda: "ready" in terminal.visible[-1], "the end of the answer")
+        report("typing", typed_while(terminal, b"\0", num_keys=500, between_s=BETWEEN_TYPED_KEYS_S))
         terminal.child.close(force=True)
 
 
