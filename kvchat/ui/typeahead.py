@@ -20,6 +20,8 @@ from kvchat.ui.turns import Turns, sent_text
 
 _POLL_S = 0.1
 _POWER_S = 30.0
+_DRAWN_S = 0.01
+"""In which a key is drawn, before anything is done about it."""
 
 
 class TypeAhead:
@@ -59,6 +61,7 @@ class TypeAhead:
             wait_s = self._step(time.monotonic())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait_s)
+                await asyncio.sleep(_DRAWN_S)
             self._news.clear()
 
     def _step(self, now: float) -> float | None:
