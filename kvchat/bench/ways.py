@@ -115,10 +115,11 @@ class Talker:
         return Schedule(prompt, self.model, 1).start(len(prompt) - 1)
 
     def flip(self, place: int) -> None:
-        """Flip one bit of the KV of token `place`."""
-        plane = self.draw.choice(self.live.state.planes)
-        numbers = plane[0, place].view(torch.int16 if plane.element_size() == 2 else torch.int32)
-        numbers[self.draw.randrange(len(numbers))] ^= 1 << (7 if plane.element_size() == 2 else 23)
+        """Flip one bit of the KV of token `place`: the lowest of the exponent, in the greatest number of a plane."""
+        numbers = self.draw.choice(self.live.state.planes)[0, place]
+        greatest = int(numbers.abs().argmax())
+        bits = numbers.view(torch.int16 if numbers.element_size() == 2 else torch.int32)
+        bits[greatest] ^= 1 << (7 if numbers.element_size() == 2 else 23)
 
 
 Way = Callable[[Talker, list[int], int | None], Said]
@@ -174,7 +175,7 @@ def _evicted(talker: Talker, prompt: list[int], seed: int | None) -> Said:
 
 def _paused(talker: Talker, prompt: list[int], seed: int | None) -> Said:
     talker.say(prompt)
-    return talker.say(prompt, seed, pauses=0.03)
+    return talker.say(prompt, seed, pauses=0.3 / talker.model.network.num_layers)
 
 
 def control(talker: Talker, prompt: list[int], seed: int | None) -> Said:

@@ -79,7 +79,7 @@ class KVLayout:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one token's KV over all planes, as it lies in the arena."""
+        """Bytes of one token's KV over all planes, each in the widest dtype that one of them has."""
         return sum(heads * dim for heads, dim in self.planes) * ELEMENT_BYTES[self.dtype]
 
     @property

@@ -12,9 +12,9 @@ import torch
 from kvchat.models.company import Part, Together
 from kvchat.models.kinds import LONG, ids_of, is_generated, is_long
 from kvchat.models.kv_state import KVState
-from kvchat.models.lean.attention import ROWS_MULTIPLE
 from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import Continuation, ReuseRule
+from kvchat.models.weights.floats import ROWS_MULTIPLE
 from kvchat.models.weights.mode import NATIVE, Weights
 
 if TYPE_CHECKING:

@@ -88,7 +88,9 @@ class AttachedEngine:
         return self._line.calls, self._line.replies
 
     def _bury(self) -> None:
-        if self._line is not None and self._place is not None and not self._is_leaving:
+        if self._is_leaving:
+            self._why = "it was left"
+        elif self._line is not None and self._place is not None:
             self._why = "killed" if _has_ended(self._line.peer.pid) else "it let go of this terminal"
             said = last_line(self._place.log)
             if f" {self._line.peer.pid} ended: " in said:

@@ -16,10 +16,9 @@ MIN_SPLIT = 4096
 """One token's attention over so many keys is split into parts. Measured."""
 KEYS_AT_ONCE = 64
 """Products are over a multiple of so many keys: a matrix kernel for new sizes takes as long to make as ten to run."""
-TILE = 16
-"""Given tokens attend in tiles of so many, which begin at multiples of it: whoever computes a token makes the very calls."""
-ROWS_MULTIPLE = 8
-"""A product gives each row the same bits at every number of rows that is a multiple of this. Measured."""
+TILE, NARROW_TILE = 16, 32
+"""Given tokens attend in tiles of so many, in float32 and in narrower numbers, which begin at multiples of it: whoever
+computes a token makes the very calls. Measured: larger ones are slower for a few tokens, smaller ones for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,11 @@ class Attention:
         """What hides each row's successors from it, [rows, total]."""
         hidden = torch.full((self.new, self.total), -torch.inf, dtype=self.dtype).triu_(self.old + 1)
         return hidden.repeat(self.groups, 1)
+
+    @property
+    def tile(self) -> int:
+        """Tokens of one tile."""
+        return TILE if self.dtype == torch.float32 else NARROW_TILE
 
     @property
     def old(self) -> int:

@@ -22,7 +22,6 @@ from kvchat.models.lean.attention import (
     KEYS_AT_ONCE,
     MIN_SCORES_OF_MANY,
     MIN_SPLIT,
-    TILE,
     Attention,
 )
 from kvchat.models.lean.products import by_products, by_rounded_products, packed, unpacked
@@ -64,22 +63,25 @@ _Tile = tuple[slice, int, Kernel]
 
 
 def _tiles(task: Attention) -> Iterator[_Tile]:
-    begin = task.old // TILE * TILE
-    for start in range(begin, task.total, TILE):
-        tile = replace(task, new=TILE, total=start + TILE)
-        some = slice(start - begin, start - begin + TILE)
-        if task.dtype == torch.float32:
+    size = task.tile
+    begin, end = task.old // size * size, -(-task.total // size) * size
+    is_by_products = task.dtype == torch.float32  # else the flash kernel is twice as fast
+    mask = None if is_by_products else replace(task, new=size, total=end).mask()
+    for start in range(begin, end, size):
+        tile = replace(task, new=size, total=start + size)
+        some = slice(start - begin, start - begin + size)
+        if mask is None:
             yield some, tile.reach, partial(by_products, tile, tile.corner(tile.reach))
-        else:  # the flash kernel is twice as fast
-            yield some, tile.total, partial(_masked, tile, tile.mask())
+        else:
+            yield some, tile.total, partial(_masked, tile, mask[:, end - tile.total :])
 
 
 def _by_tiles(
     task: Attention, tiles: Sequence[_Tile], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """Given tokens, each in its tile, with others or with zeros in the others' places."""
-    before = task.old % TILE
-    rows = pad(query, (0, 0, 0, 0, before, -task.total % TILE))
+    before, behind = task.old % task.tile, -task.total % task.tile
+    rows = pad(query, (0, 0, 0, 0, before, behind)) if before or behind else query
     found = [
         compute(rows[some], key[..., :reach, :], value[..., :reach, :]) for some, reach, compute in tiles
     ]

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.nn.functional import silu
+from torch.nn import functional
 
 from kvchat.models.company import Part, Together
 from kvchat.models.kinds import ids_of, is_generated
 from kvchat.models.kv_state import KVState
-from kvchat.models.lean.attention import ROWS_MULTIPLE, Attention
+from kvchat.models.lean.attention import Attention
 from kvchat.models.lean.company import Company
 from kvchat.models.lean.flash import Kernel, kernel
 from kvchat.models.lean.shape import LeanShape
@@ -26,6 +26,7 @@ from kvchat.models.lean.state import LeanState
 from kvchat.models.lean.weights import LeanLayer, LeanWeights
 from kvchat.models.pauses import Pauses
 from kvchat.models.reuse import ReuseRule
+from kvchat.models.weights.floats import ROWS_MULTIPLE
 from kvchat.models.weights.mode import WeightsMode
 from kvchat.models.weights.projection import MAX_ROWS, Product, Projection
 
@@ -99,9 +100,10 @@ class LeanNetwork:
         """Logits of the last `num_logits` of `tokens` behind what `state` holds, [num_logits, vocab] in float32.
 
         `tokens` are of one kind, generated ones no more than `generated_at_once`; given ones are computed with others
-        as so many `rows`, a multiple of ROWS_MULTIPLE. K and V of them stand in the arena afterwards, and count once `state.advance` says so. Each token's bits are those that it has among any others of
-        its kind: generated ones are computed as if one came after the other, so that guesses change no choice; given
-        ones by products whose rows do not depend on their number.
+        as so many `rows`, a multiple of ROWS_MULTIPLE. K and V of them stand in the arena afterwards, and count once
+        `state.advance` says so. Each token's bits are those that it has among any others of its kind: generated ones
+        are computed as if one came after the other, so that guesses change no choice; given ones by products whose rows
+        do not depend on their number, and by attention that is cut at fixed places.
         """
         assert isinstance(state, LeanState)
         start = 0 if restarts else len(state.tokens)
@@ -155,7 +157,7 @@ class LeanNetwork:
         added = step.out(attended)
         stream = torch.addcmul(stream, added if is_one else added.unsqueeze(1), signs)
         gate, up = step.gate_up(step.feed_forward_norm(stream)).split_with_sizes(self._halves, 1)
-        added = step.down(silu(gate) * up)
+        added = step.down(_silu(gate) * up)
         return torch.addcmul(stream, added if is_one else added.unsqueeze(1), signs)
 
     @property
@@ -229,6 +231,13 @@ class LeanNetwork:
     def _projections(self) -> list[Projection]:
         of_layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.weights.layers]
         return [*(projection for four in of_layers for projection in four), self.weights.head]
+
+
+def _silu(x: torch.Tensor) -> torch.Tensor:
+    """x sigmoid(x). torch's own in float32 rounds the last numbers of each thread's share otherwise than the others."""
+    if x.dtype != torch.float32:
+        return functional.silu(x)
+    return x.neg().exp_().add_(1).reciprocal_().mul_(x)
 
 
 class _Rotations:

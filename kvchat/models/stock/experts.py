@@ -6,17 +6,18 @@ products whose rows keep their bits beside a multiple of ROWS_MULTIPLE others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from kvchat.models.weights.floats import alone, linear
+from kvchat.models.weights.floats import ROWS_MULTIPLE, alone, linear
 
 NAME = "kvchat"
-ROWS_MULTIPLE = 8
-"""What `linear` keeps apart in every dtype."""
+_SHARED_NUMBERS = 32768
+"""So many numbers torch shares out among threads, and each of these rounds the last of its share otherwise."""
 _OWN_LOOPS = frozenset(("dbrx", "jetmoe", "longcat_flash", "step3p7", "step3p7_text"))
 """Families whose experts nobody else can compute."""
 
@@ -65,11 +66,18 @@ def _one_expert(module: Any, rows: torch.Tensor, expert: int, *, is_alone: bool)
     count = len(rows)
     rows = rows if is_alone else functional.pad(rows, (0, 0, 0, -count % ROWS_MULTIPLE))
     if module.has_gate:
-        inner = module._apply_gate(product("gate_up_proj", rows))
+        inner = _row_by_row(module._apply_gate, product("gate_up_proj", rows))
     else:
-        inner = module.act_fn(product("up_proj", rows))
+        inner = _row_by_row(module.act_fn, product("up_proj", rows))
     out = product("down_proj", inner)[:count]
     return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
+def _row_by_row(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """What an elementwise function makes of each row, as if it came alone."""
+    if rows.dtype != torch.float32 or rows.numel() < _SHARED_NUMBERS:
+        return function(rows)
+    return torch.cat([function(row) for row in torch.split(rows, 1)])
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -27,7 +27,7 @@ class Projection:
     """One linear map: y = x W^T + b, of a matrix `weight` [out, in], or of integer ones below one another.
 
     `generated` and `given` take [rows, in] to [rows, out] in x's dtype: contiguous rows, no more than MAX_ROWS, each as
-    if it came alone; and at least two of them. Given ones are multiplied by what integers stand for, which is made in
+    if it came alone; and any number of them. Given ones are multiplied by what integers stand for, which is made in
     `buffer` a tile at a time, or once for all where it `keeps` that: the bits are the same. `weight` may be `laid_out`.
     """
 
@@ -61,10 +61,8 @@ class Projection:
         self._kept: list[torch.Tensor] = []
         self._tiles = [tile for matrix in self.matrices for tile in _tiles(matrix)]
         self.given: Product = self._of_values
-        self._alone: Product = self._of_values
         if weight is not None:
             self.given = partial(linear, weight=weight, bias=bias)
-            self._alone = partial(alone, weight=weight, bias=bias)
         self.generated: Product = self._of_integers() if matrices else self._row_by_row
         if not matrices and weight is not None and weight.is_mkldnn:
             self.generated = self.given
@@ -129,9 +127,10 @@ class Projection:
 
     def _row_by_row(self, x: torch.Tensor) -> torch.Tensor:
         """One row takes another kernel than several do."""
+        assert self.weight is not None
         if x.shape[0] == 1:
-            return self._alone(x)
-        return torch.cat([self._alone(row) for row in torch.split(x, 1)])
+            return alone(x, self.weight, self.bias)
+        return torch.cat([alone(row, self.weight, self.bias) for row in torch.split(x, 1)])
 
     def _of_integers(self) -> Product:
         """A token has four of these a layer: a function with as little to look up as can be."""

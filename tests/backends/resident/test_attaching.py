@@ -346,7 +346,7 @@ def test_who_leaves_does_not_wait_to_see_whether_the_engine_has_died(standing: C
     engine = AttachedEngine(standing)
     assert engine.pid is not None
     engine.end()
-    assert engine.obituary() == ""
+    assert engine.obituary() == "it was left"
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,15 +45,25 @@ def test_a_tokens_bits_are_the_same_in_any_company(model: torch.nn.Module) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts_as_wide_as_real_ones_keep_tokens_apart(dtype: torch.dtype) -> None:
-    wide = {"hidden_size": 256, "moe_intermediate_size": 2048, "num_experts": 4, "num_experts_per_tok": 2}
-    model = tiny_random_model("qwen3_moe", **wide).to(dtype)
-    experts.enable(model)
-    tokens = random_tokens(80)
-    alone = found(model, tokens)[:20]
-    for seed in range(1, 9):
-        company = [*tokens[:20], *random_tokens(60, seed=seed)]
-        assert torch.equal(found(model, company)[:20], alone)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_experts_as_wide_as_real_ones_keep_tokens_apart(dtype: torch.dtype, threads: int) -> None:
+    wide = {"hidden_size": 2048, "moe_intermediate_size": 768, "num_experts": 4, "num_hidden_layers": 1}
+    model = tiny_random_model("qwen3_moe", num_experts_per_tok=2, initializer_range=0.3, **wide).to(dtype)
+    module: Any = next(one for name, one in model.named_modules() if name.endswith("experts"))
+    draw = torch.Generator().manual_seed(1)
+    states = torch.randn(120, 2048, generator=draw).to(dtype)
+    weights = torch.rand(120, 2, generator=draw).to(dtype)
+    chosen = [torch.rand(120, 4, generator=draw).topk(2).indices for _ in range(8)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            for others in chosen[1:]:
+                others[:20] = chosen[0][:20]
+            first, *rest = (experts.experts_forward(module, states, one, weights)[:20] for one in chosen)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(made, first) for made in rest)
 
 
 def test_a_family_that_computes_its_experts_itself_promises_no_bits() -> None:
