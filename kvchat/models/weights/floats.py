@@ -45,8 +45,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         return out[:rows]
     if not is_cut_by_size(x.dtype):
         return functional.linear(x, weight, bias)
-    tiles = torch.split(functional.pad(x, (0, 0, 0, -rows % TILE_ROWS)), TILE_ROWS)
-    return torch.cat([functional.linear(tile, weight, bias) for tile in tiles])[:rows]
+    x = functional.pad(x, (0, 0, 0, -rows % TILE_ROWS))
+    if len(x) == TILE_ROWS:
+        return functional.linear(x, weight, bias)[:rows]
+    return torch.cat([functional.linear(tile, weight, bias) for tile in torch.split(x, TILE_ROWS)])[:rows]
 
 
 def alone(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
