@@ -16,8 +16,6 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from kvchat.models.weights.floats import ROWS_MULTIPLE, alone, linear
 
 NAME = "kvchat"
-_SHARED_NUMBERS = 32768
-"""So many numbers torch shares out among threads, and each of these rounds the last of its share otherwise."""
 _OWN_LOOPS = frozenset(("dbrx", "jetmoe", "longcat_flash", "step3p7", "step3p7_text"))
 """Families whose experts nobody else can compute."""
 
@@ -74,8 +72,9 @@ def _one_expert(module: Any, rows: torch.Tensor, expert: int, *, is_alone: bool)
 
 
 def _row_by_row(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """What an elementwise function makes of each row, as if it came alone."""
-    if rows.dtype != torch.float32 or rows.numel() < _SHARED_NUMBERS:
+    """What an elementwise function makes of each row, as if it came alone: torch shares numbers out among threads, and in
+    float32 rounds the last of a share otherwise, which narrower numbers don't show."""
+    if rows.dtype != torch.float32:
         return function(rows)
     return torch.cat([function(row) for row in torch.split(rows, 1)])
 

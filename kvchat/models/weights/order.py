@@ -35,6 +35,7 @@ def _packed(codes: torch.Tensor, width: int) -> torch.Tensor:
     halves = codes.view(rows // width, 2, width // 2, columns)
     joined = halves[:, 1] << 4
     joined |= halves[:, 0]
+    # reshape would leave a square matrix of one block as it lies
     return joined.transpose(1, 2).contiguous().view(rows, columns // 2)
 
 

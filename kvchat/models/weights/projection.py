@@ -31,18 +31,7 @@ class Projection:
     `buffer` a tile at a time, or once for all where it `keeps` that: the bits are the same. `weight` may be `laid_out`.
     """
 
-    __slots__ = (
-        "_alone",
-        "_buffer",
-        "_keeps",
-        "_kept",
-        "_tiles",
-        "bias",
-        "generated",
-        "given",
-        "matrices",
-        "weight",
-    )
+    __slots__ = ("_buffer", "_keeps", "_kept", "_tiles", "bias", "generated", "given", "matrices", "weight")
 
     def __init__(
         self,
@@ -60,9 +49,7 @@ class Projection:
         self._keeps = keeps
         self._kept: list[torch.Tensor] = []
         self._tiles = [tile for matrix in self.matrices for tile in _tiles(matrix)]
-        self.given: Product = self._of_values
-        if weight is not None:
-            self.given = partial(linear, weight=weight, bias=bias)
+        self.given: Product = self._of_values if weight is None else partial(linear, weight=weight, bias=bias)
         self.generated: Product = self._of_integers() if matrices else self._row_by_row
         if not matrices and weight is not None and weight.is_mkldnn:
             self.generated = self.given
