@@ -10,7 +10,7 @@ from kvchat.backends.base import MAX_TOKENS, Encoded, Options, Role, Turn, time_
 from kvchat.backends.loading import ReadyModel
 from kvchat.backends.text import ReasoningSplitter
 from kvchat.engine.request import Request
-from kvchat.engine.sampling import SamplingParams
+from kvchat.engine.sampling import Length, SamplingParams
 from kvchat.engine.token_rules import TokenRules
 from kvchat.errors import ContextOverflowError, ModelUnavailableError, UsageError
 from kvchat.models.kinds import as_generated, ids_of
@@ -81,7 +81,8 @@ class Question:
             min_p=options.min_p or 0.0,
             repetition_penalty=options.repetition_penalty or 1.0,
             seed=options.seed,
-            spared=frozenset(stop_ids),
+            ends=frozenset(stop_ids),
+            length=Length(*loaded.generation_defaults.get("exponential_decay_length_penalty", ())),
             rules=rules,
         )
         return Request(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import exp, isfinite, log
 
 import torch
 
@@ -18,16 +18,31 @@ NUCLEUS_TOKENS = 512
 COLDEST = 1e-5
 """Below this temperature the likeliest token is as good as certain, and dividing by it would leave float32's range."""
 
+_MOST_GROWTH = 40.0
+
 
 class NoNumbersError(ArithmeticError):
     """The model's scores are NaN or infinite: there is nothing to choose by."""
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """How long an answer should get: behind `tokens` its ends grow likelier by `factor`, token after token; 1 does nothing."""
+
+    tokens: int = 0
+    factor: float = 1.0
+
+    def growth(self, num_tokens: int) -> float:
+        """What `factor` has grown to behind so many tokens; kept in a range that float32 can hold."""
+        growth = max(0, num_tokens - self.tokens) * log(self.factor)
+        return exp(min(growth, _MOST_GROWTH))
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0,
-    `repetition_penalty` 1 and empty `rules` do nothing. The penalty leaves the tokens in `spared` alone: what ended every
-    message before is no repetition, and an answer that may not say it again goes on and on."""
+    """How to choose. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1, a
+    `length` of factor 1 and empty `rules` do nothing. The penalty leaves `ends` alone: what ended every message before is no
+    repetition, and an answer that may not say it again goes on and on."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -35,7 +50,8 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    spared: frozenset[int] = frozenset()
+    ends: frozenset[int] = frozenset()
+    length: Length = field(default_factory=Length)
     rules: TokenRules = field(default_factory=TokenRules)
 
 
@@ -44,9 +60,11 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self.params = params
-        seen = sorted(set(ids_of(prompt)) - params.spared) if params.repetition_penalty != 1.0 else ()
+        seen = sorted(set(ids_of(prompt)) - params.ends) if params.repetition_penalty != 1.0 else ()
         self._seen = torch.tensor(seen, dtype=torch.long, device=device)
         self._ruler = Ruler(params.rules, ids_of(prompt)) if params.rules else None
+        self._ends = torch.tensor(sorted(params.ends), dtype=torch.long, device=device)
+        self._num_chosen = 0
         self._generator = torch.Generator(device=device)
         if params.seed is None:
             self._generator.seed()
@@ -57,6 +75,9 @@ class Sampler:
         """The next token id from the last position's logits, [vocab] in float32. Raises NoNumbersError."""
         if self.params.repetition_penalty != 1.0:
             logits = penalise_repetition(logits, self._seen, self.params.repetition_penalty)
+        length = self.params.length
+        if length.factor != 1.0 and self._num_chosen > length.tokens:
+            logits = favour(logits, self._ends, length.growth(self._num_chosen))
         if self._ruler is not None:
             logits = rule_out(logits, self._ruler.ruled_out())
         token = likeliest(logits) if self.params.temperature < COLDEST else self._draw(logits)
@@ -64,6 +85,7 @@ class Sampler:
             self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
         if self._ruler is not None:
             self._ruler.follow(token)
+        self._num_chosen += 1
         return token
 
     def _draw(self, logits: torch.Tensor) -> int:
@@ -121,6 +143,13 @@ def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
     """Make the tokens `seen` (ids, may repeat) less likely by `penalty` (CTRL, Keskar et al. 2019)."""
     scores = logits[seen]
     return logits.index_put((seen,), torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
+def favour(logits: torch.Tensor, tokens: torch.Tensor, factor: float) -> torch.Tensor:
+    """Make `tokens` (ids) likelier by what their logits' size grows by `factor`, as transformers' length penalty does."""
+    known = tokens[(tokens >= 0) & (tokens < len(logits))]
+    scores = logits[known]
+    return logits.index_put((known,), scores + scores.abs() * (factor - 1))
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:

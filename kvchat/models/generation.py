@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.models.documents import read_object_if_any
-from kvchat.models.schema import MAX_TOKEN_ID, Rule, check, either, flag, number, several, text, whole
+from kvchat.models.schema import (
+    MAX_TOKEN_ID,
+    Rule,
+    check,
+    either,
+    flag,
+    number,
+    one_each,
+    several,
+    text,
+    whole,
+)
 
 _REMEDY = "fetch the file again, or remove it"
 _MANY = 1 << 31
@@ -26,6 +37,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), several(_ID)),
     "bad_words_ids": several(several(_ID)),
     "stop_strings": either(text, several(text)),
+    "exponential_decay_length_penalty": one_each(whole(0, _MANY), number(0.01, 1e3)),
 }
 _NOT_DONE: Mapping[str, object] = {
     **dict.fromkeys(
@@ -33,7 +45,7 @@ _NOT_DONE: Mapping[str, object] = {
     ),
     **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), 0),
     "encoder_no_repeat_ngram_size": 0,
-    **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias", "watermarking_config", "top_h")),
+    **dict.fromkeys(("sequence_bias", "watermarking_config", "top_h")),
     **dict.fromkeys(("constraints", "force_words_ids", "dola_layers", "max_time")),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id")),
     "forced_decoder_ids": [],

@@ -53,6 +53,15 @@ def several(rule: Rule) -> Rule:
     return lambda value: isinstance(value, list) and len(value) <= _MANY and all(map(rule, value))
 
 
+def one_each(*rules: Rule) -> Rule:
+    """A list of as many values as there are `rules`, each what its rule allows."""
+    return lambda value: (
+        isinstance(value, list)
+        and len(value) == len(rules)
+        and all(rule(item) for rule, item in zip(rules, value, strict=True))
+    )
+
+
 def either(*rules: Rule) -> Rule:
     """What one of `rules` allows."""
     return lambda value: any(rule(value) for rule in rules)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvchat.backends.asking import effective_options
-from kvchat.backends.base import Answer, Done, Notice, Options, Role, Turn
+from kvchat.backends.base import Answer, Done, FinishReason, Notice, Options, Role, Turn
 from kvchat.backends.local import LocalBackend
 from kvchat.config import Config
 from kvchat.errors import ModelUnavailableError, OutOfMemoryError
@@ -75,6 +75,19 @@ def test_tokens_and_runs_that_a_model_rules_out_do_not_come(
     assert len(longer.completion) >= 6 and second not in longer.completion[:6]
 
 
+def test_an_answer_ends_sooner_where_a_model_asks_for_that(
+    ask: Callable[..., tuple[Answer, list[str]]],
+) -> None:
+    plain, _ = ask({}, max_tokens=30)
+    unsaid = next(token for token in range(100, 200) if token not in plain.completion)
+    settings = {"eos_token_id": [1, unsaid]}
+    assert ask(settings, max_tokens=30)[0].completion == plain.completion
+    ended, notices = ask(settings | {"exponential_decay_length_penalty": [8, 3.0]}, max_tokens=30)
+    assert (ended.finish_reason, notices) == (FinishReason.STOP, [])
+    assert 8 < len(ended.completion) < 30
+    assert ended.completion == plain.completion[: len(ended.completion)]
+
+
 def test_what_a_model_asks_for_and_is_not_done_is_said_once(
     ask: Callable[..., tuple[Answer, list[str]]],
 ) -> None:
@@ -127,6 +140,7 @@ def test_an_end_that_only_the_tokenizer_names_ends_an_answer(tmp_path: Path) -> 
         ('{"eos_token_id": {"a": 1}}', "eos_token_id can't be"),
         ('{"bad_words_ids": [1]}', "bad_words_ids can't be"),
         ('{"max_new_tokens": 0}', "max_new_tokens can't be 0"),
+        ('{"exponential_decay_length_penalty": [5]}', "exponential_decay_length_penalty can't be"),
         ("[" * 100_000, "it is nested too deeply"),
     ],
 )

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
+    ExponentialDecayLengthPenalty,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -15,11 +16,13 @@ from transformers.generation.logits_process import (
 
 from kvchat.engine.sampling import (
     NUCLEUS_TOKENS,
+    Length,
     NoNumbersError,
     Sampler,
     SamplingParams,
     chain,
     drawn,
+    favour,
     keep_top_p,
     penalise_repetition,
 )
@@ -87,9 +90,31 @@ def test_the_repetition_penalty_covers_what_was_generated() -> None:
 
 def test_what_ends_an_answer_is_no_repetition() -> None:
     logits = torch.tensor([3.0, 2.9, 1.0])
-    ended_before = SamplingParams(repetition_penalty=2.0, spared=frozenset({0}))
+    ended_before = SamplingParams(repetition_penalty=2.0, ends=frozenset({0}))
     assert Sampler(ended_before, [0, 1, 2], torch.device("cpu")).choose(logits) == 0
     assert Sampler(SamplingParams(repetition_penalty=2.0), [0, 2], torch.device("cpu")).choose(logits) == 1
+
+
+@pytest.mark.parametrize(("start", "factor"), [(0, 1.5), (3, 1.05), (5, 0.9), (30, 2.0)])
+def test_the_ends_grow_likelier_as_with_the_processor_of_transformers(start: int, factor: float) -> None:
+    ends = frozenset({2, 7})
+    theirs = ExponentialDecayLengthPenalty((start, factor), torch.tensor(sorted(ends)), 1)
+    params = SamplingParams(ends=ends, length=Length(start, factor))
+    sampler, tokens = Sampler(params, [4], torch.device("cpu")), [4]
+    for step in range(25):
+        logits = logits_of(100 + step)[:40]
+        expected = theirs(torch.tensor([tokens]), logits[None].clone())[0]
+        assert sampler.choose(logits) == int(expected.argmax())
+        growth = params.length.growth(len(tokens) - 1)
+        assert torch.allclose(favour(logits, torch.tensor(sorted(ends)), growth), expected, rtol=1e-4)
+        tokens.append(int(expected.argmax()))
+
+
+def test_an_end_that_grows_for_ever_stays_a_number() -> None:
+    sampler = Sampler(
+        SamplingParams(ends=frozenset({1, 500}), length=Length(0, 1000.0)), [], torch.device("cpu")
+    )
+    assert [sampler.choose(torch.tensor([5.0, 1.0, 0.0])) for _ in range(300)][-1] == 1
 
 
 def test_the_same_seed_draws_the_same_tokens_and_no_seed_draws_others() -> None:
