@@ -169,7 +169,7 @@ class _Approach:
     def _is_one_step(self, known: Sequence[int]) -> bool:
         """Whether all but the last token of a prompt is live, or nearly all where that may be left to its answer."""
         rest = len(known) - common_prefix(self._state.tokens, known)
-        return rest == 0 or (self._state.is_divisible and rest < step_tokens(self._engine))
+        return rest == 0 or (self._state.is_divisible and rest < step_tokens(self._engine, self._state))
 
     def _unsent(self) -> Unsent:
         """What is live for the message; anew where it is typed somewhere else."""
@@ -194,14 +194,14 @@ class _Approach:
     def _compute(self, tokens: Sequence[int], unsent: Unsent) -> Iterator[base.Ahead]:
         if not tokens or common_prefix(self._state.tokens, tokens) == len(tokens):
             return
-        total, size, done = max(0, len(tokens) - unsent.floor), step_tokens(self._engine), 0
+        total, done = max(0, len(tokens) - unsent.floor), 0
         started = time.perf_counter()
         for progress in compute_ahead(self._engine, self._talk.sequence, tokens, self._is_cancelled):
             seconds, new = time.perf_counter() - started, progress.done - done
             done = progress.done
             if unsent.held is None:
                 unsent.held = progress.reuse.num_tokens
-            self._count(new, seconds, size=new if new == size else 0)
+            self._count(new, seconds, compared=new)
             yield base.Ahead(max(0, len(self._state.tokens) - unsent.floor), total)
             if self._talk.pulse.is_resting:
                 return
@@ -229,16 +229,16 @@ class _Approach:
             rest -= len(known) - live
             # A token that was guessed right is there at once: its time says nothing of the machine.
             is_usual = not rest and len(self._state.tokens) == held + 1
-            self._count(new + rest, seconds, size=int(is_usual))
+            self._count(new + rest, seconds, compared=int(is_usual))
             yield base.Ahead(max(0, live - unsent.floor), total, begun.num_tokens)
 
-    def _count(self, tokens: int, seconds: float, *, size: int) -> None:
-        """Note what a step computed; those of `size` tokens are compared with one another."""
+    def _count(self, tokens: int, seconds: float, *, compared: int) -> None:
+        """Note what a step computed; as one of `compared` tokens it says something of the machine, of 0 nothing."""
         talk = self._talk
         talk.idle = talk.idle.plus(tokens, seconds)
         talk.typed = talk.typed.plus(tokens=tokens, seconds=seconds)
-        if size:
-            talk.pulse.beat(size, seconds)
+        if compared:
+            talk.pulse.beat(compared, seconds)
 
 
 def _count_used(talk: Talk, unsent: Unsent | None, num_tokens: int) -> None:

@@ -17,9 +17,9 @@ from kvchat.models.kv_state import KVState
 from kvchat.models.reuse import Continuation, ReusePolicy
 
 STEP_S = 0.03
-"""About how long one step may take: so long a key that makes it useless has to wait for its end."""
+"""About how long a key that makes a step useless may have to wait for its end, which comes between two layers if it can."""
 LEAST_STEP, MOST_STEP = 8, 64
-"""Tokens of one step: fewer cost as much, see `ROWS_MULTIPLE`; more gain little."""
+"""Tokens of one step: fewer cost as much, see `ROWS_MULTIPLE`, and those of a large model hardly more; beyond, little is gained."""
 SLOW, SLOWER_S = 2.0, 0.02
 """Steps that take so many times what they usually do, and so many seconds more, say that others need the machine."""
 REST_S = 10.0
@@ -36,9 +36,10 @@ def can_go_ahead(engine: Engine) -> bool:
     return rule.policy is not ReusePolicy.NONE and rule.continuation is Continuation.CHUNK
 
 
-def step_tokens(engine: Engine) -> int:
-    """How many tokens one step computes."""
-    return max(LEAST_STEP, min(MOST_STEP, engine.pace.fitting(STEP_S, MOST_STEP)))
+def step_tokens(engine: Engine, state: KVState) -> int:
+    """How many tokens one step computes behind `state`."""
+    num_parts = 1 if engine.loaded.may_lose(state) else max(1, engine.loaded.network.num_layers)
+    return max(LEAST_STEP, min(MOST_STEP, engine.pace.fitting(STEP_S * num_parts, MOST_STEP)))
 
 
 def compute_ahead(
@@ -46,7 +47,7 @@ def compute_ahead(
 ) -> Iterator[Progress]:
     """Bring the live state to `tokens`, step by step; nothing of it is stored, and no memory that a way back needs is
     given up: where that would have to be, it ends early."""
-    size = step_tokens(engine)
+    size = step_tokens(engine, sequence.state)
 
     def is_to_end() -> bool:
         return is_cancelled() or not has_room(sequence.state, size)
@@ -80,8 +81,9 @@ class Pulse:
         """Whether nothing should be computed ahead now."""
         return self._clock() < self._rests_until
 
-    def beat(self, size: int, seconds: float) -> None:
-        """A step of `size` tokens took so long; those of one size are compared with one another."""
+    def beat(self, num_tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long; those between two powers of two are compared with one another."""
+        size = (num_tokens - 1).bit_length()
         known = self._known.setdefault(size, deque(maxlen=_NUM_KNOWN))
         usual_s = sorted(known)[len(known) // 4] if len(known) >= _LEAST_KNOWN else seconds
         is_slow = seconds > max(SLOW * usual_s, usual_s + SLOWER_S)

@@ -397,8 +397,8 @@ class Noting(Pulse):
         super().__init__(lambda: float("inf"))
         self.sizes: list[int] = []
 
-    def beat(self, size: int, seconds: float) -> None:
-        self.sizes.append(size)
+    def beat(self, num_tokens: int, seconds: float) -> None:
+        self.sizes.append(num_tokens)
 
 
 def test_tokens_that_were_guessed_right_are_no_measure_of_the_machines_pace(make_config: MakeConfig) -> None:

@@ -74,12 +74,15 @@ def test_the_live_kv_after_ten_thousand_edit_scripts_is_the_one_computed_from_sc
     follow(10_000)
 
 
-def test_a_step_is_of_as_many_tokens_as_take_so_long() -> None:
-    talk = Talk(tiny_model())
+@pytest.mark.parametrize(("family", "ends_inside"), [("llama", True), ("falcon_h1", False)])
+def test_a_step_is_of_as_many_tokens_as_a_key_can_wait_for(family: str, ends_inside: bool) -> None:
+    talk = Talk(tiny_model(family, **FAMILIES.get(family, {})))
     pace: Any = talk.pace
+    num_parts = talk.loaded.network.num_layers if ends_inside else 1
+    assert talk.loaded.network.num_layers > 1
     for token_s, expected in ((1.0, LEAST_STEP), (0.001, 16), (1e-9, MOST_STEP)):
-        pace.prefill_s_per_token = token_s
-        assert step_tokens(talk) == expected
+        pace.prefill_s_per_token = token_s * num_parts
+        assert step_tokens(talk, talk.state) == expected
 
 
 def test_steps_end_where_what_is_cut_back_to_would_have_to_be_let_go_of() -> None:
