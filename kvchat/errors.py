@@ -56,6 +56,12 @@ class ContextOverflowError(KvchatError):
     exit_code = 4
 
 
+NO_ROOM = (
+    "shorten the message, or make room with /compact, /drop or /clear (outside of the chat: --when-full auto)"
+)
+"""What to do about a context that a prompt does not fit."""
+
+
 class OutOfMemoryError(KvchatError):
     """The machine's or the device's memory is used up."""
 

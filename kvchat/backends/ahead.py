@@ -201,7 +201,7 @@ class _Approach:
             done = progress.done
             if unsent.held is None:
                 unsent.held = progress.reuse.num_tokens
-            self._count(new, seconds, compared=new)
+            self._count(new, seconds, compared=max(LEAST_STEP, new) if new else 0)
             yield base.Ahead(max(0, len(self._state.tokens) - unsent.floor), total)
             if self._talk.pulse.is_resting:
                 return

@@ -12,7 +12,7 @@ from kvchat.backends.text import ReasoningSplitter
 from kvchat.engine.request import Request
 from kvchat.engine.sampling import Length, SamplingParams
 from kvchat.engine.token_rules import TokenRules
-from kvchat.errors import ContextOverflowError, ModelUnavailableError, UsageError
+from kvchat.errors import NO_ROOM, ContextOverflowError, ModelUnavailableError, UsageError
 from kvchat.models.kinds import as_generated, ids_of
 from kvchat.models.text.template import ChatTemplate, Message
 
@@ -158,7 +158,7 @@ def was_measured(
             if count > context:
                 raise ContextOverflowError(
                     f"the conversation is more than {count} tokens long, the context of {model.info.name} has {context}",
-                    "start anew with /clear, or shorten the message",
+                    NO_ROOM,
                 )
     return True
 
@@ -174,7 +174,7 @@ def check_room(ids: Sequence[int], model: ReadyModel) -> None:
     if len(ids) >= loaded.context:
         raise ContextOverflowError(
             f"the conversation is {len(ids)} tokens long, the context of {name} has {loaded.context}",
-            "start anew with /clear, or shorten the message",
+            NO_ROOM,
         )
     if (greatest := max(ids)) >= loaded.vocab_size:
         raise ModelUnavailableError(

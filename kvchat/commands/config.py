@@ -26,7 +26,7 @@ _ABOUT = {
     "chat.system": "the system prompt",
     "chat.pin": "evict the system prompt's KV last",
     "chat.save": "save conversations and their KV; false leaves nothing on disk",
-    "chat.titles": "let the model find a title for a conversation while nobody waits (auto, off)",
+    "chat.titles": "let the model find a title for a conversation while nobody waits",
     "engine.share": "let all terminals use one engine; false gives each its own",
     "ui.vi": "vi keys for editing the input",
     "ui.reasoning": "show the model's reasoning",

@@ -82,7 +82,8 @@ class Pulse:
         return self._clock() < self._rests_until
 
     def beat(self, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long; those between two powers of two are compared with one another."""
+        """A step of so many tokens took so long; those between two powers of two are compared with one another, and one
+        generated token only with its like."""
         size = (num_tokens - 1).bit_length()
         known = self._known.setdefault(size, deque(maxlen=_NUM_KNOWN))
         usual_s = sorted(known)[len(known) // 4] if len(known) >= _LEAST_KNOWN else seconds

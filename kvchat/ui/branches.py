@@ -18,7 +18,7 @@ def branch_tree(branches: Sequence[Branch], columns: int) -> str:
 def branch_label(branch: Branch) -> str:
     """`1a2b3c · 4 messages, 2 shared · the last message`, with the sessions that stand there."""
     names = f" ({', '.join(branch.sessions)})" if branch.sessions else ""
-    count = f"{branch.num_exchanges} messages, {branch.shared} shared"
+    count = f"{_messages(branch.num_exchanges)}, {branch.shared} shared"
     return f"{branch.tip[:KEY_LENGTH]} · {count} · {_short(branch.text)}{names}"
 
 
@@ -50,7 +50,7 @@ def _stretch(group: Sequence[Branch], exchanges: Sequence[Exchange], end: int) -
     """What is said in messages that follow each other without a fork."""
     first, last = _short(exchanges[0].user.text), _short(exchanges[-1].user.text)
     text = first if len(exchanges) == 1 else f"{first} … {last}"
-    count = "1 message" if len(exchanges) == 1 else f"{len(exchanges)} messages"
+    count = _messages(len(exchanges))
     tip = next((branch for branch in group if branch.num_exchanges == end), None)
     if tip is None:
         return f"{count} shared by {len(group)}: {text}"
@@ -61,3 +61,7 @@ def _stretch(group: Sequence[Branch], exchanges: Sequence[Exchange], end: int) -
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 30 else line[:29].rstrip() + "…"
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"

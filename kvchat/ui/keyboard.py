@@ -276,7 +276,9 @@ class Keyboard:
         undone = self._face.session.undo(num_exchanges)
         self.put(undone[0].user.text)
         messages = "a message is" if num_exchanges == 1 else f"{num_exchanges} messages are"
-        self._face.show(f"{messages} taken back; what was said stays as a branch")
+        self._face.show(
+            f"{messages} taken back; what was said stays as a branch, and the message is in the input"
+        )
 
     def show_variant(self, command: str) -> None:
         """Go to the next or the previous answer that there is to the last message."""

@@ -100,7 +100,7 @@ def _undo(desk: Desk, argument: str) -> str:
     left = desk.session.undo(count)
     desk.put_back(left[0].user.text)
     what = "the last message is" if count == 1 else f"the last {count} messages are"
-    return f"{what} taken back; what was said stays as a branch"
+    return f"{what} taken back; what was said stays as a branch, and the message is in the input"
 
 
 def _retry(desk: Desk, argument: str) -> Asking:

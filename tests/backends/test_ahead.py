@@ -33,7 +33,7 @@ from kvchat.backends.local import LocalBackend
 from kvchat.backends.process import ProcessBackend
 from kvchat.cache.block import common_prefix
 from kvchat.config import Config
-from kvchat.engine.ahead import Pulse
+from kvchat.engine.ahead import LEAST_STEP, Pulse
 from kvchat.engine.speculation import Speculation
 from kvchat.models.pauses import Pauses
 from tests.engine.test_holding import FAMILIES
@@ -399,6 +399,16 @@ class Noting(Pulse):
 
     def beat(self, num_tokens: int, seconds: float) -> None:
         self.sizes.append(num_tokens)
+
+
+def test_a_word_that_was_typed_is_not_compared_with_a_token_of_an_answer(backend: LocalBackend) -> None:
+    talk, pulse = talk_of(backend), Noting()
+    talk.pulse = pulse
+    text = "the quick brown fox jumps over the lazy dog and away"
+    for end in range(12, len(text)):
+        type_(backend, [user(text[:end])], Reach.TYPED)
+    assert len(pulse.sizes) > 5
+    assert min(pulse.sizes) >= LEAST_STEP
 
 
 def test_tokens_that_were_guessed_right_are_no_measure_of_the_machines_pace(make_config: MakeConfig) -> None:

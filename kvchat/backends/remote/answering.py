@@ -15,7 +15,7 @@ from kvchat.backends.remote.dialects import Dialect
 from kvchat.backends.remote.ledger import UNSAID, Asked, Ledger, Sent, server_report
 from kvchat.backends.remote.reading import IdsReading, TextReading
 from kvchat.backends.remote.refusals import BrokenError, is_too_long
-from kvchat.errors import ContextOverflowError, KvchatError
+from kvchat.errors import NO_ROOM, ContextOverflowError, KvchatError
 
 if TYPE_CHECKING:
     from kvchat.backends.remote.tokens import Prompt, Tokens
@@ -220,7 +220,7 @@ def check_room(prompt: Prompt, context: int, name: str) -> None:
     if context and len(prompt.ids) >= context:
         raise ContextOverflowError(
             f"the conversation is {len(prompt.ids)} tokens long, the context of {name} has {context}",
-            "start anew with /clear, or shorten the message",
+            NO_ROOM,
         )
 
 
